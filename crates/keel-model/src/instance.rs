@@ -1,0 +1,161 @@
+//! One running copy of a revision: what the leader wants of it, and what its node reports.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Generation, InstanceId, NodeName, RevisionId, ServiceName, StackName, Timestamp};
+
+/// What the leader wants of an instance. Only ever moves towards the end of the list, except that a stopped
+/// instance of a stopped service runs again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Goal {
+    /// Run, and be sent traffic when ready.
+    Run,
+    /// Run, but receive no new requests; in-flight ones end.
+    Drain,
+    /// Be stopped (signal, grace, kill) and stay visible.
+    Stop,
+    /// Be stopped if need be, and forgotten with all its files.
+    Remove,
+}
+
+/// The leader's word on one instance. Stored; fenced by its generation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// Its identity.
+    pub id: InstanceId,
+    /// Its stack.
+    pub stack: StackName,
+    /// Its service.
+    pub service: ServiceName,
+    /// What it was started with.
+    pub revision: RevisionId,
+    /// Where.
+    pub node: NodeName,
+    /// Bumped with every change; a node refuses an older one.
+    pub generation: Generation,
+    /// How often it was started; a higher number than the node has seen means: start (again).
+    pub attempt: u32,
+    /// Restarts in a row that failed soon; drives the backoff and is reset after a quiet time.
+    pub failures: u32,
+    /// The [`crate::Intent::restarts`] that it was created or restarted under.
+    pub restarts: u64,
+    /// What is wanted.
+    pub goal: Goal,
+    /// Why the goal is what it is, for people.
+    pub reason: String,
+    /// When it was assigned.
+    pub created_at: Timestamp,
+    /// When the goal last changed; drain timeouts count from here.
+    pub goal_since: Timestamp,
+}
+
+/// Where in its life an instance is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Files, volumes, cgroup and `pre_start` steps are being prepared.
+    Preparing,
+    /// The process runs.
+    Running,
+    /// It was asked to stop.
+    Stopping,
+    /// It ended.
+    Exited,
+    /// It could not be started at all.
+    Failed,
+}
+
+/// What the health check says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// There is no health check.
+    None,
+    /// Not yet known.
+    Starting,
+    /// Passed.
+    Healthy,
+    /// Failed `retries` times in a row.
+    Unhealthy,
+}
+
+/// How an instance ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Exit code; `None` when a signal ended it or nobody knows.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// Whether the kernel killed it for want of memory.
+    pub oom: bool,
+    /// When.
+    pub at: Timestamp,
+}
+
+impl Exit {
+    /// Ended by itself with code 0.
+    #[must_use]
+    pub fn success(&self) -> bool {
+        self.code == Some(0) && !self.oom
+    }
+}
+
+/// Why an instance could not be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StartFailure {
+    /// The program does not exist.
+    NotFound,
+    /// The program may not be executed.
+    NotExecutable,
+    /// A `pre_start` step failed.
+    Hook,
+    /// The disk is full, a file is missing, rights are lacking, …
+    Environment,
+}
+
+/// An address under which an instance answers for one target port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortBinding {
+    /// The port that the program was written for.
+    pub target: u16,
+    /// Where it really listens.
+    pub address: SocketAddr,
+}
+
+/// What the node reports of an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceStatus {
+    /// Which instance.
+    pub id: InstanceId,
+    /// The generation that the node acted on last.
+    pub generation: Generation,
+    /// The attempt that the rest speaks of.
+    pub attempt: u32,
+    /// Where in its life it is.
+    pub phase: Phase,
+    /// Process id of the workload, while it runs.
+    pub pid: Option<u32>,
+    /// Where it answers.
+    pub ports: Vec<PortBinding>,
+    /// Whether it can take requests.
+    pub ready: bool,
+    /// Since when `ready` has its value.
+    pub ready_since: Option<Timestamp>,
+    /// What the health check says.
+    pub health: Health,
+    /// When this attempt was started.
+    pub started_at: Option<Timestamp>,
+    /// How it ended.
+    pub exit: Option<Exit>,
+    /// Why it could not be started.
+    pub failure: Option<StartFailure>,
+    /// The last thing worth telling a person (error text, last health output); at most 4 KiB.
+    pub message: String,
+    /// What is asked for but not enforced here (limits without rights, …).
+    #[serde(default)]
+    pub not_enforced: Vec<String>,
+}

@@ -1,0 +1,35 @@
+//! The vocabulary of Evenkeel: the nouns that every other crate speaks.
+//!
+//! This crate names things and says what makes them valid; it performs no I/O, reads no clock and knows no
+//! foreign format. Durations that are stored or sent are whole milliseconds; time is [`Timestamp`],
+//! handed in by the caller. Everything iterates in a deterministic order.
+
+mod content;
+mod event;
+mod health;
+mod id;
+mod instance;
+mod rollout;
+mod stack;
+mod state;
+mod time;
+mod traffic;
+
+pub use content::Content;
+pub use event::{Event, EventKind};
+pub use health::{HealthCheck, Probe, Readiness, Test};
+pub use id::{
+    Generation, InstanceId, InvalidName, NodeName, RevisionId, ServiceName, StackName,
+};
+pub use instance::{
+    Assignment, Exit, Goal, Health, InstanceStatus, Phase, PortBinding, StartFailure,
+};
+pub use rollout::{Rollout, RolloutState};
+pub use stack::{
+    Condition, Dependency, FailureAction, FileMount, Hook, Limits, LogPolicy, Mount, MountSource,
+    NetworkMode, Order, Protocol, PublishedPort, RestartCondition, RestartPolicy, RolloutPolicy,
+    RuntimeKind, Scale, Service, ServicePort, Spec, Stack, StopPolicy, Transport, Volume,
+};
+pub use state::{Intent, StackRecord};
+pub use time::{Timestamp, millis, millis_opt};
+pub use traffic::{Endpoint, EndpointState};

@@ -1,0 +1,54 @@
+//! The move of a service from one revision to another.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{RevisionId, ServiceName, Timestamp};
+
+/// How far a rollout is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RolloutState {
+    /// Instances are being moved.
+    Progressing,
+    /// All instances have the new revision and were healthy for long enough.
+    Complete,
+    /// The new revision failed; instances are being moved back.
+    RollingBack,
+    /// All instances have the old revision again.
+    RolledBack,
+    /// The new revision failed and waits for the user.
+    Paused,
+    /// The new revision failed and there is nothing to return to.
+    Failed,
+}
+
+impl RolloutState {
+    /// Whether nothing more will happen by itself.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        !matches!(self, Self::Progressing | Self::RollingBack)
+    }
+}
+
+/// The move of a service from one revision to another. Stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollout {
+    /// Which service.
+    pub service: ServiceName,
+    /// Where it came from; absent at the first deployment.
+    pub from: Option<RevisionId>,
+    /// Where it goes.
+    pub to: RevisionId,
+    /// How far it is.
+    pub state: RolloutState,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When an instance last became ready or was replaced; the progress deadline counts from here.
+    pub progressed_at: Timestamp,
+    /// When the state last changed.
+    pub changed_at: Timestamp,
+    /// Instances of the new revision that failed.
+    pub failures: u32,
+    /// Why it is in this state, for people; names the instance that failed.
+    pub reason: String,
+}

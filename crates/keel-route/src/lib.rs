@@ -1,0 +1,2 @@
+//! Traffic decisions, without sockets: what is known about services and endpoints ([`snapshot`]).
+pub mod snapshot;

@@ -1,0 +1,1 @@
+//! One watchable key-value space, with compare-and-swap, leases and election.
