@@ -1,1 +1,3 @@
-//! Placeholder.
+//! The control plane of one machine: control loops, node agent and HTTP API.
+
+pub mod api;

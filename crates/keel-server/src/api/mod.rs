@@ -1,0 +1,4 @@
+//! The HTTP API of the server, and a client for it.
+
+pub mod client;
+pub mod types;
