@@ -21,6 +21,13 @@ pub enum Goal {
     Remove,
 }
 
+impl Goal {
+    /// What an assignment that names no goal after its drain means.
+    fn remove() -> Self {
+        Self::Remove
+    }
+}
+
 /// The leader's word on one instance. Stored; fenced by its generation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Assignment {
@@ -40,7 +47,7 @@ pub struct Assignment {
     pub attempt: u32,
     /// Restarts in a row that failed soon; drives the backoff and is reset after a quiet time.
     pub failures: u32,
-    /// The [`crate::Intent::restarts`] that it was created or restarted under.
+    /// The [`crate::Rollout::epoch`] that it was created or restarted under.
     pub restarts: u64,
     /// What is wanted.
     pub goal: Goal,
@@ -48,8 +55,11 @@ pub struct Assignment {
     pub reason: String,
     /// When it was assigned.
     pub created_at: Timestamp,
-    /// When the goal last changed; drain timeouts count from here.
+    /// When the goal last changed, or with [`Goal::Run`] when it was last told to start; timeouts count from here.
     pub goal_since: Timestamp,
+    /// With [`Goal::Drain`]: the goal that follows once it is drained ([`Goal::Run`] means: start it again).
+    #[serde(default = "Goal::remove")]
+    pub after_drain: Goal,
 }
 
 /// Where in its life an instance is.
@@ -143,7 +153,7 @@ pub struct InstanceStatus {
     pub ports: Vec<PortBinding>,
     /// Whether it can take requests.
     pub ready: bool,
-    /// Since when `ready` has its value.
+    /// Since when `ready` has its value; absent until this attempt has been ready once.
     pub ready_since: Option<Timestamp>,
     /// What the health check says.
     pub health: Health,

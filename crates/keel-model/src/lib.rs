@@ -22,7 +22,7 @@ pub use id::{Generation, InstanceId, InvalidName, NodeName, RevisionId, ServiceN
 pub use instance::{
     Assignment, Exit, Goal, Health, InstanceStatus, Phase, PortBinding, StartFailure,
 };
-pub use rollout::{Rollout, RolloutState};
+pub use rollout::{Mark, Rollout, RolloutState};
 pub use stack::{
     Condition, Dependency, FailureAction, FileMount, Hook, Limits, LogPolicy, Mount, MountSource,
     NetworkMode, Order, Protocol, PublishedPort, RestartCondition, RestartPolicy, RolloutPolicy,

@@ -1,8 +1,10 @@
 //! The move of a service from one revision to another.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use crate::{RevisionId, ServiceName, Timestamp};
+use crate::{Generation, InstanceId, RevisionId, ServiceName, Timestamp};
 
 /// How far a rollout is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +32,18 @@ impl RolloutState {
     }
 }
 
+/// What a rollout has learnt of one instance of the new revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mark {
+    /// It has been ready at least once.
+    Ready,
+    /// It was healthy for long enough: what happens to it now no longer counts against the revision.
+    Settled,
+    /// It failed before it was settled.
+    Failed,
+}
+
 /// The move of a service from one revision to another. Stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rollout {
@@ -51,4 +65,19 @@ pub struct Rollout {
     pub failures: u32,
     /// Why it is in this state, for people; names the instance that failed.
     pub reason: String,
+    /// The [`crate::StackRecord`] generation it was last tried under; a failed one is tried again under a newer one.
+    #[serde(default)]
+    pub generation: Generation,
+    /// How many restarts the user had asked for (of this service and those it restarts with) when it was begun.
+    #[serde(default)]
+    pub restarts: u64,
+    /// Raised by each restart: instances whose [`crate::Assignment::restarts`] is lower are replaced.
+    #[serde(default)]
+    pub epoch: u64,
+    /// What is known of the instances of the new revision.
+    #[serde(default)]
+    pub marks: BTreeMap<InstanceId, Mark>,
+    /// The instance that made it fail; kept, stopped, for a while so that its output can be read.
+    #[serde(default)]
+    pub failed_instance: Option<InstanceId>,
 }
