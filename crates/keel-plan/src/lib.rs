@@ -3,10 +3,22 @@
 //! [`plan`] is a pure function. It performs nothing, reads no clock and keeps no memory: everything that must
 //! survive until the next turn is in the values it is given or in the actions it returns.
 
+mod clock;
+mod depend;
+mod draft;
+mod remove;
+mod restart;
+mod rollout;
+mod scale;
+mod service;
+mod view;
+mod withdraw;
+
 use std::collections::BTreeMap;
 
+use draft::Draft;
 use keel_model::{
-    Assignment, EventKind, Goal, InstanceId, InstanceStatus, NodeName, RevisionId, Rollout, Service,
+    Assignment, EventKind, InstanceId, InstanceStatus, NodeName, RevisionId, Rollout, Service,
     ServiceName, StackRecord, Timestamp,
 };
 
@@ -85,6 +97,17 @@ pub struct Plan {
 /// Decides the next steps for one stack.
 #[must_use]
 pub fn plan(desired: &Desired, observed: &Observed, now: Timestamp) -> Plan {
-    let _ = (desired, observed, now, Goal::Run);
-    Plan::default()
+    let services = &desired.record.stack.services;
+    let order = depend::start_order(services);
+    let mut draft = Draft::new(desired, observed, now);
+    remove::forget_gone(&mut draft);
+    if desired.record.removing {
+        remove::stack(&mut draft, &order);
+        return draft.finish();
+    }
+    remove::orphans(&mut draft);
+    for (rank, name) in order.iter().enumerate() {
+        service::turn(&mut draft, name, &services[name], &order[..rank], &order[rank + 1..]);
+    }
+    draft.finish()
 }

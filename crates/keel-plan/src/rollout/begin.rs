@@ -1,0 +1,125 @@
+//! Opens a rollout when a service first appears, changes, is restarted by the user, or is tried again.
+
+use keel_model::{
+    EventKind, Goal, InstanceId, RevisionId, Rollout, RolloutState, Service, ServiceName,
+};
+
+use crate::draft::Draft;
+use crate::view::is_job;
+
+/// Brings the rollout record of `name` in line with what the user wants now.
+pub(crate) fn begin(draft: &mut Draft<'_>, name: &ServiceName, service: &Service) {
+    let wanted = service.spec.revision();
+    let restarts = restarts_asked(draft, name, service);
+    let generation = draft.desired.record.generation;
+    let Some(rollout) = draft.rollouts.get(name).cloned() else {
+        open(draft, name, fresh(draft, name, None, wanted, restarts, 0), "first deployment");
+        return;
+    };
+    let from = in_force(&rollout, service);
+    let moved = rollout.to != wanted;
+    let restarted = restarts > rollout.restarts;
+    let failed = matches!(
+        rollout.state,
+        RolloutState::RolledBack | RolloutState::Paused | RolloutState::Failed
+    );
+    let epoch = rollout.epoch + u64::from(restarted);
+    if moved || restarted || (failed && generation > rollout.generation) {
+        let reason = match (moved, restarted) {
+            (true, _) => "new revision",
+            (false, true) => "restart",
+            (false, false) => "another try",
+        };
+        forgive(draft, name, &wanted);
+        open(draft, name, fresh(draft, name, from, wanted, restarts, epoch), reason);
+        return;
+    }
+    if let Some(rollout) = draft.rollouts.get_mut(name) {
+        // Asked for less often than before: a dependency that restarts with it was dropped.
+        rollout.restarts = restarts;
+        if !rollout.state.is_final() {
+            // Other changes of the stack, such as a new scale, are no wish to try again after a failure.
+            rollout.generation = generation;
+        }
+    }
+}
+
+/// The revision to return to: the last that was complete.
+fn in_force(rollout: &Rollout, service: &Service) -> Option<RevisionId> {
+    // A job can't be taken back by running the one before again.
+    if is_job(service) {
+        return None;
+    }
+    match rollout.state {
+        RolloutState::Complete => Some(rollout.to.clone()),
+        _ => rollout.from.clone(),
+    }
+}
+
+/// How often the user has asked for a restart of this service, or of one that it restarts with.
+///
+/// A dependency counts once its own restart is through, so that the restart travels along the chain in order.
+fn restarts_asked(draft: &Draft<'_>, name: &ServiceName, service: &Service) -> u64 {
+    let record = &draft.desired.record;
+    let own = record.intents.get(name).map_or(0, |intent| intent.restarts);
+    let known = draft.rollouts.get(name).map_or(0, |rollout| rollout.restarts);
+    let mut waiting = false;
+    let mut inherited = 0u64;
+    for on in service.depends_on.iter().filter(|(_, d)| d.restart).map(|(on, _)| on) {
+        let Some(rollout) = draft.rollouts.get(on) else { continue };
+        waiting |= !rollout.state.is_final();
+        inherited = inherited.saturating_add(rollout.restarts);
+    }
+    let asked = own.saturating_add(inherited);
+    if waiting && asked > known && own <= known { known } else { asked }
+}
+
+fn fresh(
+    draft: &Draft<'_>,
+    name: &ServiceName,
+    from: Option<RevisionId>,
+    to: RevisionId,
+    restarts: u64,
+    epoch: u64,
+) -> Rollout {
+    let now = draft.clock.now;
+    Rollout {
+        service: name.clone(),
+        from,
+        to,
+        state: RolloutState::Progressing,
+        started_at: now,
+        progressed_at: now,
+        changed_at: now,
+        failures: 0,
+        reason: String::new(),
+        generation: draft.desired.record.generation,
+        restarts,
+        epoch,
+        marks: std::collections::BTreeMap::new(),
+        failed_instance: None,
+    }
+}
+
+fn open(draft: &mut Draft<'_>, name: &ServiceName, mut rollout: Rollout, reason: &str) {
+    let message = match &rollout.from {
+        Some(from) if *from != rollout.to => format!("{reason}: {from} to {}", rollout.to),
+        _ => format!("{reason}: {}", rollout.to),
+    };
+    reason.clone_into(&mut rollout.reason);
+    draft.rollouts.insert(name.clone(), rollout);
+    draft.event(EventKind::Rollout, Some(name), None, message);
+}
+
+/// Trying again starts with a clean slate: failures of instances that stay no longer count.
+fn forgive(draft: &mut Draft<'_>, name: &ServiceName, revision: &RevisionId) {
+    let failed: Vec<InstanceId> = draft
+        .of(name)
+        .map(|instance| &instance.assignment)
+        .filter(|a| a.goal == Goal::Run && a.failures > 0 && a.revision == *revision)
+        .map(|a| a.id.clone())
+        .collect();
+    for id in failed {
+        draft.assign(&id, |a| a.failures = 0);
+    }
+}

@@ -1,0 +1,64 @@
+//! One service's part of a turn.
+
+use keel_model::{Goal, InstanceId, RolloutState, Service, ServiceName};
+
+use crate::depend::{self, Gate, Which};
+use crate::draft::Draft;
+use crate::rollout::{begin, judge};
+use crate::{restart, scale, withdraw};
+
+/// Decides everything about one service of a stack that is not being removed.
+///
+/// `before` and `after` are the services that start earlier and later.
+pub(crate) fn turn(
+    draft: &mut Draft<'_>,
+    name: &ServiceName,
+    service: &Service,
+    before: &[ServiceName],
+    after: &[ServiceName],
+) {
+    begin::begin(draft, name, service);
+    withdraw::advance(draft, name);
+    if draft.desired.record.intents.get(name).is_some_and(|intent| intent.stopped) {
+        if depend::dependents_have_ended(draft, name, after) {
+            stop(draft, name);
+        } else {
+            restart::heal(draft, name, service);
+        }
+        return;
+    }
+    judge::judge(draft, name, service);
+    match gate(draft, name, service, before) {
+        Gate::Open => scale::step(draft, name, service),
+        Gate::Waiting(_) => {}
+        Gate::Blocked(why) => judge::block(draft, name, &why),
+    }
+    restart::heal(draft, name, service);
+}
+
+/// Dependencies hold back the first start of a service, and a new revision of it until what must complete has.
+pub(crate) fn gate(
+    draft: &Draft<'_>,
+    name: &ServiceName,
+    service: &Service,
+    before: &[ServiceName],
+) -> Gate {
+    let Some(rollout) = draft.rollouts.get(name) else { return Gate::Open };
+    if draft.slots(name).next().is_none() {
+        return depend::gate(draft, service, before, Which::All);
+    }
+    let new = draft.slots(name).any(|i| i.assignment.revision == rollout.to);
+    let moving = rollout.state == RolloutState::Progressing && rollout.from.is_some();
+    if moving && !new {
+        return depend::gate(draft, service, before, Which::Completions);
+    }
+    Gate::Open
+}
+
+/// `keel stop`: drained, then stopped, and kept.
+fn stop(draft: &mut Draft<'_>, name: &ServiceName) {
+    let ids: Vec<InstanceId> = draft.slots(name).map(|i| i.assignment.id.clone()).collect();
+    for id in ids {
+        withdraw::withdraw(draft, &id, Goal::Stop, "stopped by the user");
+    }
+}

@@ -1,0 +1,126 @@
+//! The planner by example: one situation, one expectation each.
+
+mod world;
+
+use std::time::Duration;
+
+use keel_model::{Condition, Goal, RolloutState};
+use world::build::after;
+use world::{World, record, service};
+
+fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+fn up(mode: &str, replicas: u32) -> World {
+    let mut world = World::new(record([("web", service(replicas, mode))]));
+    world.run(secs(5));
+    world
+}
+
+#[test]
+fn a_first_deployment_starts_all_at_once_and_completes_when_ready() {
+    let mut world = World::new(record([("web", service(3, "good"))]));
+    world.run(Duration::from_millis(400));
+    assert_eq!(world.ready("web"), 3);
+    assert_eq!(world.state("web"), RolloutState::Complete, "{}", world.story());
+}
+
+#[test]
+fn a_killed_instance_is_started_again_at_once() {
+    let mut world = up("good", 2);
+    let victim = world.running()[0].clone();
+    world.kill(&victim);
+    world.settle();
+    let assignment = &world.observed.instances[&victim].assignment;
+    assert_eq!((assignment.attempt, assignment.failures), (2, 1));
+}
+
+#[test]
+fn scaling_goes_up_at_once_and_down_newest_first() {
+    let mut world = up("good", 1);
+    world.scale("web", 6);
+    world.settle();
+    assert_eq!(world.slots("web").len(), 6);
+    world.run(secs(2));
+    world.scale("web", 1);
+    world.run(secs(10));
+    assert_eq!(world.observed.instances.len(), 1, "{}", world.story());
+    assert!(world.observed.instances.keys().next().unwrap().as_str().ends_with("-1"));
+}
+
+#[test]
+fn a_new_revision_replaces_the_old_one_by_one() {
+    let mut world = up("good", 3);
+    world.deploy("web", "good", 2);
+    world.run(secs(60));
+    assert_eq!(world.state("web"), RolloutState::Complete, "{}", world.story());
+    let wanted = world.desired.record.stack.services[&world::name("web")].spec.revision();
+    assert!(world.slots("web").iter().all(|i| i.assignment.revision == wanted));
+    assert_eq!(world.ready("web"), 3);
+}
+
+#[test]
+fn a_failing_revision_is_rolled_back_and_its_instance_kept_for_a_while() {
+    for mode in ["crash", "late", "never", "missing", "fail"] {
+        let mut world = up("good", 3);
+        let old = world.slots("web")[0].assignment.revision.clone();
+        world.deploy("web", mode, 2);
+        world.run(secs(120));
+        assert_eq!(world.state("web"), RolloutState::RolledBack, "{mode}\n{}", world.story());
+        assert_eq!(world.ready("web"), 3);
+        assert!(world.slots("web").iter().all(|i| i.assignment.revision == old));
+        let failed = world.observed.rollouts[&world::name("web")].failed_instance.clone().unwrap();
+        assert_eq!(world.observed.instances[&failed].assignment.goal, Goal::Stop);
+        world.run(secs(700));
+        assert_eq!(world.observed.instances.len(), 3, "{}", world.story());
+    }
+}
+
+#[test]
+fn a_first_deployment_that_fails_says_so_and_goes_on_trying() {
+    let mut world = World::new(record([("web", service(1, "crash"))]));
+    world.run(secs(3));
+    assert_eq!(world.state("web"), RolloutState::Failed, "{}", world.story());
+    assert!(world.observed.rollouts[&world::name("web")].reason.contains("exited with code 1"));
+    world.deploy("web", "good", 2);
+    world.run(secs(3));
+    assert_eq!(world.state("web"), RolloutState::Complete, "{}", world.story());
+}
+
+#[test]
+fn services_start_after_what_they_depend_on_and_stop_before() {
+    let web = after(service(1, "good"), "db", Condition::Healthy);
+    let mut world = World::new(record([("db", service(1, "slow")), ("web", web)]));
+    world.run(secs(1));
+    assert_eq!((world.slots("db").len(), world.slots("web").len()), (1, 0));
+    world.run(secs(4));
+    assert_eq!((world.ready("db"), world.ready("web")), (1, 1), "{}", world.story());
+    world.down();
+    world.settle();
+    assert_eq!((world.ready("db"), world.ready("web")), (1, 0));
+    world.run(secs(10));
+    assert!(world.forgotten, "{}", world.story());
+}
+
+#[test]
+fn a_restart_of_a_single_replica_loses_no_capacity() {
+    let mut world = up("good", 1);
+    world.restart("web");
+    world.run(secs(10));
+    assert_eq!(world.ready("web"), 1);
+    assert!(world.slots("web")[0].assignment.id.as_str().ends_with("-2"), "{}", world.story());
+    assert_eq!(world.observed.instances.len(), 1);
+}
+
+#[test]
+fn a_stopped_service_keeps_its_instances_and_starts_them_again() {
+    let mut world = up("good", 2);
+    world.stop("web", true);
+    world.run(secs(10));
+    assert!(world.running().is_empty());
+    assert_eq!(world.observed.instances.len(), 2);
+    world.stop("web", false);
+    world.run(secs(2));
+    assert_eq!((world.ready("web"), world.observed.instances.len()), (2, 2), "{}", world.story());
+}
