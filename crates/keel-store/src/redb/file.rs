@@ -27,6 +27,10 @@ const LEASES: TableDefinition<'_, u64, u64> = TableDefinition::new("leases");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// Of what this release writes.
 const FORMAT: u64 = 1;
+/// Changes below this are tried without asking whether there is room for them.
+const SMALL_BYTES: u64 = 256 << 10;
+/// redb's page; values take a power of two of them.
+const PAGE_BYTES: usize = 4096;
 /// redb's page cache; small, because the whole key space is in memory anyway.
 const CACHE_BYTES: usize = 4 << 20;
 
@@ -72,11 +76,17 @@ impl StateFile {
         self.load(Check::AsNeeded)
     }
 
-    /// Writes `changes` and waits until they are on disk. On an error the file is closed.
+    /// Writes `changes` and waits until they are on disk. After an error other than
+    /// [`Error::Full`] found beforehand, the file is closed.
     pub(crate) fn write(&mut self, changes: &Changes) -> Result<(), Error> {
         let Some(database) = &self.database else {
             return Err(Error::Io { place: self.place(), reason: "it is not open".to_owned() });
         };
+        if let Some(path) = &self.path
+            && !has_room(path, changes)
+        {
+            return Err(Error::Full { path: path.clone() });
+        }
         match write(database, changes) {
             Ok(()) => Ok(()),
             Err(error) => {
@@ -158,6 +168,21 @@ fn prepare(directory: &Path, path: &Path) -> Result<(), Error> {
     create().map_err(|error| match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Error::Full { path: path.to_owned() },
         _ => Error::NotWritable { path: directory.to_owned(), reason: error.to_string() },
+    })
+}
+
+/// Whether the disk has room for a large change. Asked beforehand because a large write that fails half-way leaves
+/// its pages in the file, and the next small one then finds no block left. Small ones need not ask: what they leave
+/// is little, and the next attempt uses it again.
+fn has_room(path: &Path, changes: &Changes) -> bool {
+    let page_bytes = |stored: &Stored| stored.value.len().next_power_of_two().max(PAGE_BYTES);
+    let needed = changes.entries.values().flatten().map(page_bytes).sum::<usize>() as u64;
+    if needed <= SMALL_BYTES {
+        return true;
+    }
+    // Not being told is no reason to refuse; the write itself will tell.
+    rustix::fs::statvfs(path).map_or(true, |disk| {
+        disk.f_bavail.saturating_mul(disk.f_frsize) >= needed.saturating_add(SMALL_BYTES)
     })
 }
 

@@ -179,6 +179,9 @@ impl Writer {
             return Ok(());
         }
         if let Err(error) = self.file.write(changes) {
+            if self.file.is_open() {
+                return Err(error);
+            }
             // What the disk holds now is the truth: the last write may have got through in spite of the error.
             let found = self.file.reload().map_err(|_| error.clone())?;
             let mut wanted =
