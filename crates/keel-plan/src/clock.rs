@@ -13,16 +13,25 @@ use keel_model::Timestamp;
 pub(crate) struct Clock {
     /// The time of this turn.
     pub(crate) now: Timestamp,
+    stands: bool,
     wake: Cell<Option<Timestamp>>,
 }
 
 impl Clock {
     pub(crate) fn new(now: Timestamp) -> Self {
-        Self { now, wake: Cell::new(None) }
+        Self { now, stands: false, wake: Cell::new(None) }
+    }
+
+    /// For a look at things as they are: no deadline passes.
+    pub(crate) fn standing() -> Self {
+        Self { now: Timestamp(u64::MAX), stands: true, wake: Cell::new(None) }
     }
 
     /// Whether `wait` has passed since `since`; if not, the turn is repeated when it has.
     pub(crate) fn passed(&self, since: Timestamp, wait: Duration) -> bool {
+        if self.stands {
+            return false;
+        }
         let due = since + wait;
         if self.now >= due || since > self.now + wait {
             return true;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use keel_model::{
     Assignment, EventKind, Generation, Goal, InstanceId, NodeName, RevisionId, Rollout, Service,
-    ServiceName, Timestamp,
+    ServiceName,
 };
 
 use crate::clock::Clock;
@@ -31,11 +31,11 @@ pub(crate) struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    pub(crate) fn new(desired: &'a Desired, observed: &'a Observed, now: Timestamp) -> Self {
+    pub(crate) fn new(desired: &'a Desired, observed: &'a Observed, clock: Clock) -> Self {
         let mut draft = Self {
             desired,
             observed,
-            clock: Clock::new(now),
+            clock,
             instances: observed.instances.clone(),
             rollouts: observed.rollouts.clone(),
             serials: BTreeMap::new(),

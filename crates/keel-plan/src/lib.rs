@@ -5,22 +5,29 @@
 
 mod clock;
 mod depend;
+mod diff;
 mod draft;
+mod mask;
 mod remove;
 mod restart;
 mod rollout;
 mod scale;
 mod service;
+mod summary;
 mod view;
 mod withdraw;
 
 use std::collections::BTreeMap;
 
+use clock::Clock;
+pub use diff::{Change, ChangeKind, FieldChange, diff};
 use draft::Draft;
 use keel_model::{
     Assignment, EventKind, InstanceId, InstanceStatus, NodeName, RevisionId, Rollout, Service,
     ServiceName, StackRecord, Timestamp,
 };
+
+pub use summary::{Outcome, ServiceState, ServiceSummary, summary};
 
 /// What is wanted of one stack.
 #[derive(Clone, Debug)]
@@ -99,7 +106,7 @@ pub struct Plan {
 pub fn plan(desired: &Desired, observed: &Observed, now: Timestamp) -> Plan {
     let services = &desired.record.stack.services;
     let order = depend::start_order(services);
-    let mut draft = Draft::new(desired, observed, now);
+    let mut draft = Draft::new(desired, observed, Clock::new(now));
     remove::forget_gone(&mut draft);
     if desired.record.removing {
         remove::stack(&mut draft, &order);

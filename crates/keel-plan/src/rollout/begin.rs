@@ -9,31 +9,18 @@ use crate::view::is_job;
 
 /// Brings the rollout record of `name` in line with what the user wants now.
 pub(crate) fn begin(draft: &mut Draft<'_>, name: &ServiceName, service: &Service) {
-    let wanted = service.spec.revision();
     let restarts = restarts_asked(draft, name, service);
-    let generation = draft.desired.record.generation;
-    let Some(rollout) = draft.rollouts.get(name).cloned() else {
-        open(draft, name, fresh(draft, name, None, wanted, restarts, 0), "first deployment");
-        return;
-    };
-    let from = in_force(&rollout, service);
-    let moved = rollout.to != wanted;
-    let restarted = restarts > rollout.restarts;
-    let failed = matches!(
-        rollout.state,
-        RolloutState::RolledBack | RolloutState::Paused | RolloutState::Failed
-    );
-    let epoch = rollout.epoch + u64::from(restarted);
-    if moved || restarted || (failed && generation > rollout.generation) {
-        let reason = match (moved, restarted) {
-            (true, _) => "new revision",
-            (false, true) => "restart",
-            (false, false) => "another try",
-        };
-        forgive(draft, name, &wanted);
-        open(draft, name, fresh(draft, name, from, wanted, restarts, epoch), reason);
+    if let Some(occasion) = occasion(draft, name, service) {
+        let before = draft.rollouts.get(name);
+        let from = before.and_then(|rollout| in_force(rollout, service));
+        let raise = u64::from(occasion == Occasion::Restart);
+        let epoch = before.map_or(0, |rollout| rollout.epoch + raise);
+        let rollout = fresh(draft, name, from, service.spec.revision(), restarts, epoch);
+        forgive(draft, name, &rollout.to);
+        open(draft, name, rollout, occasion);
         return;
     }
+    let generation = draft.desired.record.generation;
     if let Some(rollout) = draft.rollouts.get_mut(name) {
         // Asked for less often than before: a dependency that restarts with it was dropped.
         rollout.restarts = restarts;
@@ -41,6 +28,42 @@ pub(crate) fn begin(draft: &mut Draft<'_>, name: &ServiceName, service: &Service
             // Other changes of the stack, such as a new scale, are no wish to try again after a failure.
             rollout.generation = generation;
         }
+    }
+}
+
+/// Why a rollout begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Occasion {
+    /// The service is new.
+    FirstDeployment,
+    /// Its spec changed.
+    NewRevision,
+    /// The user asked for it, perhaps of a service that it restarts with.
+    Restart,
+    /// It failed, and the user has spoken since.
+    AnotherTry,
+}
+
+/// Why a rollout of `name` is to begin now, if one is.
+pub(crate) fn occasion(
+    draft: &Draft<'_>,
+    name: &ServiceName,
+    service: &Service,
+) -> Option<Occasion> {
+    let Some(rollout) = draft.rollouts.get(name) else { return Some(Occasion::FirstDeployment) };
+    let failed = matches!(
+        rollout.state,
+        RolloutState::RolledBack | RolloutState::Paused | RolloutState::Failed
+    );
+    // A new revision restarts everything anyway; its epoch is left alone.
+    if rollout.to != service.spec.revision() {
+        Some(Occasion::NewRevision)
+    } else if restarts_asked(draft, name, service) > rollout.restarts {
+        Some(Occasion::Restart)
+    } else if failed && draft.desired.record.generation > rollout.generation {
+        Some(Occasion::AnotherTry)
+    } else {
+        None
     }
 }
 
@@ -101,7 +124,13 @@ fn fresh(
     }
 }
 
-fn open(draft: &mut Draft<'_>, name: &ServiceName, mut rollout: Rollout, reason: &str) {
+fn open(draft: &mut Draft<'_>, name: &ServiceName, mut rollout: Rollout, occasion: Occasion) {
+    let reason = match occasion {
+        Occasion::FirstDeployment => "first deployment",
+        Occasion::NewRevision => "new revision",
+        Occasion::Restart => "restart",
+        Occasion::AnotherTry => "another try",
+    };
     let message = match &rollout.from {
         Some(from) if *from != rollout.to => format!("{reason}: {from} to {}", rollout.to),
         _ => format!("{reason}: {}", rollout.to),
