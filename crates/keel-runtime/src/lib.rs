@@ -1,1 +1,29 @@
-//! Runs instances.
+//! Runs instances: the [`Runtime`] trait, the process runtime with its shim, probes, and a scripted fake.
+//!
+//! A runtime starts, watches, stops and describes instances on one machine. It decides nothing about how many
+//! checks):
+//!
+//! * the death of the process that holds the [`Runtime`] stops no workload; a new one finds them all again;
+//! * an exit is recorded once, with what ended it, whether or not anybody watched;
+//! * stopping ends everything that an instance started;
+//! * a process id is never taken for an instance's after the kernel gave it to somebody else.
+
+mod cgroup;
+mod exec;
+mod logs;
+mod probe;
+mod process;
+mod record;
+mod shim;
+mod stamp;
+mod sys;
+mod types;
+
+pub use exec::exec_into;
+pub use probe::check;
+pub use process::{ProcessOptions, ProcessRuntime};
+pub use shim::shim_main;
+pub use types::{
+    Capabilities, Capability, Error, ExecOutput, ExecRequest, ExecSpec, Identity, Launch, LogLine,
+    LogQuery, LogStream, Namespaces, Resources, Runtime, Seen, StartError, Started, VolumeInfo,
+};
