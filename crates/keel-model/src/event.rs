@@ -24,6 +24,8 @@ pub enum EventKind {
     InstanceDraining,
     /// It ended.
     InstanceExited,
+    /// It ended, and no proxy sends requests there any more.
+    EndpointWithdrawn,
     /// It could not be started.
     InstanceFailed,
     /// It is started again.

@@ -1,3 +1,30 @@
-//! The control plane of one machine: control loops, node agent and HTTP API.
+//! The control plane of one machine: control loops, node agent, HTTP API, and the link to the proxy.
+//!
+//! [`run`] opens the state directory, takes over what an earlier server left running, and works until it is told to
+//! end. Ending the server, in whatever way, ends no instance and not the proxy.
+//!
+//! Wake-ups carry nothing: the store and the board say *that* something changed, and each loop looks at the whole
+//! [`world`] again.
 
 pub mod api;
+
+mod agent;
+mod board;
+mod changes;
+mod clock;
+mod controller;
+mod error;
+mod events;
+mod http;
+mod keys;
+mod logs;
+mod names;
+mod network;
+mod serve;
+mod sockets;
+mod traffic;
+mod views;
+mod world;
+
+pub use error::Error;
+pub use serve::{ServerOptions, run, socket_path};

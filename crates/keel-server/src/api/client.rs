@@ -39,6 +39,12 @@ pub enum Error {
         /// The socket.
         path: PathBuf,
     },
+    /// Something listens on the socket, or did, but this user may not speak to it.
+    #[error("no permission to use the keel server's socket at {path}")]
+    Denied {
+        /// The socket.
+        path: PathBuf,
+    },
     /// The server said no.
     #[error("{}", .0.message)]
     Refused(ErrorBody),
@@ -270,9 +276,8 @@ impl Client {
         path: &str,
         body: Vec<u8>,
     ) -> Result<Response<Incoming>, Error> {
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|_| Error::NotRunning { path: self.socket.clone() })?;
+        let stream =
+            UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|e| self.broken(e))?;
@@ -305,6 +310,14 @@ impl Client {
             .await
             .map(http_body_util::Collected::to_bytes)
             .map_err(|e| self.broken(e))
+    }
+
+    fn unreachable(&self, error: &std::io::Error) -> Error {
+        let path = self.socket.clone();
+        match error.kind() {
+            std::io::ErrorKind::PermissionDenied => Error::Denied { path },
+            _ => Error::NotRunning { path },
+        }
     }
 
     fn broken(&self, reason: impl ToString) -> Error {

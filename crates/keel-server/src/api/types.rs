@@ -193,7 +193,8 @@ pub struct ServiceView {
     pub running: u32,
     /// Instances that take requests.
     pub ready: u32,
-    /// `waiting`, `starting`, `running`, `degraded`, `updating`, `completed`, `stopped`, `failed`, `rolled back`.
+    /// `starting`, `running`, `degraded`, `updating`, `completed`, `stopped`, `failed`, `rolling back`, `rolled back`,
+    /// `paused`, `removing`.
     pub state: String,
     /// Why, for people.
     pub reason: String,
@@ -201,6 +202,8 @@ pub struct ServiceView {
     pub converged: bool,
     /// It has failed.
     pub failed: bool,
+    /// The instance whose output shows what went wrong.
+    pub failed_instance: Option<InstanceId>,
     /// Its last rollout.
     pub rollout: Option<Rollout>,
     /// Its instances, by serial.

@@ -1,0 +1,278 @@
+//! The HTTP API over a Unix socket that only its owner can open.
+//!
+//! Handlers translate: JSON in, a call, JSON out. Bodies are bounded; a stream ends when its reader goes away.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use axum::{Json, Router};
+use bytes::Bytes;
+use keel_model::{Event, InstanceId, StackName};
+use keel_runtime::{ExecSpec, Runtime};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::{Notify, mpsc};
+
+use crate::api::types::{
+    Applied, ApplyRequest, ChangeView, DownRequest, ErrorBody, EventsQuery, HistoryEntry,
+    LogsQuery, RollbackRequest, ScaleRequest, ServerInfo, ServicesRequest, StackSummary, StackView,
+};
+use crate::changes::{Changes, Operation};
+use crate::error::Refusal;
+use crate::events::EventLog;
+use crate::logs;
+use crate::views::Viewer;
+
+/// Largest request body, in bytes: a stack with its secrets and configs.
+const MAX_BODY: usize = 64 << 20;
+/// Lines of a stream that wait for their reader.
+const STREAM_QUEUE: usize = 64;
+/// Shortest time between two lines of a stack's watch.
+const WATCH_PAUSE: std::time::Duration = std::time::Duration::from_millis(40);
+
+/// What handlers use.
+pub struct Api {
+    /// Makes changes.
+    pub changes: Changes,
+    /// Shows state.
+    pub viewer: Viewer,
+    /// What happened.
+    pub events: Arc<EventLog>,
+    /// For logs and exec.
+    pub runtime: Arc<dyn Runtime>,
+    /// Who this server is.
+    pub info: ServerInfo,
+    /// Ends the server.
+    pub shutdown: Arc<Notify>,
+}
+
+type Shared = State<Arc<Api>>;
+type Answer<T> = Result<Json<T>, Failure>;
+
+/// A refusal on its way out.
+struct Failure(Refusal);
+
+impl<E: Into<Refusal>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status = match self.0.code {
+            "no_such_stack" | "no_such_service" | "no_such_instance" => StatusCode::NOT_FOUND,
+            "conflict" | "port_in_use" => StatusCode::CONFLICT,
+            "invalid" => StatusCode::BAD_REQUEST,
+            "disk_full" => StatusCode::INSUFFICIENT_STORAGE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let Refusal { code, message, hint } = self.0;
+        (status, Json(ErrorBody { code: code.to_owned(), message, hint })).into_response()
+    }
+}
+
+/// All routes.
+pub fn router(api: Arc<Api>) -> Router {
+    Router::new()
+        .route("/v1/version", get(version))
+        .route("/v1/shutdown", post(shutdown))
+        .route("/v1/events", get(events))
+        .route("/v1/stacks", get(stacks))
+        .route("/v1/stacks/{stack}", put(apply).get(stack))
+        .route("/v1/stacks/{stack}/watch", get(watch))
+        .route("/v1/stacks/{stack}/diff", post(diff))
+        .route("/v1/stacks/{stack}/scale", post(scale))
+        .route("/v1/stacks/{stack}/stop", post(stop))
+        .route("/v1/stacks/{stack}/start", post(start))
+        .route("/v1/stacks/{stack}/restart", post(restart))
+        .route("/v1/stacks/{stack}/rm", post(remove))
+        .route("/v1/stacks/{stack}/down", post(down))
+        .route("/v1/stacks/{stack}/rollback", post(rollback))
+        .route("/v1/stacks/{stack}/history", get(history))
+        .route("/v1/stacks/{stack}/logs", get(stack_logs))
+        .route("/v1/instances/{instance}/exec", get(exec))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(api)
+}
+
+fn stack_name(text: &str) -> Result<StackName, Refusal> {
+    StackName::new(text).map_err(|e| Refusal::new("invalid", e.to_string()))
+}
+
+fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Refusal> {
+    serde_json::from_slice(bytes)
+        .map_err(|e| Refusal::new("invalid", format!("the request is not understood: {e}")))
+}
+
+async fn version(State(api): Shared) -> Json<ServerInfo> {
+    Json(api.info.clone())
+}
+
+async fn shutdown(State(api): Shared) -> Json<serde_json::Value> {
+    api.shutdown.notify_one();
+    Json(serde_json::json!({}))
+}
+
+async fn stacks(State(api): Shared) -> Json<Vec<StackSummary>> {
+    Json(api.viewer.summaries())
+}
+
+async fn stack(State(api): Shared, Path(name): Path<String>) -> Answer<StackView> {
+    Ok(Json(api.viewer.stack(&stack_name(&name)?)?))
+}
+
+async fn apply(State(api): Shared, Path(name): Path<String>, bytes: Bytes) -> Answer<Applied> {
+    let request: ApplyRequest = body(&bytes)?;
+    if request.stack.name.as_str() != name {
+        let message = format!("the path names stack `{name}`, the body `{}`", request.stack.name);
+        return Err(Refusal::new("invalid", message).into());
+    }
+    Ok(Json(api.changes.apply(request).await?))
+}
+
+async fn diff(State(api): Shared, bytes: Bytes) -> Answer<Vec<ChangeView>> {
+    Ok(Json(api.changes.diff(&body(&bytes)?).await?))
+}
+
+async fn scale(State(api): Shared, Path(name): Path<String>, bytes: Bytes) -> Answer<Applied> {
+    let request: ScaleRequest = body(&bytes)?;
+    Ok(Json(api.changes.scale(&stack_name(&name)?, &request).await?))
+}
+
+async fn operate(api: &Api, name: &str, operation: Operation, bytes: &Bytes) -> Answer<Applied> {
+    let request: ServicesRequest = body(bytes)?;
+    Ok(Json(api.changes.operate(&stack_name(name)?, operation, &request).await?))
+}
+
+async fn stop(State(api): Shared, Path(name): Path<String>, bytes: Bytes) -> Answer<Applied> {
+    operate(&api, &name, Operation::Stop, &bytes).await
+}
+
+async fn start(State(api): Shared, Path(name): Path<String>, bytes: Bytes) -> Answer<Applied> {
+    operate(&api, &name, Operation::Start, &bytes).await
+}
+
+async fn restart(State(api): Shared, Path(name): Path<String>, bytes: Bytes) -> Answer<Applied> {
+    operate(&api, &name, Operation::Restart, &bytes).await
+}
+
+async fn remove(State(api): Shared, Path(name): Path<String>, bytes: Bytes) -> Answer<Applied> {
+    let request: ServicesRequest = body(&bytes)?;
+    Ok(Json(api.changes.remove_stopped(&stack_name(&name)?, &request).await?))
+}
+
+async fn down(State(api): Shared, Path(name): Path<String>, bytes: Bytes) -> Answer<Applied> {
+    let request: DownRequest = body(&bytes)?;
+    Ok(Json(api.changes.down(&stack_name(&name)?, &request).await?))
+}
+
+async fn rollback(State(api): Shared, Path(name): Path<String>, bytes: Bytes) -> Answer<Applied> {
+    let request: RollbackRequest = body(&bytes)?;
+    Ok(Json(api.changes.rollback(&stack_name(&name)?, &request).await?))
+}
+
+async fn history(State(api): Shared, Path(name): Path<String>) -> Answer<Vec<HistoryEntry>> {
+    Ok(Json(api.viewer.history(&stack_name(&name)?)?))
+}
+
+async fn exec(State(api): Shared, Path(id): Path<String>) -> Answer<ExecSpec> {
+    let id = InstanceId::new(id).map_err(|e| Refusal::new("invalid", e.to_string()))?;
+    let spec = api.runtime.exec_spec(&id).await;
+    Ok(Json(spec.map_err(|e| Refusal::new("no_such_instance", e.to_string()))?))
+}
+
+async fn watch(State(api): Shared, Path(name): Path<String>) -> Result<Response, Failure> {
+    let name = stack_name(&name)?;
+    let mut view = api.viewer.stack(&name)?;
+    let (sender, receiver) = mpsc::channel(STREAM_QUEUE);
+    tokio::spawn(async move {
+        let mut changes = api.viewer.subscribe();
+        loop {
+            if sender.send(line(&view)).await.is_err() {
+                return;
+            }
+            loop {
+                tokio::select! {
+                    () = changes.changed() => {}
+                    () = sender.closed() => return,
+                }
+                tokio::time::sleep(WATCH_PAUSE).await;
+                match api.viewer.stack(&name) {
+                    Ok(next) if next == view => {}
+                    Ok(next) => {
+                        view = next;
+                        break;
+                    }
+                    Err(_) => return,
+                }
+            }
+        }
+    });
+    Ok(stream(receiver))
+}
+
+async fn events(State(api): Shared, Query(query): Query<EventsQuery>) -> Response {
+    let (sender, receiver) = mpsc::channel(STREAM_QUEUE);
+    tokio::spawn(async move {
+        let mut newest = api.events.subscribe();
+        let mut last = 0;
+        loop {
+            newest.borrow_and_update();
+            for event in api.events.after(last) {
+                last = event.seq;
+                if wanted(&event, &query) && sender.send(line(&event)).await.is_err() {
+                    return;
+                }
+            }
+            if !query.follow {
+                return;
+            }
+            tokio::select! {
+                changed = newest.changed() => if changed.is_err() { return },
+                () = sender.closed() => return,
+            }
+        }
+    });
+    stream(receiver)
+}
+
+fn wanted(event: &Event, query: &EventsQuery) -> bool {
+    let stack = event.stack.as_ref().map(StackName::as_str);
+    query.stack.as_deref().is_none_or(|name| stack.is_none_or(|stack| stack == name))
+        && query.since.is_none_or(|since| event.at.0 >= since)
+        && query.until.is_none_or(|until| event.at.0 <= until)
+}
+
+async fn stack_logs(
+    State(api): Shared,
+    Path(name): Path<String>,
+    Query(query): Query<LogsQuery>,
+) -> Result<Response, Failure> {
+    let name = stack_name(&name)?;
+    let source = logs::Source::new(&api.viewer, api.runtime.clone(), &name, query)?;
+    let (sender, receiver) = mpsc::channel(STREAM_QUEUE);
+    tokio::spawn(source.send_to(sender));
+    Ok(stream(receiver))
+}
+
+/// One value as a line of JSON.
+pub fn line<T: Serialize>(value: &T) -> Bytes {
+    let mut text = serde_json::to_vec(value).expect("answers have only string keys");
+    text.push(b'\n');
+    Bytes::from(text)
+}
+
+fn stream(receiver: mpsc::Receiver<Bytes>) -> Response {
+    let lines = futures_util::stream::unfold(receiver, |mut receiver| async {
+        let line = receiver.recv().await?;
+        Some((Ok::<_, Infallible>(line), receiver))
+    });
+    ([(CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+}

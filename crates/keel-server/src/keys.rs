@@ -1,0 +1,85 @@
+//! Where each record lies in the store. The only place that spells a key.
+//!
+//! ```text
+//! meta/network                                   the network of virtual addresses
+//! stacks/<stack>/record                          StackRecord: what the user wants
+//! stacks/<stack>/history/<generation>            StackRecord: what the user wanted
+//! stacks/<stack>/services/<service>/address      ServiceAddress
+//! stacks/<stack>/services/<service>/serial       next serial
+//! stacks/<stack>/services/<service>/rollout      Rollout
+//! stacks/<stack>/services/<service>/revisions/<revision>   Service
+//! stacks/<stack>/services/<service>/prepared/<revision>    its `pre_start` steps ran
+//! stacks/<stack>/instances/<instance>/assignment Assignment
+//! status/<instance>                              InstanceStatus, written by its node
+//! events/<seq>                                   Event
+//! ```
+
+use keel_model::{Generation, InstanceId, RevisionId, ServiceName, StackName};
+
+/// Everything that is wanted.
+pub const STACKS: &str = "stacks/";
+/// What nodes report.
+pub const STATUS: &str = "status/";
+/// What happened.
+pub const EVENTS: &str = "events/";
+/// The network of virtual addresses.
+pub const NETWORK: &str = "meta/network";
+
+/// Everything of one stack.
+pub fn stack(stack: &StackName) -> String {
+    format!("{STACKS}{stack}/")
+}
+
+/// What the user wants.
+pub fn record(stack: &StackName) -> String {
+    format!("{STACKS}{stack}/record")
+}
+
+/// What the user wanted.
+pub fn history(stack: &StackName, generation: Generation) -> String {
+    format!("{STACKS}{stack}/history/{:020}", generation.0)
+}
+
+fn service(stack: &StackName, service: &ServiceName, leaf: &str) -> String {
+    format!("{STACKS}{stack}/services/{service}/{leaf}")
+}
+
+/// The virtual address.
+pub fn address(stack: &StackName, name: &ServiceName) -> String {
+    service(stack, name, "address")
+}
+
+/// The next serial.
+pub fn serial(stack: &StackName, name: &ServiceName) -> String {
+    service(stack, name, "serial")
+}
+
+/// The last rollout.
+pub fn rollout(stack: &StackName, name: &ServiceName) -> String {
+    service(stack, name, "rollout")
+}
+
+/// The definition of one revision.
+pub fn revision(stack: &StackName, name: &ServiceName, revision: &RevisionId) -> String {
+    service(stack, name, &format!("revisions/{revision}"))
+}
+
+/// That the `pre_start` steps of a revision ran.
+pub fn prepared(stack: &StackName, name: &ServiceName, revision: &RevisionId) -> String {
+    service(stack, name, &format!("prepared/{revision}"))
+}
+
+/// What the leader says of an instance.
+pub fn assignment(stack: &StackName, instance: &InstanceId) -> String {
+    format!("{STACKS}{stack}/instances/{instance}/assignment")
+}
+
+/// What its node says of an instance.
+pub fn status(instance: &InstanceId) -> String {
+    format!("{STATUS}{instance}")
+}
+
+/// One event.
+pub fn event(seq: u64) -> String {
+    format!("{EVENTS}{seq:020}")
+}

@@ -1,0 +1,290 @@
+//! Puts the server together and runs it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use keel_model::{EventKind, NodeName};
+use keel_runtime::{ProcessOptions, ProcessRuntime, Runtime};
+use keel_store::{RedbStore, Store};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Mutex, Notify, watch};
+use tokio::task::JoinSet;
+
+use crate::agent::Context;
+use crate::api::types::ServerInfo;
+use crate::board::Board;
+use crate::changes::Changes;
+use crate::controller::Controller;
+use crate::events::EventLog;
+use crate::http::{Api, router};
+use crate::network::{Network, system_resolvers};
+use crate::traffic::{Link, ProxyState};
+use crate::views::Viewer;
+use crate::world::WorldReader;
+use crate::{Error, clock, names};
+
+/// Threads of the control plane. It decides and waits; the data plane has its own process.
+const WORKER_THREADS: usize = 2;
+/// The answer to the request that asked for the end gets this long to leave.
+const CLOSE_PAUSE: Duration = Duration::from_millis(50);
+/// Shortest time between two tables of names.
+const NAMES_PAUSE: Duration = Duration::from_millis(20);
+
+/// How a server is run.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// Where everything is kept.
+    pub state_dir: PathBuf,
+    /// The machine's name; its host name when absent.
+    pub node: Option<NodeName>,
+    /// The network of virtual addresses (`10.77.0.0/16`); chosen by rights when absent.
+    pub network: Option<String>,
+    /// The binary that has `shim` and `proxy` as subcommands.
+    pub program: PathBuf,
+}
+
+/// Where the server of a state directory listens.
+#[must_use]
+pub fn socket_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("keel.sock")
+}
+
+/// Runs a server until it gets SIGTERM or SIGINT or is told to shut down. Blocks.
+///
+/// # Errors
+/// When it can't start; nothing is left behind then.
+pub fn run(options: &ServerOptions) -> Result<(), Error> {
+    make_state_dir(&options.state_dir)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
+        .max_blocking_threads(16)
+        .enable_all()
+        .build()
+        .map_err(|e| Error::Runtime(e.to_string()))?;
+    runtime.block_on(serve(options))
+}
+
+fn make_state_dir(path: &Path) -> Result<(), Error> {
+    let failed = |source| keel_store::Error::NotWritable {
+        path: path.to_owned(),
+        reason: std::io::Error::to_string(&source),
+    };
+    if !path.exists() {
+        fs::DirBuilder::new().recursive(true).mode(0o711).create(path).map_err(failed)?;
+    }
+    Ok(())
+}
+
+async fn serve(options: &ServerOptions) -> Result<(), Error> {
+    let store: Arc<dyn Store> = Arc::new(RedbStore::open(&options.state_dir)?);
+    let (network, limitation) = Network::open(options.network.as_deref(), &*store).await?;
+    let network = Arc::new(network);
+    let node = node_name(options.node.clone());
+    let worlds = Arc::new(WorldReader::new(store.clone()).await?);
+    let board = Arc::new(Board::load(&*store).await?);
+    let events = Arc::new(EventLog::load(&*store).await?);
+    let runtime: Arc<dyn Runtime> = Arc::new(
+        ProcessRuntime::new(ProcessOptions::new(&options.state_dir, &options.program))
+            .map_err(|e| Error::Runtime(e.to_string()))?,
+    );
+    let agent = Arc::new(Context {
+        node: node.clone(),
+        runtime: runtime.clone(),
+        board: board.clone(),
+        events: events.clone(),
+        worlds: worlds.clone(),
+        store: store.clone(),
+        network: network.clone(),
+        preparations: crate::agent::Preparations::default(),
+    });
+    agent.adopt().await?;
+
+    let mut tasks = JoinSet::new();
+    let (proxy_sender, proxy) = watch::channel(ProxyState::default());
+    tasks.spawn(board.clone().persist(store.clone()));
+    tasks.spawn(events.clone().persist(store.clone()));
+    start_dns(&network, &worlds, &board, &events, &mut tasks).await;
+    tasks.spawn(
+        Link {
+            program: options.program.clone(),
+            state_dir: options.state_dir.clone(),
+            worlds: worlds.clone(),
+            board: board.clone(),
+            events: events.clone(),
+            network: network.clone(),
+            state: proxy_sender,
+        }
+        .run(),
+    );
+    tasks.spawn(agent.run());
+    tasks.spawn(
+        Controller {
+            node: node.clone(),
+            store: store.clone(),
+            worlds: worlds.clone(),
+            board: board.clone(),
+            events: events.clone(),
+            runtime: runtime.clone(),
+        }
+        .run(),
+    );
+
+    let shutdown = Arc::new(Notify::new());
+    let limitations = limitation.into_iter().chain(limitations(&*runtime)).collect();
+    let api = Arc::new(Api {
+        changes: Changes {
+            store,
+            worlds: worlds.clone(),
+            events: events.clone(),
+            network: network.clone(),
+            proxy: proxy.clone(),
+            turn: Mutex::new(()),
+        },
+        viewer: Viewer {
+            node: node.clone(),
+            worlds: worlds.clone(),
+            board,
+            network: network.clone(),
+            proxy: proxy.clone(),
+        },
+        events: events.clone(),
+        runtime,
+        info: info(options, node, &network, limitations),
+        shutdown: shutdown.clone(),
+    });
+    let listener = listen(&socket_path(&options.state_dir))?;
+    let message = format!("server {} started", env!("CARGO_PKG_VERSION"));
+    tracing::info!(socket = %socket_path(&options.state_dir).display(), "{message}");
+    events.add(EventKind::Platform, None, None, None, message);
+    wait(listener, api, &shutdown).await;
+    stop_idle_proxy(&worlds, &proxy);
+    tasks.shutdown().await;
+    Ok(())
+}
+
+/// Serves the API until the server is told to end.
+async fn wait(listener: UnixListener, api: Arc<Api>, shutdown: &Notify) {
+    let (Ok(mut term), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::error!("signals can't be received");
+        return;
+    };
+    let serving = axum::serve(listener, router(api));
+    tokio::select! {
+        ended = serving => if let Err(error) = ended {
+            tracing::error!(%error, "the API ended");
+        },
+        () = async {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = interrupt.recv() => {}
+                () = shutdown.notified() => {}
+            }
+            tokio::time::sleep(CLOSE_PAUSE).await;
+        } => {}
+    }
+}
+
+/// A proxy that serves nothing would only be left over. One that serves a stack goes on.
+fn stop_idle_proxy(worlds: &WorldReader, proxy: &watch::Receiver<ProxyState>) {
+    if worlds.current().stacks.is_empty()
+        && let Some(pid) = proxy.borrow().pid
+        && let Ok(pid) = i32::try_from(pid)
+        && let Some(pid) = rustix::process::Pid::from_raw(pid)
+    {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+}
+
+fn listen(path: &Path) -> Result<UnixListener, Error> {
+    let failed = |source| Error::File { action: "listen on", path: path.to_owned(), source };
+    // The store's lock is held: a socket that is there belongs to a server that died.
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let hidden = path.with_extension("sock.new");
+    let _ = fs::remove_file(&hidden);
+    let listener = UnixListener::bind(&hidden).map_err(failed)?;
+    // Rights first, name second: at no moment can anybody else connect.
+    fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    fs::rename(&hidden, path).map_err(failed)?;
+    Ok(listener)
+}
+
+async fn start_dns(
+    network: &Arc<Network>,
+    worlds: &Arc<WorldReader>,
+    board: &Arc<Board>,
+    events: &Arc<EventLog>,
+    tasks: &mut JoinSet<()>,
+) {
+    let address = network.dns_address();
+    let server = match keel_discovery::DnsServer::bind(address).await {
+        Ok(server) => server,
+        Err(error) => {
+            let message = format!("no DNS server at {address}: {error}");
+            tracing::warn!("{message}");
+            return events.add(EventKind::Platform, None, None, None, message);
+        }
+    };
+    network.dns_is_up();
+    let first = names::table(&worlds.current(), &board.view(), network);
+    let (sender, table) = watch::channel(Arc::new(first));
+    let upstream = system_resolvers(address.ip());
+    tasks.spawn(server.serve(table, upstream, std::future::pending()));
+    let (network, worlds, board) = (network.clone(), worlds.clone(), board.clone());
+    tasks.spawn(async move {
+        let (mut stored, mut seen) = (worlds.subscribe(), board.subscribe());
+        loop {
+            tokio::select! {
+                changed = stored.changed() => if changed.is_err() { return },
+                changed = seen.changed() => if changed.is_err() { return },
+            }
+            tokio::time::sleep(NAMES_PAUSE).await;
+            sender.send_replace(Arc::new(names::table(&worlds.current(), &board.view(), &network)));
+        }
+    });
+}
+
+fn node_name(asked: Option<NodeName>) -> NodeName {
+    asked
+        .or_else(|| {
+            let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+            NodeName::new(name.trim()).ok()
+        })
+        .unwrap_or_else(|| NodeName::new("node").expect("the fallback is a valid name"))
+}
+
+fn limitations(runtime: &dyn Runtime) -> BTreeSet<String> {
+    let can = runtime.capabilities();
+    [can.limits, can.network, can.mounts, can.names, can.users]
+        .into_iter()
+        .filter(|capability| !capability.available)
+        .map(|capability| capability.reason)
+        .collect()
+}
+
+fn info(
+    options: &ServerOptions,
+    node: NodeName,
+    network: &Network,
+    limitations: Vec<String>,
+) -> ServerInfo {
+    ServerInfo {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        started_at: clock::now(),
+        state_dir: options.state_dir.clone(),
+        node,
+        network: network.text().to_owned(),
+        dns: network.dns(),
+        limitations,
+    }
+}

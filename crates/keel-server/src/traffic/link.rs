@@ -1,0 +1,341 @@
+//! The server's end of the link to the proxy: keeps a proxy running, tells it what changed, hears what it says.
+//!
+//! The proxy outlives the server. A link therefore first tries the socket that is there, and starts a proxy only
+//! when nothing answers. While there is no proxy nothing can be in flight, but nothing may be taken for drained
+//! either: a new proxy starts with the last snapshot of the old one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use keel_model::{EventKind, Generation, Goal, InstanceId, Phase};
+use keel_route::codec::{Decoder, encode};
+use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::watch;
+
+use super::snapshot::{drained, snapshot};
+use crate::board::Board;
+use crate::clock;
+use crate::events::EventLog;
+use crate::network::Network;
+use crate::world::WorldReader;
+
+/// Pause between two tries to reach the proxy.
+const RECONNECT: Duration = Duration::from_millis(10);
+/// A proxy that was started gets this long before another is.
+const START_TIME: Duration = Duration::from_secs(3);
+/// A proxy that takes no frame for this long hangs; the link is made anew.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often counters are asked for.
+const STATS_INTERVAL: Duration = Duration::from_secs(5);
+/// Bytes read at a time.
+const READ_SIZE: usize = 64 << 10;
+
+/// What is known of the proxy.
+#[derive(Clone, Debug, Default)]
+pub struct ProxyState {
+    /// Its process id while it is linked.
+    pub pid: Option<u32>,
+    /// The generation that it uses.
+    pub acknowledged: Generation,
+    /// Listeners that it could not open.
+    pub failed: Vec<ListenerFailure>,
+    /// Its last counters.
+    pub stats: Stats,
+}
+
+/// The link.
+pub struct Link {
+    /// The binary that has `proxy` as a subcommand.
+    pub program: PathBuf,
+    /// Where sockets, the last snapshot and the log of the proxy lie.
+    pub state_dir: PathBuf,
+    /// Where its news come from.
+    pub worlds: Arc<WorldReader>,
+    /// Where its news come from, and where drained instances are noted.
+    pub board: Arc<Board>,
+    /// Where people are told.
+    pub events: Arc<EventLog>,
+    /// Virtual addresses.
+    pub network: Arc<Network>,
+    /// What the rest of the server may know of the proxy.
+    pub state: watch::Sender<ProxyState>,
+}
+
+/// What one connection knows.
+struct Session {
+    sent: Snapshot,
+    spared: BTreeMap<InstanceId, Generation>,
+    acknowledged: Generation,
+    in_flight: BTreeMap<InstanceId, (Generation, u64)>,
+    /// Instances that ended, and since which generation they are no endpoints.
+    withdrawn: Vec<(InstanceId, Generation)>,
+}
+
+impl Link {
+    fn socket(&self) -> PathBuf {
+        self.state_dir.join("proxy.sock")
+    }
+
+    /// Runs until cancelled.
+    pub async fn run(self) {
+        // Above every generation that an earlier server gave, unless the clock was set back; then the proxy
+        // takes the first snapshot of a connection all the same.
+        let mut generation = Generation(clock::now().0 << 10);
+        let mut started: Option<tokio::time::Instant> = None;
+        loop {
+            match UnixStream::connect(self.socket()).await {
+                Ok(stream) => {
+                    let reason = self.session(stream, &mut generation).await;
+                    self.state.send_modify(|state| state.pid = None);
+                    self.board.set_drained(BTreeSet::new());
+                    started = None;
+                    tracing::warn!(reason, "the link to the proxy ended");
+                }
+                Err(_) if started.is_some_and(|at| at.elapsed() < START_TIME) => {}
+                Err(_) => {
+                    started = Some(tokio::time::Instant::now());
+                    self.start();
+                    continue;
+                }
+            }
+            tokio::time::sleep(RECONNECT).await;
+        }
+    }
+
+    fn start(&self) {
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.state_dir.join("proxy.log"));
+        let mut command = tokio::process::Command::new(&self.program);
+        command
+            .arg("proxy")
+            .arg("--control-socket")
+            .arg(self.socket())
+            .arg("--snapshot-file")
+            .arg(self.state_dir.join("proxy.snapshot"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log.map_or_else(|_| Stdio::null(), Stdio::from))
+            .kill_on_drop(false);
+        match command.spawn() {
+            Ok(mut child) => {
+                let message = format!("proxy started (process {})", child.id().unwrap_or_default());
+                self.events.add(EventKind::Platform, None, None, None, message);
+                // Waited for so that it leaves no zombie.
+                tokio::spawn(async move { child.wait().await });
+            }
+            Err(error) => {
+                let message = format!("the proxy can't be started: {error}");
+                tracing::error!("{message}");
+                self.events.add(EventKind::Platform, None, None, None, message);
+            }
+        }
+    }
+
+    /// Serves one connection; why it ended.
+    async fn session(&self, stream: UnixStream, generation: &mut Generation) -> String {
+        let (mut reader, mut writer) = stream.into_split();
+        let mut decoder = Decoder::default();
+        let mut buffer = BytesMut::new();
+        let mut session = Session {
+            sent: Snapshot::default(),
+            spared: BTreeMap::new(),
+            acknowledged: Generation(0),
+            in_flight: BTreeMap::new(),
+            withdrawn: Vec::new(),
+        };
+        let mut worlds = self.worlds.subscribe();
+        let mut board = self.board.subscribe();
+        let mut stats = tokio::time::interval(STATS_INTERVAL);
+        let mut first = true;
+        loop {
+            worlds.borrow_and_update();
+            board.borrow_and_update();
+            let frames = self.news(&mut session, generation, first);
+            first = false;
+            if let Err(reason) = send(&mut writer, frames).await {
+                return reason;
+            }
+            tokio::select! {
+                read = read(&mut reader, &mut buffer) => {
+                    let frames = match read.and_then(|()| decode(&mut decoder, &mut buffer)) {
+                        Ok(frames) => frames,
+                        Err(reason) => return reason,
+                    };
+                    for frame in frames {
+                        self.hear(&mut session, frame);
+                    }
+                    self.board.set_drained(drained(
+                        &session.spared,
+                        session.acknowledged,
+                        &session.in_flight,
+                    ));
+                }
+                changed = worlds.changed() => if changed.is_err() { return "shutdown".to_owned() },
+                changed = board.changed() => if changed.is_err() { return "shutdown".to_owned() },
+                _ = stats.tick() => {
+                    if let Err(reason) = send(&mut writer, vec![ToProxy::Stats]).await {
+                        return reason;
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the proxy does not know yet.
+    fn news(
+        &self,
+        session: &mut Session,
+        generation: &mut Generation,
+        first: bool,
+    ) -> Vec<ToProxy> {
+        let world = self.worlds.current();
+        let ipv6 = std::path::Path::new("/proc/net/if_inet6").exists();
+        let next = generation.next();
+        let view = self.board.view();
+        let mut wanted = snapshot(&world, &view, &self.network, ipv6, next);
+        let same_shape = wanted.listeners == session.sent.listeners
+            && wanted.clusters.len() == session.sent.clusters.len()
+            && wanted.clusters.keys().eq(session.sent.clusters.keys());
+        let mut frames = Vec::new();
+        if first || !same_shape {
+            *generation = next;
+            frames.push(ToProxy::Snapshot(wanted.clone()));
+        } else {
+            for (id, cluster) in &wanted.clusters {
+                if session.sent.clusters.get(id) != Some(cluster) {
+                    *generation = generation.next();
+                    frames.push(ToProxy::Cluster {
+                        generation: *generation,
+                        id: id.clone(),
+                        cluster: cluster.clone(),
+                    });
+                }
+            }
+        }
+        wanted.generation = *generation;
+        let (before, after) = (instances(&session.sent), instances(&wanted));
+        session.withdrawn.extend(
+            before
+                .difference(&after)
+                .filter(|id| view.statuses.get(**id).is_some_and(|s| s.phase == Phase::Exited))
+                .map(|id| (InstanceId::clone(id), *generation)),
+        );
+        session.sent = wanted;
+        let draining: BTreeSet<&InstanceId> = world
+            .stacks
+            .values()
+            .flat_map(|stack| stack.assignments.values())
+            .filter(|assignment| assignment.value.goal == Goal::Drain)
+            .map(|assignment| &assignment.value.id)
+            .collect();
+        session.spared.retain(|id, _| draining.contains(id));
+        session.in_flight.retain(|id, _| draining.contains(id));
+        let routed = instances(&session.sent);
+        for id in draining {
+            session.spared.entry(id.clone()).or_insert(*generation);
+            // What no cluster names (a service without ports) can't have anything in flight.
+            if !routed.contains(&id) {
+                session.in_flight.entry(id.clone()).or_insert((*generation, 0));
+            }
+        }
+        frames
+    }
+
+    fn hear(&self, session: &mut Session, frame: FromProxy) {
+        match frame {
+            FromProxy::Hello { pid, version } => {
+                tracing::info!(pid, version, "linked to the proxy");
+                self.state.send_modify(|state| state.pid = Some(pid));
+            }
+            FromProxy::Ack { generation, failed } => {
+                session.acknowledged = generation;
+                self.tell_withdrawn(session);
+                self.note_failures(&failed);
+                self.state.send_modify(|state| {
+                    state.acknowledged = generation;
+                    state.failed = failed;
+                });
+            }
+            FromProxy::InFlight { generation, instance, count } => {
+                session.in_flight.insert(instance, (generation, count));
+            }
+            // The runtime sees an exit and the probes see a hang sooner than anything done here could.
+            FromProxy::Refused { instance } => tracing::debug!(%instance, "refused a connection"),
+            FromProxy::Stats(stats) => self.state.send_modify(|state| state.stats = stats),
+        }
+    }
+
+    fn tell_withdrawn(&self, session: &mut Session) {
+        let acknowledged = session.acknowledged;
+        let done = session.withdrawn.extract_if(.., |(_, since)| acknowledged >= *since);
+        let now = clock::now();
+        let world = self.worlds.current();
+        for (id, _) in done {
+            let exit = self.board.get(&id).and_then(|status| status.exit.clone());
+            let after = exit.map_or(0, |exit| now.since(exit.at).as_millis());
+            let assignment = world
+                .stacks
+                .values()
+                .find_map(|stack| stack.assignments.get(&id))
+                .map(|a| &a.value);
+            self.events.add(
+                EventKind::EndpointWithdrawn,
+                assignment.map(|a| &a.stack),
+                assignment.map(|a| &a.service),
+                Some(&id),
+                format!("out of the load balancer {after} ms after it ended"),
+            );
+        }
+    }
+
+    fn note_failures(&self, failed: &[ListenerFailure]) {
+        let known = self.state.borrow().failed.clone();
+        for failure in failed.iter().filter(|failure| !known.contains(failure)) {
+            let message = format!("can't listen on {}: {}", failure.bind, failure.reason);
+            self.events.add(EventKind::Platform, None, None, None, message);
+        }
+    }
+}
+
+fn instances(snapshot: &Snapshot) -> BTreeSet<&InstanceId> {
+    let endpoints = snapshot.clusters.values().flat_map(|cluster| &cluster.endpoints);
+    endpoints.map(|endpoint| &endpoint.instance).collect()
+}
+
+async fn send(writer: &mut OwnedWriteHalf, frames: Vec<ToProxy>) -> Result<(), String> {
+    for frame in frames {
+        let bytes = encode(&frame).map_err(|e| e.to_string())?;
+        tokio::time::timeout(WRITE_TIMEOUT, writer.write_all(&bytes))
+            .await
+            .map_err(|_| "the proxy takes no frames".to_owned())?
+            .map_err(|e| e.to_string())?;
+    }
+    Ok(())
+}
+
+async fn read(reader: &mut OwnedReadHalf, buffer: &mut BytesMut) -> Result<(), String> {
+    buffer.reserve(READ_SIZE);
+    match reader.read_buf(buffer).await {
+        Ok(0) => Err("the proxy closed the link".to_owned()),
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn decode(decoder: &mut Decoder, buffer: &mut BytesMut) -> Result<Vec<FromProxy>, String> {
+    decoder.push(&buffer.split());
+    let mut frames = Vec::new();
+    while let Some(frame) = decoder.decode().map_err(|e| e.to_string())? {
+        frames.push(frame);
+    }
+    Ok(frames)
+}

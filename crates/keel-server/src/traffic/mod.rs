@@ -1,0 +1,6 @@
+//! What the proxy is told: the snapshot, and the link that carries it.
+
+mod link;
+mod snapshot;
+
+pub use link::{Link, ProxyState};

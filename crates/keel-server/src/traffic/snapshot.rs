@@ -1,0 +1,164 @@
+//! From the world and the board to listeners and clusters. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use keel_model::{
+    Endpoint, EndpointState, Generation, Goal, InstanceId, Phase, Scale, Service, ServiceName,
+    StackName, Transport,
+};
+use keel_route::snapshot::{Cluster, ClusterId, Listener, Snapshot};
+
+use crate::board::BoardView;
+use crate::network::Network;
+use crate::world::{StackState, World};
+
+/// The name of the instances behind one port of one service.
+pub fn cluster_id(stack: &StackName, service: &ServiceName, port: u16) -> ClusterId {
+    format!("{stack}/{service}:{port}")
+}
+
+/// Everything that the proxy needs to know.
+pub fn snapshot(
+    world: &World,
+    board: &BoardView,
+    network: &Network,
+    ipv6: bool,
+    generation: Generation,
+) -> Snapshot {
+    let mut snapshot = Snapshot { generation, ..Snapshot::default() };
+    let mut bound = BTreeSet::new();
+    for (name, stack) in &world.stacks {
+        let Some(record) = &stack.record else { continue };
+        for (service_name, service) in &record.value.stack.services {
+            for cluster in clusters(name, stack, board, service_name, service) {
+                snapshot.clusters.insert(cluster.0, cluster.1);
+            }
+            for listener in listeners(name, stack, service_name, service, network, ipv6) {
+                if bound.insert(listener.bind) {
+                    snapshot.listeners.push(listener);
+                }
+            }
+        }
+    }
+    snapshot
+}
+
+fn clusters(
+    stack_name: &StackName,
+    stack: &StackState,
+    board: &BoardView,
+    name: &ServiceName,
+    service: &Service,
+) -> BTreeMap<ClusterId, Cluster> {
+    let record = stack.record.as_ref();
+    let removing = record.is_some_and(|record| record.value.removing);
+    let stopped = record.is_some_and(|r| r.value.intents.get(name).is_some_and(|i| i.stopped));
+    let wanted = !matches!(service.scale, Scale::Replicated(0) | Scale::Job(0));
+    let expected = wanted && !stopped && !removing;
+    tcp_ports(service)
+        .map(|target| {
+            let endpoints = stack
+                .assignments
+                .values()
+                .filter(|assignment| assignment.value.service == *name)
+                .filter_map(|assignment| {
+                    let status = board.statuses.get(&assignment.value.id)?;
+                    let state = match assignment.value.goal {
+                        Goal::Run if status.ready => EndpointState::Ready,
+                        Goal::Drain => EndpointState::Draining,
+                        _ => return None,
+                    };
+                    let running = status.phase == Phase::Running;
+                    let binding = status.ports.iter().find(|port| port.target == target)?;
+                    running.then(|| Endpoint {
+                        instance: assignment.value.id.clone(),
+                        address: binding.address,
+                        state,
+                    })
+                })
+                .collect();
+            (cluster_id(stack_name, name, target), Cluster { endpoints, expected })
+        })
+        .collect()
+}
+
+fn tcp_ports(service: &Service) -> impl Iterator<Item = u16> {
+    service.ports.iter().filter(|port| port.transport == Transport::Tcp).map(|port| port.target)
+}
+
+fn listeners(
+    stack_name: &StackName,
+    stack: &StackState,
+    name: &ServiceName,
+    service: &Service,
+    network: &Network,
+    ipv6: bool,
+) -> Vec<Listener> {
+    let Some(address) = stack.addresses.get(name) else { return Vec::new() };
+    let mut listeners = Vec::new();
+    for port in service.ports.iter().filter(|port| port.transport == Transport::Tcp) {
+        listeners.push(Listener {
+            bind: SocketAddr::new(address.address, network.client_port(port.target)),
+            protocol: port.protocol,
+            cluster: cluster_id(stack_name, name, port.target),
+            published: false,
+        });
+    }
+    for port in service.publish.iter().filter(|port| port.transport == Transport::Tcp) {
+        let chosen = address.chosen.get(&port.target).copied();
+        let Some(published) = port.published.or(chosen) else { continue };
+        let addresses = match port.ip {
+            Some(ip) => vec![ip],
+            None if ipv6 => {
+                vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)]
+            }
+            None => vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED)],
+        };
+        listeners.extend(addresses.into_iter().map(|ip| Listener {
+            bind: SocketAddr::new(ip, published),
+            protocol: port.protocol,
+            cluster: cluster_id(stack_name, name, port.target),
+            published: true,
+        }));
+    }
+    listeners
+}
+
+/// Which instances can be stopped: the proxy has acknowledged a generation in which they take no new requests
+/// (`spared`: since which generation), and counts nothing in flight there.
+pub fn drained(
+    spared: &BTreeMap<InstanceId, Generation>,
+    acknowledged: Generation,
+    in_flight: &BTreeMap<InstanceId, (Generation, u64)>,
+) -> BTreeSet<InstanceId> {
+    spared
+        .iter()
+        .filter(|(id, since)| {
+            acknowledged >= **since
+                && in_flight.get(*id).is_some_and(|(at, count)| at >= since && *count == 0)
+        })
+        .map(|(id, _)| id.clone())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instance_is_drained_once_acknowledged_and_idle() {
+        let id = InstanceId::new("shop-cart-1").unwrap();
+        let spared = BTreeMap::from([(id.clone(), Generation(5))]);
+        let counted = |at, count| BTreeMap::from([(id.clone(), (Generation(at), count))]);
+        let drained = |acknowledged, in_flight| {
+            !super::drained(&spared, Generation(acknowledged), &in_flight).is_empty()
+        };
+        assert!(!drained(4, counted(5, 0)), "not acknowledged");
+        assert!(!drained(5, BTreeMap::new()), "nothing heard of what is in flight");
+        assert!(!drained(5, counted(4, 0)), "counted before it was spared");
+        assert!(!drained(5, counted(5, 1)), "busy");
+        assert!(drained(5, counted(5, 0)));
+        assert!(drained(9, counted(7, 0)));
+    }
+}
