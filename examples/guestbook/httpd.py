@@ -1,7 +1,7 @@
 """A threaded HTTP/1.1 server from the standard library that can be stopped without losing a request.
 
-On SIGTERM or SIGINT it stops accepting, answers what is in flight with `Connection: close`, hangs up on idle
-connections, and `serve` returns.
+On SIGTERM or SIGINT it stops accepting, answers what is in flight or on its way with `Connection: close`, hangs up on
+idle connections, and `serve` returns.
 """
 
 import os
@@ -9,9 +9,11 @@ import signal
 import socket
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 MAX_BODY_BYTES = 64 * 1024
+LINGER_SECONDS = 0.2
 INSTANCE = os.environ.get("KEEL_INSTANCE", f"pid-{os.getpid()}")
 
 
@@ -73,14 +75,15 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, address, handler):
         super().__init__(address, handler)
-        self.stopping = False
+        self.stopping = False  # answers say that they are the last on their connection
+        self.closing = False  # nothing more is read
         self.lock = threading.Lock()
         self.busy = {}  # connection → is it in the middle of a request?
 
     def set_busy(self, connection, busy):
         with self.lock:
             self.busy[connection] = busy
-            if self.stopping and not busy:
+            if self.closing and not busy:
                 self.hang_up(connection)
 
     def process_request(self, request, client_address):
@@ -118,7 +121,20 @@ def serve(handler):
     signal.signal(signal.SIGINT, server.stop)
     print(f"listening on http://{server.server_address[0]}:{server.server_address[1]}", flush=True)
     server.serve_forever(poll_interval=0.05)
+    # What the system has accepted for us would be reset when the socket closes: take it first.
+    server.socket.setblocking(False)
+    for _ in range(server.request_queue_size):
+        try:
+            server.process_request(*server.get_request())
+        except OSError:
+            break
+    server.socket.close()
+    # A request may be on its way over an idle connection.
+    deadline = time.monotonic() + LINGER_SECONDS
+    while server.busy and time.monotonic() < deadline:
+        time.sleep(0.01)
     with server.lock:
+        server.closing = True
         for connection, busy in server.busy.items():
             if not busy:
                 server.hang_up(connection)
