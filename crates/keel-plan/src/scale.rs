@@ -87,6 +87,19 @@ struct Cell {
     leaving: usize,
 }
 
+impl Cell {
+    /// What comes first here. Where all that is old has run to completion nothing can clash: it is kept until the
+    /// new has completed too, so that taking it back does not run it again.
+    fn order(&self, steering: &Steering<'_>) -> Order {
+        let idle = !self.old.is_empty() && self.old.iter().all(|slot| slot.completed);
+        if idle && self.leaving == 0 && !is_job(steering.service) {
+            Order::StartFirst
+        } else {
+            steering.order
+        }
+    }
+}
+
 /// Brings number, revision and place of the instances of a service closer to what is wanted.
 pub(crate) fn step(draft: &mut Draft<'_>, name: &ServiceName, service: &Service) {
     let Some(rollout) = draft.rollouts.get(name) else { return };
@@ -108,7 +121,7 @@ pub(crate) fn step(draft: &mut Draft<'_>, name: &ServiceName, service: &Service)
     let cells = census(draft, &steering);
     let mut budget = budget(draft, &steering, &cells);
     for cell in cells {
-        match steering.order {
+        match cell.order(&steering) {
             Order::StartFirst => start_first(draft, &steering, cell, &mut budget),
             Order::StopFirst => stop_first(draft, &steering, cell, &mut budget),
         }
@@ -267,10 +280,11 @@ fn stop_first(draft: &mut Draft<'_>, steering: &Steering<'_>, mut cell: Cell, bu
 
 /// Old instances that serve nobody and will not: they go at once, their places are free for new ones.
 fn withdraw_useless(draft: &mut Draft<'_>, steering: &Steering<'_>, cell: &mut Cell) {
-    let back = steering.course.direction == Direction::Back;
+    // Neither a revision that failed nor one that never was in force gets more time to come right.
+    let lost = matches!(steering.course.direction, Direction::Back | Direction::First);
     let useless = |slot: &Slot| {
         let in_place = steering.order == Order::StopFirst && slot.same_revision;
-        !slot.completed && !in_place && (slot.ended || (back && !slot.ready))
+        !slot.completed && !in_place && (slot.ended || (lost && !slot.ready))
     };
     let (gone, kept): (Vec<Slot>, Vec<Slot>) = cell.old.drain(..).partition(useless);
     cell.old = kept;

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use keel_model::{Goal, Order, Phase, Scale, Service, ServiceName};
+use keel_model::{
+    FailureAction, Goal, Order, Phase, RestartCondition, Scale, Service, ServiceName,
+};
 use keel_plan::{Instance, Observed};
 
 use super::World;
@@ -17,7 +19,10 @@ fn serves(instance: &Instance) -> bool {
     instance.status.as_ref().is_some_and(|s| s.phase == Phase::Running && s.ready)
 }
 
-fn completed(instance: &Instance) -> bool {
+fn completed(instance: &Instance, service: &Service) -> bool {
+    if service.restart.condition == RestartCondition::Always {
+        return false;
+    }
     let exit = instance.status.as_ref().and_then(|s| s.exit.as_ref());
     exit.is_some_and(keel_model::Exit::success)
 }
@@ -79,7 +84,10 @@ impl World {
         let was = of(before, |goal| goal == Goal::Run);
         let is = of(&self.observed, |goal| goal == Goal::Run);
         assert!(is <= (n + surge).max(was), "{name}: {is} of {n}+{surge}\n{}", self.story());
-        let grew = self.observed.instances.keys().any(|id| !before.instances.contains_key(id));
+        let new = |i: &&Instance| {
+            i.assignment.service == *name && !before.instances.contains_key(&i.assignment.id)
+        };
+        let grew = self.observed.instances.values().any(|i| new(&i));
         if service.order() == Order::StopFirst && grew && !completes(service) {
             let mine = self.observed.instances.values().filter(|i| i.assignment.service == *name);
             let alive = mine.filter(|i| !i.gone && !over(i)).count();
@@ -90,12 +98,16 @@ impl World {
     /// A decision of ours never takes ready instances below what is wanted.
     fn check_capacity(&self, before: &Observed, name: &ServiceName, service: &Service, n: usize) {
         let stopped = self.desired.record.intents.get(name).is_some_and(|i| i.stopped);
-        if stopped || self.desired.record.removing || service.order() == Order::StopFirst {
+        let tolerant = service.rollout.failure_action == FailureAction::Continue
+            || service.rollout.max_failure_ppm > 0;
+        let stop_first = service.order() == Order::StopFirst;
+        if stopped || self.desired.record.removing || stop_first || tolerant {
             return;
         }
         let count = |observed: &Observed| {
             let mine = observed.instances.values().filter(|i| i.assignment.service == *name);
-            mine.filter(|i| i.assignment.goal == Goal::Run && (ready(i) || completed(i))).count()
+            mine.filter(|i| i.assignment.goal == Goal::Run && (ready(i) || completed(i, service)))
+                .count()
         };
         let (was, is) = (count(before), count(&self.observed));
         assert!(is >= was.min(n), "{name}: ready {was} to {is} of {n}\n{}", self.story());

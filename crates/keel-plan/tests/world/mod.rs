@@ -75,8 +75,8 @@ pub struct World {
     pub behind: Duration,
     wake_at: Option<Timestamp>,
     used: BTreeSet<InstanceId>,
-    /// Services whose wanted number was changed and has not been reached since.
-    pub rescaled: BTreeSet<ServiceName>,
+    /// Services that once wanted no instance: any revision is complete then, without proof.
+    pub emptied: BTreeSet<ServiceName>,
 }
 
 impl World {
@@ -94,7 +94,7 @@ impl World {
             behind: Duration::ZERO,
             wake_at: None,
             used: BTreeSet::new(),
-            rescaled: BTreeSet::new(),
+            emptied: BTreeSet::new(),
         }
     }
 
@@ -116,11 +116,6 @@ impl World {
         for (name, service) in &before.stack.services {
             let key = (name.clone(), service.spec.revision());
             self.desired.revisions.insert(key, service.clone());
-            let scale = record.stack.services.get(name).map(|service| service.scale);
-            let intent = |r: &StackRecord| r.intents.get(name).is_some_and(|i| i.stopped);
-            if scale != Some(service.scale) || intent(&before) != intent(record) {
-                self.rescaled.insert(name.clone());
-            }
         }
         self.note(format!("user: {what}"));
     }
@@ -163,6 +158,11 @@ impl World {
 
     /// One turn of the leader: plans until nothing is left to do.
     pub fn settle(&mut self) {
+        for (name, service) in &self.desired.record.stack.services {
+            if service.scale == Scale::Replicated(0) {
+                self.emptied.insert(name.clone());
+            }
+        }
         for _ in 0..SETTLES_WITHIN {
             let now = self.leader_now();
             let next = plan(&self.desired, &self.observed, now);
@@ -203,10 +203,9 @@ impl World {
                 self.observed.instances.insert(id, instance);
             }
             Action::Update(assignment) => {
-                let story = self.log.join("\n");
                 let instance = self.observed.instances.get_mut(&assignment.id).expect("known");
                 let before = instance.assignment.generation;
-                assert_eq!(assignment.generation, before.next(), "{}\n{story}", assignment.id);
+                assert_eq!(assignment.generation, before.next(), "{}", assignment.id);
                 instance.drained = false;
                 instance.assignment = assignment;
             }
