@@ -1,1 +1,42 @@
-//! Placeholder.
+//! Compose files → canonical project → [`keel_model::Stack`].
+//!
+//! Follows the Compose Specification in compose-go's order of phases, down to what go-yaml makes of a scalar, and adds
+//! what Docker does not give: every diagnostic has file, line and column, and services may be host processes.
+//! The crate is pure: files come through [`FileSource`], the environment through [`LoadOptions`].
+//!
+//! Invariants: hostile input is an error and never a panic; nesting, expansion and file size are bounded; the result
+//! depends on nothing but the arguments.
+
+mod canonical;
+mod consistency;
+mod diagnostic;
+mod discover;
+mod dotenv;
+mod interpolate;
+mod load;
+mod loader;
+mod merge;
+mod normalize;
+mod number;
+mod path;
+mod print;
+mod project;
+mod reset;
+mod resolve;
+mod schema;
+mod services;
+mod shellwords;
+mod short;
+mod source;
+mod template;
+mod unique;
+mod validate;
+mod value;
+mod yaml;
+
+pub use diagnostic::{Code, Diagnostic, Severity, Span};
+pub use discover::{FILE_NAMES, OVERRIDE_NAMES};
+pub use load::{LoadOptions, load};
+pub use project::Project;
+pub use source::{FileSource, MemorySource, PathKind, ReadError};
+pub use template::Variable;

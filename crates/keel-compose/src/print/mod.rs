@@ -1,0 +1,229 @@
+//! The canonical form in print: what `docker compose config` shows.
+//!
+//! [`fields`] lists the keys of every structure in Docker's order with their types; this module turns the merged
+//! model into JSON values by that table, in one of two flavours, because Docker's JSON and YAML differ in details.
+//! A value that does not fit its type is an error at its place; nothing is guessed.
+
+mod fields;
+mod scalars;
+
+use serde_json::{Map as JsonMap, Value as Json};
+
+use crate::diagnostic::{Code, Diagnostic, Outcome, fail};
+use crate::value::{Map, Node, Value};
+
+pub(crate) use scalars::{bytes_of, command_of, duration_of, environment_of, number_of};
+
+/// Which of Docker's two renderings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flavor {
+    /// Without `x-` keys below the top, with `null` for absent commands and empty structures.
+    Json,
+    /// With `x-` keys, without empty structures.
+    Yaml,
+}
+
+/// The type of a value in Docker's model.
+pub(crate) enum Kind {
+    Text,
+    Flag,
+    Int,
+    Uint,
+    Float,
+    Bytes,
+    Duration,
+    /// A list of strings; integers become strings.
+    Texts,
+    /// A string or a list of strings.
+    TextOrList,
+    /// Strings and numbers, as strings.
+    Numbers,
+    Command,
+    /// Labels: values become strings, absent values blank.
+    Labels,
+    /// Variables: absent values stay absent.
+    Environment,
+    /// Options: any scalar as a string.
+    Options,
+    /// Options that may repeat.
+    MultiOptions,
+    /// A mapping of strings.
+    TextMap,
+    Hosts,
+    FileMode,
+    Ulimit,
+    DeviceCount,
+    Cpus,
+    Ssh,
+    EnvFile,
+    HealthTest,
+    List(&'static Kind),
+    MapOf(&'static Kind),
+    Struct(&'static [Field]),
+}
+
+/// One key of a structure.
+pub(crate) struct Field {
+    pub key: &'static str,
+    pub kind: Kind,
+    pub omit: Omit,
+    /// The key in JSON, where Docker spells it differently.
+    pub json: &'static str,
+}
+
+/// When a key is left out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Omit {
+    /// When it is absent or has the zero value.
+    Zero,
+    /// When it is absent.
+    Absent,
+    /// Never in JSON, where absence shows as `null`, an empty structure or the zero value; in YAML as `Zero`.
+    Never,
+}
+
+/// Prints the whole model: `name`, `services`, and the sections that are not empty.
+pub(crate) fn project(model: &Node, flavor: Flavor) -> Outcome<JsonMap<String, Json>> {
+    let mut out = JsonMap::new();
+    let sections: &[(&str, &Kind)] = match flavor {
+        Flavor::Json => &fields::SECTIONS[..5],
+        Flavor::Yaml => &fields::SECTIONS,
+    };
+    out.insert("name".to_owned(), Json::from(model.text("name").unwrap_or_default()));
+    for (key, kind) in sections {
+        let printed = match model.get(key) {
+            Some(node) => {
+                convert(node, kind, flavor)?.unwrap_or_else(|| Json::Object(JsonMap::new()))
+            }
+            None => Json::Object(JsonMap::new()),
+        };
+        if *key == "services" || !is_zero(&printed) {
+            out.insert((*key).to_owned(), printed);
+        }
+    }
+    for (key, node) in model.entries().filter(|(key, _)| key.starts_with("x-")) {
+        out.insert(key.to_owned(), plain(node));
+    }
+    if flavor == Flavor::Json {
+        out.sort_keys();
+    }
+    Ok(out)
+}
+
+/// Prints one service.
+pub(crate) fn service(node: &Node, flavor: Flavor) -> Outcome<Json> {
+    Ok(convert(node, &fields::SERVICE, flavor)?.unwrap_or(Json::Null))
+}
+
+/// Any value as it is, for `x-` keys and models without interpolation.
+pub(crate) fn plain(node: &Node) -> Json {
+    match &node.value {
+        Value::Null => Json::Null,
+        Value::Bool(value) => Json::from(*value),
+        Value::Int(value) => Json::from(*value),
+        Value::Uint(value) => Json::from(*value),
+        Value::Float(value) => scalars::float(*value),
+        Value::Time(text) | Value::String(text) => Json::from(text.as_str()),
+        Value::Seq(items) => items.iter().map(plain).collect(),
+        Value::Map(map) => map.iter().map(|(key, node)| (key.to_owned(), plain(node))).collect(),
+    }
+}
+
+/// `None` stands for an absent value.
+fn convert(node: &Node, kind: &Kind, flavor: Flavor) -> Outcome<Option<Json>> {
+    if node.is_null() {
+        return Ok(None);
+    }
+    match kind {
+        Kind::List(item) => list(node, item, flavor).map(Some),
+        Kind::MapOf(value) => map_of(node, value, flavor).map(Some),
+        Kind::Struct(fields) => structure(node, fields, flavor).map(Some),
+        Kind::Ulimit => scalars::ulimit(node, flavor).map(Some),
+        scalar => scalars::convert(node, scalar).map(Some),
+    }
+}
+
+fn list(node: &Node, item: &Kind, flavor: Flavor) -> Outcome<Json> {
+    let Some(items) = node.as_seq() else { return wrong(node, "a list") };
+    let mut out = Vec::with_capacity(items.len());
+    for node in items {
+        out.push(convert(node, item, flavor)?.unwrap_or(Json::Null));
+    }
+    Ok(Json::Array(out))
+}
+
+fn map_of(node: &Node, value: &Kind, flavor: Flavor) -> Outcome<Json> {
+    let Some(map) = node.as_map() else { return wrong(node, "a mapping") };
+    let mut out = JsonMap::new();
+    for (key, node) in map.iter() {
+        out.insert(key.to_owned(), convert(node, value, flavor)?.unwrap_or(Json::Null));
+    }
+    Ok(Json::Object(out))
+}
+
+fn structure(node: &Node, fields: &[Field], flavor: Flavor) -> Outcome<Json> {
+    let Some(map) = node.as_map() else { return wrong(node, "a mapping") };
+    let mut out = JsonMap::new();
+    for field in fields {
+        let value = match map.get(field.key) {
+            Some(node) => convert(node, &field.kind, flavor)?,
+            None => None,
+        };
+        let key = if flavor == Flavor::Json { field.json } else { field.key };
+        match (field.omit, value) {
+            (Omit::Zero, Some(value)) if !is_zero(&value) && !is_no_time(&field.kind, &value) => {
+                drop(out.insert(key.to_owned(), value))
+            }
+            (Omit::Absent, Some(value)) => drop(out.insert(key.to_owned(), value)),
+            (Omit::Never, value) => {
+                let value = match (value, &field.kind) {
+                    (Some(value), _) => Some(value),
+                    // An absent structure still shows the keys that are never left out.
+                    (None, Kind::Struct(inner)) if flavor == Flavor::Json => {
+                        let empty = Node::new(Value::Map(Map::new()), &node.span);
+                        Some(structure(&empty, inner, flavor)?)
+                    }
+                    (None, _) => None,
+                };
+                let absent = value.is_none();
+                let value = value.unwrap_or(Json::Null);
+                let shown = match (flavor, &field.kind) {
+                    (Flavor::Json, _) => true,
+                    // An explicitly empty command is kept: it overrides the image's.
+                    (Flavor::Yaml, Kind::Command | Kind::Flag) => !absent,
+                    (Flavor::Yaml, _) => !is_zero(&value),
+                };
+                if shown {
+                    out.insert(key.to_owned(), value);
+                }
+            }
+            _ => {}
+        }
+    }
+    if flavor == Flavor::Yaml {
+        for (key, node) in map.iter().filter(|(key, _)| key.starts_with("x-")) {
+            out.insert(key.to_owned(), plain(node));
+        }
+    }
+    Ok(Json::Object(out))
+}
+
+fn is_zero(value: &Json) -> bool {
+    match value {
+        Json::Null => true,
+        Json::Bool(value) => !value,
+        Json::Number(number) => number.as_f64() == Some(0.0),
+        Json::String(text) => text.is_empty(),
+        Json::Array(items) => items.is_empty(),
+        Json::Object(map) => map.is_empty(),
+    }
+}
+
+fn is_no_time(kind: &Kind, value: &Json) -> bool {
+    matches!(kind, Kind::Duration) && value == "0s"
+}
+
+fn wrong<T>(node: &Node, wanted: &str) -> Outcome<T> {
+    let message = format!("this must be {wanted}, not {}", node.kind_name());
+    fail(Diagnostic::error(Code::InvalidValue, message).at(&node.span))
+}
