@@ -1,1 +1,201 @@
-//! Placeholder.
+//! The data plane: a process that accepts connections and passes requests to ready endpoints.
+//!
+//! It does what a [`Snapshot`](keel_route::snapshot::Snapshot) says and keeps doing so without the server.
+//! Decisions are made by [`keel_route`]; here are the sockets. One control thread ([`run`]'s caller) talks to the
+//! server; each worker thread has its own runtime, listening sockets, connections and pools, and shares only
+//! counters with the others.
+//!
+//! Invariants: after an `Ack` no worker sends a new request to a draining endpoint (but as a last resort, when a
+//! service that is not expected back has nothing else); nothing is repeated that may have been done; every wait,
+//! queue and buffer has a bound in `limits`; hostile bytes are an error, never a panic.
+
+mod accept;
+mod buffer;
+mod cluster;
+mod control;
+mod deadline;
+mod http1;
+mod limits;
+mod listen;
+mod persist;
+mod registry;
+mod shared;
+mod stream;
+mod tunnel;
+mod upstream;
+mod worker;
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::fs::Mode;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+
+use crate::control::Control;
+use crate::shared::Shared;
+
+/// How long requests are held for a service without a ready endpoint, unless told otherwise.
+pub const HOLD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How to run a proxy.
+#[derive(Clone, Debug)]
+pub struct ProxyOptions {
+    /// Unix socket to be created for the server; a file with `.lock` added to its name is kept beside it.
+    pub control_socket: PathBuf,
+    /// Where the last state is kept.
+    pub snapshot_file: PathBuf,
+    /// Data-plane threads; at least one is started.
+    pub workers: usize,
+    /// How long a request waits for a service that has no ready endpoint but is expected to.
+    pub hold_timeout: Duration,
+    /// Told to the server.
+    pub version: String,
+}
+
+/// Why a proxy did not start or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another proxy serves the same control socket.
+    #[error(
+        "a proxy already serves {path}; end it first (kill -TERM), or give this one another control socket"
+    )]
+    AlreadyServed {
+        /// The control socket.
+        path: PathBuf,
+    },
+    /// The control socket cannot be made.
+    #[error(
+        "cannot create the control socket {path}: {source}; check that its directory exists and is writable"
+    )]
+    ControlSocket {
+        /// The control socket.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Threads, signals or runtimes could not be set up.
+    #[error("cannot start the proxy: {0}")]
+    Start(#[source] io::Error),
+    /// A worker thread ended by itself. The proxy is to be restarted.
+    #[error(
+        "worker {0} of the proxy ended unexpectedly; the log says why, and a restart serves again at once"
+    )]
+    WorkerDied(usize),
+}
+
+/// Runs a proxy until it is told to end by SIGTERM or SIGINT; then it accepts nothing more and waits for open
+/// connections, at most 30 s.
+///
+/// # Errors
+/// [`Error`], if it cannot start or has to give up.
+pub fn run(options: ProxyOptions) -> Result<(), Error> {
+    let _lock = lock(&options.control_socket)?;
+    let workers = options.workers.max(1);
+    let (refused_tx, refused) = mpsc::channel(limits::REFUSED_QUEUE);
+    let shared = Arc::new(Shared {
+        drained: tokio::sync::Notify::new(),
+        refused: refused_tx,
+        started: Instant::now(),
+        hold: options.hold_timeout,
+        max_connections: max_connections(raise_descriptor_limit(), workers),
+    });
+    let (died_tx, died) = mpsc::channel(workers);
+    let mut senders = Vec::with_capacity(workers);
+    for index in 0..workers {
+        let (commands, receiver) = mpsc::channel(limits::COMMAND_QUEUE);
+        let (shared, died) = (Arc::clone(&shared), died_tx.clone());
+        std::thread::Builder::new()
+            .name(format!("keel-worker-{index}"))
+            .spawn(move || {
+                let _guard = DeathNotice { index, died };
+                if let Err(error) = worker::run(index, shared, receiver) {
+                    tracing::error!(index, %error, "a worker could not start");
+                }
+            })
+            .map_err(Error::Start)?;
+        senders.push(commands);
+    }
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
+    let result = runtime.block_on(async {
+        let listener = control_socket(&options.control_socket)?;
+        let snapshot_file = options.snapshot_file.clone();
+        let version = options.version.clone();
+        control::run(Control {
+            version,
+            listener,
+            workers: senders,
+            died,
+            refused,
+            shared,
+            snapshot_file,
+        })
+        .await
+    });
+    // Whoever looks for a proxy shall not find one that is gone.
+    let _ = std::fs::remove_file(&options.control_socket);
+    runtime.shutdown_timeout(limits::CONTROL_WRITE);
+    result
+}
+
+/// Tells the control thread when a worker ends, by a panic too.
+struct DeathNotice {
+    index: usize,
+    died: mpsc::Sender<usize>,
+}
+
+impl Drop for DeathNotice {
+    fn drop(&mut self) {
+        // There is room for one notice of each worker; after the end nobody listens.
+        let _ = self.died.try_send(self.index);
+    }
+}
+
+/// Makes sure that there is one proxy per control socket, for as long as the file is open. Connecting would
+/// tell as well, but would take the server's place.
+fn lock(control_socket: &Path) -> Result<File, Error> {
+    let mut path = control_socket.as_os_str().to_owned();
+    path.push(".lock");
+    let failed = |source| Error::ControlSocket { path: control_socket.to_owned(), source };
+    let file = File::options().create(true).append(true).open(path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(Error::AlreadyServed { path: control_socket.to_owned() })
+        }
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+/// The control socket, for this user only. The lock is held: a file that exists is left from a proxy that died.
+fn control_socket(path: &Path) -> Result<UnixListener, Error> {
+    let failed = |source| Error::ControlSocket { path: path.to_owned(), source };
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let before = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
+    let listener = UnixListener::bind(path);
+    umask(before);
+    listener.map_err(failed)
+}
+
+/// Allows as many file descriptors as the system lets us; the number.
+fn raise_descriptor_limit() -> u64 {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: maximum, maximum };
+    if setrlimit(Resource::Nofile, raised).is_ok() { maximum } else { current }.unwrap_or(u64::MAX)
+}
+
+/// Each connection of a client may need one to an endpoint.
+fn max_connections(descriptors: u64, workers: usize) -> usize {
+    let usable = descriptors.saturating_sub(limits::SPARE_DESCRIPTORS) / 2;
+    let each = usize::try_from(usable).unwrap_or(usize::MAX) / workers;
+    each.clamp(16, 1 << 20)
+}

@@ -1,0 +1,152 @@
+//! Accepting connections and telling what they speak.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use keel_model::Protocol;
+use keel_route::detect::{MAX_LOOK, More, Wire, detect};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+
+use crate::buffer::Buffer;
+use crate::deadline::Deadline;
+use crate::limits::{ACCEPT_PAUSE, BUFFER, CLIENT_IDLE, DETECT, REQUEST_HEAD};
+use crate::worker::{Target, Worker};
+use crate::{http1, stream, tunnel};
+
+/// A client's connection and what belongs to it.
+#[derive(Debug)]
+pub struct Client {
+    pub stream: TcpStream,
+    pub peer: SocketAddr,
+    pub target: Rc<Target>,
+    pub worker: Rc<Worker>,
+    /// For waiting on the client.
+    pub deadline: Deadline,
+}
+
+/// Accepts until told to stop; then takes what is still queued and closes the socket.
+pub async fn run(worker: Rc<Worker>, listener: TcpListener, target: Rc<Target>, stop: Rc<Notify>) {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stop.notified() => break,
+            accepted = accept(&worker, &listener) => accepted,
+        };
+        spawn(&worker, &target, accepted);
+    }
+    // A connection that the system has completed belongs to a client that may have sent its request.
+    if let Ok(listener) = listener.into_std() {
+        while let Ok((stream, peer)) = listener.accept() {
+            let nonblocking = stream.set_nonblocking(true);
+            if let Ok(stream) = nonblocking.and_then(|()| TcpStream::from_std(stream)) {
+                spawn(&worker, &target, (stream, peer));
+            }
+        }
+    }
+}
+
+/// The next connection, waiting while there are too many or descriptors have run out.
+async fn accept(worker: &Worker, listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        let ended = worker.ended.notified();
+        if worker.connections.get() >= worker.shared.max_connections {
+            ended.await;
+            continue;
+        }
+        match listener.accept().await {
+            Ok(accepted) => return accepted,
+            Err(error) if stream::is_exhaustion(&error) => {
+                tracing::warn!(%error, "cannot accept connections for a moment");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            // The client gave up before it was accepted, or the network did.
+            Err(error) => tracing::debug!(%error, "a connection was gone before it was accepted"),
+        }
+    }
+}
+
+/// Counts an open connection; the count is kept even if the task panics.
+struct Open(Rc<Worker>);
+
+impl Open {
+    fn new(worker: &Rc<Worker>) -> Self {
+        worker.connections.set(worker.connections.get() + 1);
+        Self(Rc::clone(worker))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.connections.set(self.0.connections.get() - 1);
+        self.0.ended.notify_waiters();
+    }
+}
+
+fn spawn(worker: &Rc<Worker>, target: &Rc<Target>, (stream, peer): (TcpStream, SocketAddr)) {
+    let open = Open::new(worker);
+    let client = Client {
+        stream,
+        peer,
+        target: Rc::clone(target),
+        worker: Rc::clone(worker),
+        deadline: Deadline::new(&worker.deadlines),
+    };
+    tokio::task::spawn_local(async move {
+        serve(client).await;
+        drop(open);
+    });
+}
+
+async fn serve(client: Client) {
+    match client.target.protocol() {
+        Protocol::Tcp => tunnel::serve(client, Buffer::default()).await,
+        Protocol::Http | Protocol::Auto => match look(&client).await {
+            Ok((Wire::Http1, first)) => http1::serve(client, first).await,
+            Ok((_, first)) => tunnel::serve(client, first).await,
+            Err(_) => {}
+        },
+    }
+}
+
+/// Reads until it is clear what is spoken, for a bounded time where the server might have to speak first.
+async fn look(client: &Client) -> io::Result<(Wire, Buffer)> {
+    let mut first = Buffer::default();
+    // A service of HTTP never speaks first: no hurry. And what is not something else for sure is
+    // treated as HTTP/1 there (and answered with 400 if it is not).
+    if client.target.protocol() == Protocol::Http {
+        let wire = first_bytes(client, &mut first).await?;
+        return Ok((if wire == Wire::Opaque { Wire::Http1 } else { wire }, first));
+    }
+    let in_time = tokio::time::timeout(DETECT, first_bytes(client, &mut first)).await;
+    let wire = match in_time {
+        Ok(wire) => wire?,
+        Err(_) => detect(first.bytes(), More::Not).unwrap_or(Wire::Opaque),
+    };
+    Ok((wire, first))
+}
+
+async fn first_bytes(client: &Client, first: &mut Buffer) -> io::Result<Wire> {
+    client.deadline.set_idle(CLIENT_IDLE);
+    loop {
+        stream::readable(&client.stream, &client.deadline).await?;
+        if first.is_empty() {
+            *first = client.worker.buffers.take();
+            client.deadline.set(REQUEST_HEAD);
+        }
+        let more = match client.stream.try_read(first.room(BUFFER.max(MAX_LOOK))) {
+            Ok(0) if first.is_empty() => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(0) => More::Not,
+            Ok(n) => {
+                first.filled(n);
+                More::MayCome
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(e) => return Err(e),
+        };
+        if let Some(wire) = detect(first.bytes(), more) {
+            return Ok(wire);
+        }
+    }
+}

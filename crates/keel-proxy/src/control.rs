@@ -1,0 +1,302 @@
+//! The control thread: listens to the server, brings its state to the workers, and reports back.
+//!
+//! One connection at a time; a new one replaces the old one. Without any, the last state stays in force. A change
+//! is acknowledged when every worker has confirmed it; until then nothing else is read.
+
+use std::collections::BTreeMap;
+use std::future::pending;
+use std::io;
+
+use keel_model::InstanceId;
+use keel_route::codec::{Decoder, encode};
+use keel_route::snapshot::{FromProxy, Snapshot, ToProxy};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+
+use crate::Error;
+use crate::limits::{CONTROL_WRITE, DRAIN, IN_FLIGHT_REPORT};
+use crate::persist::{self, Saver};
+use crate::registry::Registry;
+use crate::shared::Shared;
+use crate::worker::{Change, Command};
+
+/// Bytes read from the server at once.
+const READ: usize = 64 * 1024;
+
+/// What the control thread works with.
+pub struct Control {
+    pub version: String,
+    pub listener: UnixListener,
+    pub workers: Vec<mpsc::Sender<Command>>,
+    /// Says that a worker has ended, which none should.
+    pub died: mpsc::Receiver<usize>,
+    pub refused: mpsc::Receiver<InstanceId>,
+    pub shared: std::sync::Arc<Shared>,
+    pub snapshot_file: std::path::PathBuf,
+}
+
+struct Server {
+    stream: UnixStream,
+    decoder: Decoder,
+}
+
+struct Running {
+    registry: Registry,
+    workers: Vec<mpsc::Sender<Command>>,
+    server: Option<Server>,
+    version: String,
+    /// Last numbers in flight that were reported.
+    reported: BTreeMap<InstanceId, u64>,
+    ending: bool,
+}
+
+/// Runs until told to end, and then until the workers have drained.
+pub async fn run(control: Control) -> Result<(), Error> {
+    let Control { version, listener, workers, mut died, mut refused, shared, snapshot_file } =
+        control;
+    let mut signals = Signals::new().map_err(Error::Start)?;
+    let mut running = Running {
+        registry: Registry::new(workers.len()),
+        workers,
+        server: None,
+        version,
+        reported: BTreeMap::new(),
+        ending: false,
+    };
+    if let Some(snapshot) = persist::load(&snapshot_file) {
+        running.replace(snapshot).await?;
+    }
+    let mut saver = Saver::new(snapshot_file);
+    let mut report = tokio::time::interval(IN_FLIGHT_REPORT);
+    report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut drained: Option<JoinHandle<()>> = None;
+    let mut buffer = vec![0; READ];
+    loop {
+        tokio::select! {
+            biased;
+            Some(worker) = died.recv() => return Err(Error::WorkerDied(worker)),
+            () = signals.terminate() => match drained {
+                // Asked twice: at once.
+                Some(_) => break,
+                None => drained = Some(running.drain().await?),
+            },
+            () = ended(&mut drained) => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => running.greet(stream).await,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept the server's connection");
+                    tokio::time::sleep(crate::limits::ACCEPT_PAUSE).await;
+                }
+            },
+            read = read(&mut running.server, &mut buffer) => {
+                if running.received(read, &buffer).await? {
+                    saver.changed();
+                }
+            }
+            () = shared.drained.notified() => running.report_in_flight(Report::Ended).await,
+            _ = report.tick() => running.report_in_flight(Report::Regular).await,
+            Some(instance) = refused.recv() => running.send(&FromProxy::Refused { instance }).await,
+            () = saver.due() => saver.begin(running.registry.snapshot()),
+        }
+    }
+    saver.finish(running.registry.snapshot()).await;
+    Ok(())
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    /// Caught so that the end of a terminal does not end the proxy.
+    _hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            _hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn terminate(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+async fn ended(drained: &mut Option<JoinHandle<()>>) {
+    match drained {
+        // It can only fail by a panic, and then there is nothing left to wait for.
+        Some(task) => drop(task.await),
+        None => pending().await,
+    }
+}
+
+async fn read(server: &mut Option<Server>, buffer: &mut [u8]) -> io::Result<usize> {
+    match server {
+        Some(server) => server.stream.read(buffer).await,
+        None => pending().await,
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Report {
+    /// After an acknowledgement: every draining instance.
+    All,
+    /// From time to time: those with something in flight.
+    Regular,
+    /// Something has reached zero.
+    Ended,
+}
+
+impl Running {
+    async fn greet(&mut self, stream: UnixStream) {
+        if self.server.replace(Server { stream, decoder: Decoder::default() }).is_some() {
+            tracing::info!("a new connection of the server replaces the old one");
+        }
+        self.reported.clear();
+        let hello = FromProxy::Hello { pid: std::process::id(), version: self.version.clone() };
+        self.send(&hello).await;
+    }
+
+    /// Sends a frame to the server, if there is one. One that does not take it in time is dropped.
+    async fn send(&mut self, message: &FromProxy) {
+        let Some(server) = &mut self.server else { return };
+        let frame = match encode(message) {
+            Ok(frame) => frame,
+            Err(error) => return tracing::error!(%error, "a message is not sent"),
+        };
+        let sent = timeout(CONTROL_WRITE, server.stream.write_all(&frame)).await;
+        if !matches!(sent, Ok(Ok(()))) {
+            tracing::info!("the server is gone");
+            self.server = None;
+        }
+    }
+
+    /// Handles what was read from the server; true if the state has changed.
+    async fn received(&mut self, read: io::Result<usize>, buffer: &[u8]) -> Result<bool, Error> {
+        let (Ok(n @ 1..), Some(server)) = (read, &mut self.server) else {
+            tracing::info!("the server is gone; the last state stays in force");
+            self.server = None;
+            return Ok(false);
+        };
+        server.decoder.push(&buffer[..n]);
+        let mut changed = false;
+        while let Some(server) = &mut self.server {
+            match server.decoder.decode::<ToProxy>() {
+                Ok(Some(message)) => changed |= self.obey(message).await?,
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "the server is not understood; its connection is closed");
+                    self.server = None;
+                }
+            }
+        }
+        Ok(changed)
+    }
+
+    async fn obey(&mut self, message: ToProxy) -> Result<bool, Error> {
+        let failed = match message {
+            ToProxy::Stats => {
+                let stats = self.registry.stats();
+                self.send(&FromProxy::Stats(stats)).await;
+                return Ok(false);
+            }
+            ToProxy::Snapshot(snapshot) => self.replace(snapshot).await?,
+            ToProxy::Cluster { generation, .. } if generation <= self.registry.generation() => {
+                tracing::warn!(%generation, "an outdated change is not applied");
+                return Ok(false);
+            }
+            ToProxy::Cluster { generation, id, cluster } => {
+                let changes = self.registry.replace_cluster(generation, id, cluster);
+                self.apply(changes).await?;
+                Vec::new()
+            }
+        };
+        let generation = self.registry.generation();
+        self.send(&FromProxy::Ack { generation, failed }).await;
+        self.report_in_flight(Report::All).await;
+        Ok(true)
+    }
+
+    async fn replace(
+        &mut self,
+        mut snapshot: Snapshot,
+    ) -> Result<Vec<keel_route::snapshot::ListenerFailure>, Error> {
+        if self.ending {
+            // Its listeners are closed for good.
+            snapshot.listeners.clear();
+        }
+        let (changes, failed) = self.registry.replace(snapshot);
+        for failure in &failed {
+            tracing::warn!(bind = %failure.bind, reason = failure.reason, "cannot listen");
+        }
+        self.apply(changes).await?;
+        Ok(failed)
+    }
+
+    /// Brings a change to every worker and waits until all use it.
+    async fn apply(&self, changes: Vec<Change>) -> Result<(), Error> {
+        let mut done = Vec::with_capacity(changes.len());
+        for (index, (worker, change)) in self.workers.iter().zip(changes).enumerate() {
+            let (confirm, confirmed) = oneshot::channel();
+            let sent = worker.send(Command::Apply(change, confirm)).await;
+            sent.map_err(|_| Error::WorkerDied(index))?;
+            done.push(confirmed);
+        }
+        for (index, confirmed) in done.into_iter().enumerate() {
+            confirmed.await.map_err(|_| Error::WorkerDied(index))?;
+        }
+        Ok(())
+    }
+
+    /// Stops accepting. The task ends when all connections have, or the time is over.
+    async fn drain(&mut self) -> Result<JoinHandle<()>, Error> {
+        tracing::info!("ending: no new connections, at most {DRAIN:?} for the open ones");
+        self.ending = true;
+        let mut ended = Vec::with_capacity(self.workers.len());
+        for (index, worker) in self.workers.iter().enumerate() {
+            let (done, drained) = oneshot::channel();
+            let sent = worker.send(Command::Drain(done)).await;
+            sent.map_err(|_| Error::WorkerDied(index))?;
+            ended.push(drained);
+        }
+        let until = Instant::now() + DRAIN;
+        Ok(tokio::spawn(async move {
+            for drained in ended {
+                // Whether it drained or died: it serves nobody any more.
+                if tokio::time::timeout_at(until, drained).await.is_err() {
+                    tracing::warn!("connections are cut that did not end in time");
+                    return;
+                }
+            }
+        }))
+    }
+
+    async fn report_in_flight(&mut self, report: Report) {
+        if self.server.is_none() {
+            return;
+        }
+        let counts = self.registry.draining();
+        self.reported.retain(|instance, _| counts.contains_key(instance));
+        let generation = self.registry.generation();
+        for (instance, count) in counts {
+            let before = self.reported.insert(instance.clone(), count);
+            let news = match report {
+                Report::All => true,
+                Report::Regular => count > 0 || before != Some(0),
+                Report::Ended => count == 0 && before != Some(0),
+            };
+            if news {
+                self.send(&FromProxy::InFlight { generation, instance, count }).await;
+            }
+        }
+    }
+}

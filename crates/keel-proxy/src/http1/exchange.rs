@@ -1,0 +1,411 @@
+//! One request and its answer: place it, send it, pass the answer on, and try again where that is safe.
+//!
+//! Until the first byte of an answer arrives, what was sent is kept (up to [`MAX_REPEATABLE_BODY`]) and
+//! [`keel_route::retry`] decides whether it goes out once more. From then on the client sees what the endpoint
+//! sends.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+use keel_route::retry::{self, Failure, Verdict};
+use tokio::net::TcpStream;
+
+use crate::accept::Client;
+use crate::buffer::Buffer;
+use crate::cluster::Counted;
+use crate::deadline::Deadline;
+use crate::http1::body::{Body, Malformed};
+use crate::http1::relay::{Broken, Relay};
+use crate::http1::reply::Reply;
+use crate::http1::request::{Refusal, Request};
+use crate::http1::response::{self, Response};
+use crate::http1::{Connection, Next};
+use crate::limits::{
+    BODY_STALL, BUFFER, MAX_HEAD, MAX_INTERIM, MAX_REPEATABLE_BODY, RESPONSE_HEAD,
+};
+use crate::upstream::{Placement, Reuse, Upstream};
+use crate::{stream, tunnel};
+
+/// Whether a connection to an endpoint can serve another request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Connected {
+    Reusable,
+    Used,
+}
+
+/// How one attempt ended.
+enum Attempt {
+    /// An answer was passed on.
+    Answered(Next, Connected),
+    /// No byte of an answer has come.
+    Failed(Failure),
+    /// The answer is not HTTP, or broke off before anything was passed on.
+    Nonsense,
+    /// The answer did not begin in time.
+    TimedOut,
+    /// The client is gone, or sent something that is not a body.
+    Client(Option<Refusal>),
+}
+
+/// How far the two directions of an exchange are.
+#[derive(Debug, Default)]
+struct Progress {
+    /// The whole request has been sent.
+    uploaded: Cell<bool>,
+    /// The client has been sent (a part of) the answer.
+    answered: Cell<bool>,
+}
+
+impl Progress {
+    fn uploaded() -> Self {
+        Self { uploaded: Cell::new(true), answered: Cell::new(false) }
+    }
+}
+
+/// The body of a request on its way, and what of it was kept.
+struct Upload<'a> {
+    input: &'a mut Buffer,
+    body: Body,
+    /// The head and the body so far.
+    sent: &'a mut Vec<u8>,
+    /// All that was sent is in `sent`.
+    repeatable: bool,
+}
+
+/// Serves one request.
+pub async fn run(connection: &mut Connection, request: Request) -> Next {
+    let Connection { client, input, request: sent, response, .. } = connection;
+    let head = sent.len();
+    let mut upload = Upload { input, body: request.body.clone(), sent, repeatable: true };
+    if upload.take_what_is_there().is_err() {
+        let refusal = Refusal::Malformed("its body is not properly chunked");
+        return reply(client, &request, false, &Reply::refused(refusal)).await;
+    }
+    let counted = Counted::begin(client.target.cluster());
+    counted.cluster.budget.borrow_mut().request();
+    let mut exchange = Exchange { client, request: &request, counted, response, head };
+    exchange.until_answered(&mut upload).await
+}
+
+struct Exchange<'a> {
+    client: &'a Client,
+    request: &'a Request,
+    counted: Counted,
+    /// Memory for the head of the answer.
+    response: &'a mut Vec<u8>,
+    /// Length of the request's head.
+    head: usize,
+}
+
+impl Exchange<'_> {
+    async fn until_answered(&mut self, upload: &mut Upload<'_>) -> Next {
+        let mut placement = Placement::default();
+        let (mut sends, mut cut_off_retries) = (0, 0);
+        let mut reuse = if self.request.idempotent { Reuse::Any } else { Reuse::Checked };
+        loop {
+            let worker = &self.client.worker;
+            let upstream = match placement.acquire(worker, &self.counted, reuse).await {
+                Ok(upstream) => upstream,
+                Err(why) => {
+                    let text = Reply::unavailable(self.counted.cluster.id(), why);
+                    return self.failed(upload, &text).await;
+                }
+            };
+            placement.placed();
+            let endpoint = Rc::clone(&upstream.in_flight.endpoint);
+            sends += 1;
+            let failure = match self.attempt(upload, upstream).await {
+                Attempt::Answered(next, _) => return next,
+                Attempt::Failed(failure) => failure,
+                Attempt::Nonsense => Failure::Answering,
+                Attempt::TimedOut => {
+                    let text = Reply::timed_out(self.counted.cluster.id());
+                    return self.failed(upload, &text).await;
+                }
+                Attempt::Client(None) => return Next::Reset,
+                Attempt::Client(Some(refusal)) => {
+                    let text = Reply::refused(refusal);
+                    return reply(self.client, self.request, false, &text).await;
+                }
+            };
+            let state = retry::Request {
+                idempotent: self.request.idempotent,
+                repeatable: upload.repeatable,
+                sends,
+                cut_off_retries,
+            };
+            let again = match retry::verdict(failure, state) {
+                Verdict::Retry => true,
+                Verdict::RetryOnBudget => {
+                    cut_off_retries += 1;
+                    let now = self.client.worker.shared.now_ms();
+                    self.counted.cluster.budget.borrow_mut().take(now)
+                }
+                Verdict::GiveUp => false,
+            };
+            if !again {
+                let text = Reply::broken(self.counted.cluster.id());
+                return self.failed(upload, &text).await;
+            }
+            self.counted.retried();
+            placement.avoid.broke = Some(endpoint);
+            // One kept-alive connection was stale, so the others may be too.
+            reuse = Reuse::No;
+        }
+    }
+
+    /// Tells the client that the platform failed it.
+    async fn failed(&self, upload: &Upload<'_>, text: &Reply) -> Next {
+        self.counted.failed();
+        reply(self.client, self.request, upload.body.is_over(), text).await
+    }
+
+    /// Sends the request to one endpoint and passes its answer on.
+    async fn attempt(&mut self, upload: &mut Upload<'_>, upstream: Upstream) -> Attempt {
+        let waiting = Deadline::new(&self.client.worker.deadlines);
+        let written = stream::write_all(&upstream.stream, upload.sent, &waiting).await;
+        // If a part went out the endpoint may have answered before it closed.
+        if let Err((0, _)) = written {
+            return Attempt::Failed(Failure::NothingSent);
+        }
+        let attempt = if upload.body.is_over() {
+            self.answer(&upstream, &waiting, &Progress::uploaded()).await
+        } else {
+            self.both_ways(upload, &upstream, &waiting).await
+        };
+        if let Attempt::Answered(_, Connected::Reusable) = attempt {
+            let Upstream { stream, in_flight, .. } = upstream;
+            in_flight.endpoint.check_in(stream, self.client.worker.deadlines.now_ms());
+        }
+        attempt
+    }
+
+    /// The answer may begin, and even end, while the body of the request is still on its way.
+    async fn both_ways(
+        &mut self,
+        upload: &mut Upload<'_>,
+        upstream: &Upstream,
+        waiting: &Deadline,
+    ) -> Attempt {
+        let progress = Progress::default();
+        let head = self.head;
+        let mut sending = pin!(upload.rest(self.client, &upstream.stream, head));
+        let mut answering = pin!(self.answer(upstream, waiting, &progress));
+        let mut stopped = false;
+        poll_fn(|cx| {
+            if !stopped && let Poll::Ready(result) = sending.as_mut().poll(cx) {
+                stopped = true;
+                match result {
+                    Ok(()) => progress.uploaded.set(true),
+                    Err(Broken::Source) => return Poll::Ready(Attempt::Client(None)),
+                    Err(Broken::Malformed) if progress.answered.get() => {
+                        return Poll::Ready(Attempt::Client(None));
+                    }
+                    Err(Broken::Malformed) => {
+                        let refusal = Refusal::Malformed("its body is not properly chunked");
+                        return Poll::Ready(Attempt::Client(Some(refusal)));
+                    }
+                    // It may have answered before it closed.
+                    Err(Broken::Sink) => {}
+                }
+            }
+            answering.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    async fn answer(
+        &mut self,
+        upstream: &Upstream,
+        waiting: &Deadline,
+        progress: &Progress,
+    ) -> Attempt {
+        waiting.set(RESPONSE_HEAD);
+        // No buffer is held while the endpoint thinks; what is wrong with the connection the read will say.
+        match stream::readable(&upstream.stream, waiting).await {
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => return Attempt::TimedOut,
+            Ok(()) | Err(_) => {}
+        }
+        let mut input = self.client.worker.buffers.take();
+        let attempt = self.read_answer(upstream, waiting, progress, &mut input).await;
+        self.client.worker.buffers.give(input);
+        attempt
+    }
+
+    async fn read_answer(
+        &mut self,
+        upstream: &Upstream,
+        waiting: &Deadline,
+        progress: &Progress,
+        input: &mut Buffer,
+    ) -> Attempt {
+        let mut interim = 0;
+        loop {
+            match stream::read(&upstream.stream, input.room(MAX_HEAD), waiting).await {
+                Err(e) if e.kind() == io::ErrorKind::TimedOut => return Attempt::TimedOut,
+                Ok(0) | Err(_) if interim > 0 || !input.is_empty() => return Attempt::Nonsense,
+                Ok(0) | Err(_) if upstream.reused => return Attempt::Failed(Failure::Stale),
+                Ok(0) | Err(_) => return Attempt::Failed(Failure::CutOff),
+                Ok(n) => input.filled(n),
+            }
+            loop {
+                let ending = self.client.worker.ending.get();
+                let keep_alive = self.request.keep_alive && progress.uploaded.get() && !ending;
+                match response::parse(input.bytes(), self.request, keep_alive, self.response) {
+                    Err(_) => return Attempt::Nonsense,
+                    Ok(None) => break,
+                    Ok(Some(head)) if head.is_interim() => {
+                        interim += 1;
+                        if interim > MAX_INTERIM || self.interim(&head, input).await.is_err() {
+                            return Attempt::Client(None);
+                        }
+                        input.consume(head.head);
+                    }
+                    Ok(Some(head)) => {
+                        return self.pass_on(head, upstream, waiting, progress, input).await;
+                    }
+                }
+                if input.is_empty() {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Passes on an announcement; clients of HTTP/1.0 know none.
+    async fn interim(&self, head: &Response, input: &Buffer) -> Result<(), (usize, io::Error)> {
+        if self.request.http10 {
+            return Ok(());
+        }
+        let bytes = if head.rewritten { &self.response[..] } else { &input.bytes()[..head.head] };
+        stream::write_all(&self.client.stream, bytes, &self.client.deadline).await
+    }
+
+    async fn pass_on(
+        &mut self,
+        head: Response,
+        upstream: &Upstream,
+        waiting: &Deadline,
+        progress: &Progress,
+        input: &mut Buffer,
+    ) -> Attempt {
+        let Self { client, counted, response, .. } = self;
+        if head.status == 101 {
+            return self.tunnel(head, upstream, input).await;
+        }
+        let mut body = head.body;
+        let mut content = Vec::new();
+        let bytes = &input.bytes()[head.head..];
+        let taken =
+            if head.unchunk { body.take_content(bytes, &mut content) } else { body.take(bytes) };
+        let Ok(taken) = taken else { return Attempt::Nonsense };
+        counted.answered(head.status);
+        progress.answered.set(true);
+        // Two deadlines: an upload may be waiting for the client at the same time.
+        let written = if head.unchunk {
+            stream::write_both(&client.stream, response, &content, waiting).await
+        } else if head.rewritten {
+            stream::write_both(&client.stream, response, &bytes[..taken], waiting).await
+        } else {
+            stream::write_all(&client.stream, &input.bytes()[..head.head + taken], waiting).await
+        };
+        if written.is_err() {
+            return Attempt::Client(None);
+        }
+        input.consume(head.head + taken);
+        if !body.is_over() {
+            let mut relay = Relay {
+                worker: &client.worker,
+                from: &upstream.stream,
+                to: &client.stream,
+                deadline: waiting,
+                unchunk: head.unchunk,
+            };
+            match relay.run(&mut body, input).await {
+                Ok(()) => {}
+                Err(Broken::Sink) => return Attempt::Client(None),
+                Err(Broken::Source | Broken::Malformed) => {
+                    counted.failed();
+                    return Attempt::Answered(Next::Reset, Connected::Used);
+                }
+            }
+        }
+        let next = match (progress.uploaded.get(), head.keep_alive) {
+            (false, _) => Next::Linger,
+            (true, true) => Next::Request,
+            (true, false) => Next::Close,
+        };
+        let reusable = head.reusable && input.is_empty() && progress.uploaded.get();
+        Attempt::Answered(next, if reusable { Connected::Reusable } else { Connected::Used })
+    }
+
+    /// The two sides speak another protocol from here on.
+    async fn tunnel(&self, head: Response, upstream: &Upstream, input: &mut Buffer) -> Attempt {
+        let bytes = if head.rewritten { &self.response[..] } else { &input.bytes()[..head.head] };
+        let deadline = &self.client.deadline;
+        if stream::write_all(&self.client.stream, bytes, deadline).await.is_err() {
+            return Attempt::Client(None);
+        }
+        input.consume(head.head);
+        let early = std::mem::take(input);
+        let next = match tunnel::both_ways(self.client, &upstream.stream, early).await {
+            Ok(()) => Next::Close,
+            Err(_) => Next::Reset,
+        };
+        Attempt::Answered(next, Connected::Used)
+    }
+}
+
+impl Upload<'_> {
+    /// Takes what was read together with the head.
+    fn take_what_is_there(&mut self) -> Result<(), Malformed> {
+        let taken = self.body.take(self.input.bytes())?;
+        self.sent.extend_from_slice(&self.input.bytes()[..taken]);
+        self.input.consume(taken);
+        Ok(())
+    }
+
+    /// Sends the rest of the body as it comes, keeping what fits to be repeated.
+    async fn rest(&mut self, client: &Client, to: &TcpStream, head: usize) -> Result<(), Broken> {
+        while self.repeatable && !self.body.is_over() {
+            client.deadline.set(BODY_STALL);
+            let room = self.input.room(BUFFER);
+            match stream::read(&client.stream, room, &client.deadline).await {
+                Ok(0) | Err(_) => return Err(Broken::Source),
+                Ok(n) => self.input.filled(n),
+            }
+            let taken = self.body.take(self.input.bytes()).map_err(|_| Broken::Malformed)?;
+            let from = self.sent.len();
+            // What is in `sent` is out of `input` before anything is awaited: this may end at any await.
+            self.sent.extend_from_slice(&self.input.bytes()[..taken]);
+            self.input.consume(taken);
+            self.repeatable = self.sent.len() - head <= MAX_REPEATABLE_BODY;
+            let write = stream::write_all(to, &self.sent[from..], &client.deadline);
+            write.await.map_err(|_| Broken::Sink)?;
+        }
+        let mut relay = Relay {
+            worker: &client.worker,
+            from: &client.stream,
+            to,
+            deadline: &client.deadline,
+            unchunk: false,
+        };
+        relay.run(&mut self.body, self.input).await
+    }
+}
+
+/// Answers a request without an endpoint. The connection goes on if the whole request has been read.
+async fn reply(client: &Client, request: &Request, complete: bool, text: &Reply) -> Next {
+    let keep_alive =
+        request.keep_alive && complete && !client.worker.ending.get() && !request.http10;
+    let bytes = text.write(keep_alive, request.is_head);
+    match stream::write_all(&client.stream, &bytes, &client.deadline).await {
+        Ok(()) if keep_alive => Next::Request,
+        Ok(()) => Next::Linger,
+        Err(_) => Next::Close,
+    }
+}

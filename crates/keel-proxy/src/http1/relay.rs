@@ -1,0 +1,105 @@
+//! Passing a body on without keeping it.
+//!
+//! Bytes go through the worker's one scratch buffer in a read and a write; only what the other side does not take
+//! at once is copied to a buffer of its own, and then nothing more is read until that is gone.
+
+use std::io;
+
+use tokio::net::TcpStream;
+
+use crate::buffer::Buffer;
+use crate::deadline::Deadline;
+use crate::http1::body::Body;
+use crate::limits::BODY_STALL;
+use crate::stream;
+use crate::worker::Worker;
+
+/// Why a body did not pass whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// Where it comes from.
+    Source,
+    /// Where it goes.
+    Sink,
+    /// It is not properly chunked.
+    Malformed,
+}
+
+/// From one connection to another.
+pub struct Relay<'a> {
+    pub worker: &'a Worker,
+    pub from: &'a TcpStream,
+    pub to: &'a TcpStream,
+    pub deadline: &'a Deadline,
+    /// Leave the chunking out.
+    pub unchunk: bool,
+}
+
+impl Relay<'_> {
+    /// Passes on what is left of `body`. What was read beyond its end goes to `beyond`.
+    pub async fn run(&mut self, body: &mut Body, beyond: &mut Buffer) -> Result<(), Broken> {
+        while !body.is_over() {
+            self.deadline.set(BODY_STALL);
+            stream::readable(self.from, self.deadline).await.map_err(|_| Broken::Source)?;
+            match self.once(body, beyond)? {
+                Moved::All => {}
+                Moved::End if *body == Body::UntilClose => return Ok(()),
+                Moved::End => return Err(Broken::Source),
+                Moved::Left(left) => {
+                    let written = stream::write_all(self.to, left.bytes(), self.deadline).await;
+                    self.worker.buffers.give(left);
+                    written.map_err(|_| Broken::Sink)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One read and one write.
+    fn once(&self, body: &mut Body, beyond: &mut Buffer) -> Result<Moved, Broken> {
+        let mut scratch = self.worker.scratch.borrow_mut();
+        let most = match body {
+            // What follows is not ours to read.
+            Body::Length(left) => usize::try_from(*left).unwrap_or(usize::MAX).min(scratch.len()),
+            Body::Chunked(_) | Body::UntilClose => scratch.len(),
+        };
+        let read = match self.from.try_read(&mut scratch[..most]) {
+            Ok(0) => return Ok(Moved::End),
+            Ok(n) => n,
+            Err(e) if is_passing(&e) => return Ok(Moved::All),
+            Err(_) => return Err(Broken::Source),
+        };
+        let mut content = Vec::new();
+        let taken = if self.unchunk {
+            body.take_content(&scratch[..read], &mut content)
+        } else {
+            body.take(&scratch[..read])
+        };
+        let taken = taken.map_err(|_| Broken::Malformed)?;
+        beyond.extend(&scratch[taken..read]);
+        let bytes = if self.unchunk { &content } else { &scratch[..taken] };
+        let written = match self.to.try_write(bytes) {
+            Ok(n) => n,
+            Err(e) if is_passing(&e) => 0,
+            Err(_) => return Err(Broken::Sink),
+        };
+        if written == bytes.len() {
+            return Ok(Moved::All);
+        }
+        let mut left = self.worker.buffers.take();
+        left.extend(&bytes[written..]);
+        Ok(Moved::Left(left))
+    }
+}
+
+enum Moved {
+    All,
+    /// The other side took only a part; this is the rest.
+    Left(Buffer),
+    /// There is nothing more to read.
+    End,
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}

@@ -1,0 +1,433 @@
+//! The head of a request: judged strictly, and rewritten for the endpoint in one pass.
+//!
+//! Whatever two programs could understand differently is refused (RFC 9112, 11.2): length and coding together,
+//! differing lengths, other codings, bare line feeds, folded lines, white space before a colon. What is for this
+//! hop only is left out, `X-Forwarded-*` is added, all else passes as it came.
+
+use std::mem::MaybeUninit;
+
+use httparse::Header;
+
+use crate::http1::body::Body;
+use crate::http1::fields::{Connection, Copier, Field, Framing, lines_end_properly, offset};
+use crate::limits::{MAX_FIELDS, MAX_HEAD};
+
+/// What a proxy needs to know of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Length of its head in the input.
+    pub head: usize,
+    /// May be sent twice with the effect of once (RFC 9110, 9.2.2).
+    pub idempotent: bool,
+    /// Its answer has no body.
+    pub is_head: bool,
+    /// Of a client that knows no chunks.
+    pub http10: bool,
+    /// The client would use the connection again.
+    pub keep_alive: bool,
+    /// Wants to speak another protocol afterwards.
+    pub upgrade: bool,
+    /// Waits for `100 Continue`.
+    pub expects_continue: bool,
+    pub body: Body,
+}
+
+/// Why a request is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Not HTTP, or open to misunderstanding.
+    Malformed(&'static str),
+    /// The head is too long or has too many fields.
+    TooLarge,
+    /// An `Expect` other than `100-continue`.
+    Expectation,
+    /// `CONNECT`.
+    Method,
+    /// Not HTTP/1.
+    Version,
+}
+
+/// The names that the proxy adds for the endpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin<'a> {
+    /// The client's address.
+    pub peer: &'a str,
+    /// The address it connected to, for requests without `Host`.
+    pub local: &'a str,
+}
+
+/// Reads the head at the start of `input` and writes the one for the endpoint to `out` (which it clears).
+/// `None`: there is more to come.
+pub fn parse(
+    input: &[u8],
+    origin: Origin<'_>,
+    out: &mut Vec<u8>,
+) -> Result<Option<Request>, Refusal> {
+    let mut storage = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut parsed = httparse::Request::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    let head = match config.parse_request_with_uninit_headers(&mut parsed, input, &mut storage) {
+        Ok(httparse::Status::Complete(head)) if head <= MAX_HEAD => head,
+        Ok(httparse::Status::Complete(_)) => return Err(Refusal::TooLarge),
+        Ok(httparse::Status::Partial) if input.len() >= MAX_HEAD => return Err(Refusal::TooLarge),
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => return Err(Refusal::TooLarge),
+        Err(httparse::Error::Version) => return Err(Refusal::Version),
+        Err(_) => return Err(Refusal::Malformed("it does not follow the grammar of HTTP/1.1")),
+    };
+    if !lines_end_properly(&input[..head]) {
+        return Err(Refusal::Malformed("a line ends without a carriage return"));
+    }
+    let (Some(method), Some(target), Some(version)) = (parsed.method, parsed.path, parsed.version)
+    else {
+        return Err(Refusal::Malformed("its first line is incomplete"));
+    };
+    if method == "CONNECT" {
+        return Err(Refusal::Method);
+    }
+    let found = Found::read(parsed.headers, version == 0)?;
+    let request = found.request(method, version == 0, head);
+    let (target, host) = split_target(target, found.host)?;
+    if host.is_none() && version == 1 {
+        return Err(Refusal::Malformed("it has no Host"));
+    }
+    out.clear();
+    for part in [method, " ", target, " HTTP/1.1\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    found.write(&input[..head], parsed.headers, &request, out);
+    found.add(parsed.headers, origin, host, &request, out);
+    Ok(Some(request))
+}
+
+/// The target for the endpoint and the host it means. A target with a host of its own overrides `Host`
+/// (RFC 9112, 3.2.2).
+fn split_target<'a>(
+    target: &'a str,
+    host: Option<&'a [u8]>,
+) -> Result<(&'a str, Option<&'a [u8]>), Refusal> {
+    if target.starts_with('/') || target == "*" {
+        return Ok((target, host));
+    }
+    let rest = target.strip_prefix("http://").or_else(|| target.strip_prefix("https://"));
+    let rest = rest.ok_or(Refusal::Malformed("its target is neither a path nor an address"))?;
+    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    if authority.is_empty() || authority.contains('@') || path.starts_with('?') {
+        return Err(Refusal::Malformed("its target is neither a path nor an address"));
+    }
+    Ok((if path.is_empty() { "/" } else { path }, Some(authority.as_bytes())))
+}
+
+/// What the header fields say.
+#[derive(Debug, Default)]
+struct Found<'a> {
+    connection: Connection<'a>,
+    framing: Framing,
+    host: Option<&'a [u8]>,
+    expects_continue: bool,
+    upgrade: bool,
+    forwarded_for: bool,
+    forwarded_proto: bool,
+    forwarded_host: bool,
+    repeated_length: bool,
+}
+
+impl<'a> Found<'a> {
+    fn read(headers: &[Header<'a>], http10: bool) -> Result<Self, Refusal> {
+        let mut found = Self::default();
+        for header in headers {
+            found.field(header)?;
+        }
+        if found.framing.chunked && found.framing.length.is_some() {
+            return Err(Refusal::Malformed("it has both a Content-Length and a Transfer-Encoding"));
+        }
+        if found.framing.chunked && http10 {
+            return Err(Refusal::Malformed("HTTP/1.0 has no Transfer-Encoding"));
+        }
+        Ok(found)
+    }
+
+    fn field(&mut self, header: &Header<'a>) -> Result<(), Refusal> {
+        match Field::of(header.name) {
+            Field::Connection => self
+                .connection
+                .add(header.value)
+                .map_err(|_| Refusal::Malformed("its Connection field is not understood"))?,
+            Field::ContentLength => {
+                self.repeated_length |= self
+                    .framing
+                    .add_length(header.value)
+                    .map_err(|_| Refusal::Malformed("its Content-Length is not one number"))?;
+            }
+            Field::TransferEncoding => self
+                .framing
+                .add_coding(header.value)
+                .map_err(|_| Refusal::Malformed("its Transfer-Encoding is not just chunked"))?,
+            Field::Host => {
+                if self.host.replace(header.value).is_some() {
+                    return Err(Refusal::Malformed("it has more than one Host"));
+                }
+                let valid = |b: &u8| b.is_ascii_graphic() && !b"/?#@\\,".contains(b);
+                if !header.value.iter().all(valid) {
+                    return Err(Refusal::Malformed("its Host is not a host"));
+                }
+            }
+            Field::Expect if header.value.eq_ignore_ascii_case(b"100-continue") => {
+                self.expects_continue = true;
+            }
+            Field::Expect => return Err(Refusal::Expectation),
+            // HTTP/2 is not begun this way here: what follows would pass unseen.
+            Field::Upgrade => {
+                self.upgrade = !header.value.to_ascii_lowercase().starts_with(b"h2");
+            }
+            Field::ForwardedFor => self.forwarded_for = true,
+            Field::ForwardedProto => self.forwarded_proto = true,
+            Field::ForwardedHost => self.forwarded_host = true,
+            Field::Hop | Field::Other => {}
+        }
+        Ok(())
+    }
+
+    fn request(&self, method: &str, http10: bool, head: usize) -> Request {
+        let body = self.framing.body(Body::EMPTY);
+        let idempotent = ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"].contains(&method);
+        let upgrade = self.upgrade && self.connection.upgrade && !http10 && body.is_over();
+        Request {
+            head,
+            idempotent: idempotent && !upgrade,
+            is_head: method == "HEAD",
+            http10,
+            keep_alive: if http10 { self.connection.keep_alive } else { !self.connection.close },
+            upgrade,
+            expects_continue: self.expects_continue && !http10 && !body.is_over(),
+            body,
+        }
+    }
+
+    /// Copies what is not only for this hop.
+    fn write(&self, head: &[u8], headers: &[Header<'_>], request: &Request, out: &mut Vec<u8>) {
+        let Some(first) = headers.first() else { return };
+        let mut copier = Copier::new(head, offset(head, first.name.as_bytes()));
+        let mut length_seen = false;
+        for header in headers {
+            let pass = match Field::of(header.name) {
+                Field::Connection | Field::Hop | Field::ForwardedFor | Field::Host => false,
+                Field::Upgrade => request.upgrade,
+                Field::Expect => request.expects_continue,
+                Field::ContentLength => !std::mem::replace(&mut length_seen, true),
+                Field::TransferEncoding => true,
+                Field::ForwardedHost | Field::ForwardedProto => true,
+                Field::Other => !self.connection.nominates(header.name),
+            };
+            if !pass {
+                copier.skip(header, out);
+            }
+        }
+        copier.finish(out);
+    }
+
+    /// Adds what the proxy has to say, and the empty line.
+    fn add(
+        &self,
+        headers: &[Header<'_>],
+        origin: Origin<'_>,
+        host: Option<&[u8]>,
+        request: &Request,
+        out: &mut Vec<u8>,
+    ) {
+        let host = host.unwrap_or(origin.local.as_bytes());
+        let mut line = |name: &str, value: &[u8]| {
+            out.extend_from_slice(name.as_bytes());
+            out.extend_from_slice(value);
+            out.extend_from_slice(b"\r\n");
+        };
+        line("Host: ", host);
+        if !self.forwarded_host {
+            line("X-Forwarded-Host: ", host);
+        }
+        if !self.forwarded_proto {
+            line("X-Forwarded-Proto: ", b"http");
+        }
+        if request.upgrade {
+            line("Connection: ", b"Upgrade");
+        }
+        out.extend_from_slice(b"X-Forwarded-For: ");
+        if self.forwarded_for {
+            // One field, as many programs read only the first or the last of several.
+            let is_forwarded = |h: &&Header<'_>| Field::of(h.name) == Field::ForwardedFor;
+            for earlier in headers.iter().filter(is_forwarded).filter(|h| !h.value.is_empty()) {
+                out.extend_from_slice(earlier.value);
+                out.extend_from_slice(b", ");
+            }
+        }
+        out.extend_from_slice(origin.peer.as_bytes());
+        out.extend_from_slice(b"\r\n\r\n");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::http1::body::Chunks;
+
+    const ORIGIN: Origin<'static> = Origin { peer: "10.0.0.9", local: "127.0.0.1:80" };
+
+    fn read(input: &str) -> Result<(Request, String), Refusal> {
+        let mut out = Vec::new();
+        let request = parse(input.as_bytes(), ORIGIN, &mut out)?.expect("complete");
+        Ok((request, String::from_utf8(out).unwrap()))
+    }
+
+    #[test]
+    fn a_plain_request_gets_its_forwarding_fields() {
+        let (request, out) =
+            read("GET /a?b=c HTTP/1.1\r\nHost: shop\r\nAccept: */*\r\n\r\nrest").unwrap();
+        assert_eq!(
+            out,
+            "GET /a?b=c HTTP/1.1\r\nAccept: */*\r\nHost: shop\r\nX-Forwarded-Host: shop\r\n\
+             X-Forwarded-Proto: http\r\nX-Forwarded-For: 10.0.0.9\r\n\r\n"
+        );
+        assert!(request.idempotent && request.keep_alive && request.body.is_over());
+        assert_eq!(request.head, 48);
+    }
+
+    #[test]
+    fn fields_of_one_hop_are_left_out_and_earlier_proxies_kept() {
+        let (request, out) = read(
+            "POST / HTTP/1.1\r\nConnection: close, X-Mine\r\nX-Mine: 1\r\nHost: a\r\nKeep-Alive: 5\r\n\
+             X-Forwarded-For: 1.1.1.1\r\nTE: trailers\r\nX-Forwarded-Proto: https\r\nContent-Length: 3\r\n\
+             X-Forwarded-For: 2.2.2.2\r\nUpgrade: h2c\r\nContent-Length: 3\r\nEmpty:\r\nX-Forwarded-Host: b\r\n\r\n",
+        )
+        .unwrap();
+        assert_eq!(
+            out,
+            "POST / HTTP/1.1\r\nX-Forwarded-Proto: https\r\nContent-Length: 3\r\nEmpty:\r\n\
+             X-Forwarded-Host: b\r\nHost: a\r\nX-Forwarded-For: 1.1.1.1, 2.2.2.2, 10.0.0.9\r\n\r\n"
+        );
+        assert!(!request.idempotent && !request.keep_alive && !request.upgrade);
+        assert_eq!(request.body, Body::Length(3));
+    }
+
+    #[test]
+    fn kinds_of_requests() {
+        let (request, out) =
+            read("GET /ws HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\n")
+                .unwrap();
+        assert!(request.upgrade && !request.idempotent, "a tunnel can't be repeated");
+        assert!(out.contains("Upgrade: websocket\r\n") && out.contains("Connection: Upgrade\r\n"));
+
+        let (request, out) = read("GET http://other:81/x HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        assert!(out.starts_with("GET /x HTTP/1.1\r\nHost: other:81\r\n"), "{out}");
+        assert!(!request.http10);
+
+        let (request, out) = read("GET / HTTP/1.0\r\n\r\n").unwrap();
+        assert!(request.http10 && !request.keep_alive);
+        assert!(out.contains("\r\nHost: 127.0.0.1:80\r\n"), "{out}");
+        let (request, _) = read("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n").unwrap();
+        assert!(request.keep_alive);
+
+        let (request, out) = read(
+            "PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\nExpect: 100-Continue\r\n\r\n",
+        )
+        .unwrap();
+        assert!(request.expects_continue && request.idempotent);
+        assert_eq!(request.body, Body::Chunked(Chunks::NEW));
+        assert!(out.contains("Transfer-Encoding: Chunked\r\n") && out.contains("Expect"), "{out}");
+    }
+
+    #[test]
+    fn smuggling_table() {
+        let malformed = |input: &str| {
+            let result = read(input);
+            assert!(matches!(result, Err(Refusal::Malformed(_))), "{input:?}: {result:?}");
+        };
+        for fields in [
+            "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n",
+            "Content-Length: 3\r\nContent-Length: 4\r\n",
+            "Content-Length: 3, 3\r\n",
+            "Content-Length: +3\r\n",
+            "Content-Length: -3\r\n",
+            "Content-Length: 0x3\r\n",
+            "Content-Length:\r\n",
+            "Content-Length: 99999999999999999999\r\n",
+            "Transfer-Encoding: gzip, chunked\r\n",
+            "Transfer-Encoding: chunked, chunked\r\n",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: xchunked\r\n",
+            "Transfer-Encoding: \x0bchunked\r\n",
+            "Transfer-Encoding : chunked\r\n",
+            "Content-Length : 3\r\n",
+            " Content-Length: 3\r\n",
+            "A: b\r\n folded\r\n",
+            "A: b\n",
+            "A: b\r\nB: c\n",
+            "A: b\0c\r\n",
+            "A: b\rc\r\n",
+            "A\0: b\r\n",
+            "A b: c\r\n",
+            ": c\r\n",
+            "no colon\r\n",
+            "Host: b\r\n",
+            "Connection: a,b,c,d,e,f,g,h,i\r\n",
+        ] {
+            malformed(&format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n"));
+        }
+        malformed("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n");
+        malformed("GET / HTTP/1.1\r\n\r\n");
+        malformed("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n");
+        malformed("GET / HTTP/1.1\r\nHost: a b\r\n\r\n");
+        malformed("GET / HTTP/1.1\nHost: a\n\n");
+        malformed("GET  / HTTP/1.1\r\nHost: a\r\n\r\n");
+        malformed("GET a HTTP/1.1\r\nHost: a\r\n\r\n");
+        malformed("GET http://u@h/ HTTP/1.1\r\nHost: a\r\n\r\n");
+        malformed("G\x01T / HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(read("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n"), Err(Refusal::Method));
+        assert_eq!(read("GET /a b HTTP/1.1\r\nHost: a\r\n\r\n"), Err(Refusal::Version));
+        assert_eq!(read("GET / HTTP/2.0\r\nHost: a\r\n\r\n"), Err(Refusal::Version));
+        assert_eq!(
+            read("GET / HTTP/1.1\r\nHost: a\r\nExpect: x\r\n\r\n"),
+            Err(Refusal::Expectation)
+        );
+        let fields = "A: b\r\n".repeat(MAX_FIELDS + 1);
+        assert_eq!(
+            read(&format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n")),
+            Err(Refusal::TooLarge)
+        );
+        let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(MAX_HEAD));
+        assert_eq!(read(&long), Err(Refusal::TooLarge));
+    }
+
+    proptest! {
+        #[test]
+        fn random_heads_never_panic(
+            lines in prop::collection::vec("[ -~\t]{0,30}(\r\n|\n|\r|)", 0..10),
+            bytes in prop::collection::vec(any::<u8>(), 0..30),
+        ) {
+            let mut out = Vec::new();
+            let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", lines.concat());
+            let _ = parse(head.as_bytes(), ORIGIN, &mut out);
+            let _ = parse(&bytes, ORIGIN, &mut out);
+        }
+
+        #[test]
+        fn what_is_passed_on_reads_the_same_again(
+            fields in prop::collection::vec(
+                "(Content-Length: [0-9]{1,3}|Transfer-Encoding: chunked|X-[a-z]{1,5}:[ -~]{0,9}|\
+                 Connection: (close|keep-alive|x-a)|X-Forwarded-For: [0-9.]{0,7})", 0..6),
+            method in "(GET|POST|HEAD)",
+        ) {
+            let head = format!("{method} /x HTTP/1.1\r\nHost: a\r\n{}\r\n",
+                fields.iter().map(|f| format!("{f}\r\n")).collect::<String>());
+            let (mut once, mut twice) = (Vec::new(), Vec::new());
+            if let Ok(Some(first)) = parse(head.as_bytes(), ORIGIN, &mut once) {
+                let second = parse(&once, ORIGIN, &mut twice).unwrap().unwrap();
+                prop_assert_eq!(second.head, once.len());
+                prop_assert_eq!(second.body, first.body);
+                prop_assert!(second.keep_alive);
+            }
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Every bound of the data plane, by name: times, sizes and numbers.
+
+use std::time::Duration;
+
+/// A connection to an endpoint that takes longer counts as refused.
+pub const CONNECT: Duration = Duration::from_secs(1);
+/// From the first byte of a request to the end of its head; a slower client is cut off.
+pub const REQUEST_HEAD: Duration = Duration::from_secs(10);
+/// Between two reads of a request's or an answer's body, and for one write to make progress.
+pub const BODY_STALL: Duration = Duration::from_secs(120);
+/// A client may keep its connection idle for this long between requests.
+pub const CLIENT_IDLE: Duration = Duration::from_secs(75);
+/// Idle clients of a proxy that is about to end are closed after this.
+pub const CLIENT_IDLE_ENDING: Duration = Duration::from_secs(3);
+/// An endpoint has this long to begin its answer.
+pub const RESPONSE_HEAD: Duration = Duration::from_secs(300);
+/// Idle connections to endpoints are closed after this: before common servers close them (Node.js 5 s).
+pub const UPSTREAM_IDLE: Duration = Duration::from_secs(4);
+/// A request that must not be repeated only goes out on a kept-alive connection used this recently.
+pub const UPSTREAM_FRESH: Duration = Duration::from_secs(1);
+/// First bytes of a connection are waited for this long; then the server is assumed to speak first.
+pub const DETECT: Duration = Duration::from_millis(200);
+/// With every endpoint refusing and none expected, news of the service are awaited for this long.
+pub const REFUSED_GRACE: Duration = Duration::from_secs(1);
+/// Pause before all endpoints of a service are tried again after all refused; doubles up to the next.
+pub const REFUSED_PAUSE: Duration = Duration::from_millis(20);
+/// The longest such pause.
+pub const REFUSED_PAUSE_MOST: Duration = Duration::from_millis(500);
+/// Bytes of a refused request are read and dropped for this long, so that the client sees the answer.
+pub const LINGER: Duration = Duration::from_secs(2);
+/// At most this many bytes are dropped in that time.
+pub const LINGER_BYTES: usize = 1 << 20;
+/// Connections end by themselves for this long when the proxy ends; then they are cut.
+pub const DRAIN: Duration = Duration::from_secs(30);
+/// Nothing is accepted for this long when file descriptors ran out.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often timeouts and idle connections are looked at; times are kept to this precision.
+pub const TICK: Duration = Duration::from_millis(250);
+/// Numbers in flight at draining endpoints are reported this often.
+pub const IN_FLIGHT_REPORT: Duration = Duration::from_millis(500);
+/// The server has this long to take a frame.
+pub const CONTROL_WRITE: Duration = Duration::from_secs(5);
+/// The state is written to its file this long after a change, with all changes until then.
+pub const SAVE_DELAY: Duration = Duration::from_millis(200);
+
+/// Longest head of a request or an answer.
+pub const MAX_HEAD: usize = 64 * 1024;
+/// Most header fields of a request or an answer.
+pub const MAX_FIELDS: usize = 128;
+/// Most announcements (1xx) before an answer.
+pub const MAX_INTERIM: u32 = 32;
+/// Most names in `Connection` fields besides the usual ones.
+pub const MAX_NOMINATED: usize = 8;
+/// Longest extension of a chunk.
+pub const MAX_CHUNK_EXTENSION: usize = 256;
+/// Longest trailer section.
+pub const MAX_TRAILERS: usize = 8 * 1024;
+/// A request body up to this size is kept so that the request can be repeated.
+pub const MAX_REPEATABLE_BODY: usize = 64 * 1024;
+/// Buffer of one direction of a connection while it is in use.
+pub const BUFFER: usize = 16 * 1024;
+/// Unused buffers kept by each worker.
+pub const SPARE_BUFFERS: usize = 64;
+/// Buffer through which bodies and opaque bytes move, one per worker.
+pub const SCRATCH: usize = 64 * 1024;
+/// Idle connections kept to one endpoint by each worker.
+pub const MAX_IDLE_PER_ENDPOINT: usize = 256;
+/// Requests held for one service while it has no ready endpoint.
+pub const MAX_HELD: usize = 1024;
+/// Connections waiting to be accepted; the system cuts it to `net.core.somaxconn`.
+pub const BACKLOG: i32 = 4096;
+/// File descriptors left for everything but connections.
+pub const SPARE_DESCRIPTORS: u64 = 128;
+/// Changes on their way to one worker.
+pub const COMMAND_QUEUE: usize = 16;
+/// Refused connections waiting to be reported; more are not reported.
+pub const REFUSED_QUEUE: usize = 256;

@@ -1,0 +1,125 @@
+//! The last known state in a file, so that a restarted proxy serves at once.
+//!
+//! Written some time after a change, one write at a time, on a thread that may block; replaced in one step. A
+//! full disk costs the newest state after a restart, nothing else.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use keel_route::snapshot::{MAX_FRAME, Snapshot};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::limits::SAVE_DELAY;
+
+/// Reads the state; `None` if there is none or it cannot be used, which is logged.
+pub fn load(path: &Path) -> Option<Snapshot> {
+    let mut json = Vec::new();
+    let most = MAX_FRAME as u64;
+    let read = File::open(path).and_then(|file| file.take(most).read_to_end(&mut json));
+    match read {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "cannot read the last state");
+            return None;
+        }
+    }
+    serde_json::from_slice(&json)
+        .inspect_err(
+            |error| tracing::warn!(path = %path.display(), %error, "the last state is damaged"),
+        )
+        .ok()
+}
+
+/// Replaces the file in one step.
+fn save(path: &Path, json: &[u8]) -> io::Result<()> {
+    let beside = path.with_extension("new");
+    let written = File::create(&beside).and_then(|mut file| {
+        file.write_all(json)?;
+        file.sync_data()
+    });
+    written.and_then(|()| fs::rename(&beside, path)).inspect_err(|_| {
+        // Half a file on a full disk is of no use to anybody.
+        let _ = fs::remove_file(&beside);
+    })
+}
+
+/// Writes changes to the file, some time after the first of them.
+#[derive(Debug)]
+pub struct Saver {
+    path: PathBuf,
+    due: Option<Instant>,
+    writing: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl Saver {
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, due: None, writing: None }
+    }
+
+    /// The state has changed.
+    pub fn changed(&mut self) {
+        self.due.get_or_insert_with(|| Instant::now() + SAVE_DELAY);
+    }
+
+    /// Waits until there is something to write and nothing is being written.
+    pub async fn due(&mut self) {
+        if let Some(writing) = &mut self.writing {
+            let result = writing.await;
+            self.writing = None;
+            if let Ok(Err(error)) = result {
+                tracing::warn!(path = %self.path.display(), %error, "cannot keep the last state");
+            }
+        }
+        match self.due {
+            Some(due) => tokio::time::sleep_until(due).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Begins to write `snapshot`.
+    pub fn begin(&mut self, snapshot: &Snapshot) {
+        self.due = None;
+        let (path, json) = (self.path.clone(), to_json(snapshot));
+        self.writing = Some(tokio::task::spawn_blocking(move || save(&path, &json)));
+    }
+
+    /// Writes `snapshot` now if it was about to be written.
+    pub async fn finish(mut self, snapshot: &Snapshot) {
+        if let Some(writing) = self.writing.take() {
+            // Its failure would show in the next write as well.
+            let _ = writing.await;
+        }
+        if self.due.is_some()
+            && let Err(error) = save(&self.path, &to_json(snapshot))
+        {
+            tracing::warn!(path = %self.path.display(), %error, "cannot keep the last state");
+        }
+    }
+}
+
+fn to_json(snapshot: &Snapshot) -> Vec<u8> {
+    serde_json::to_vec(snapshot).expect("a snapshot has string keys only")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_saved_is_loaded_and_damage_is_survived() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("proxy.json");
+        assert_eq!(load(&path), None);
+        let snapshot = Snapshot { generation: keel_model::Generation(7), ..Snapshot::default() };
+        save(&path, &to_json(&snapshot)).unwrap();
+        assert_eq!(load(&path), Some(snapshot));
+        fs::write(&path, "{").unwrap();
+        assert_eq!(load(&path), None);
+        assert!(save(&dir.path().join("no/such/dir"), b"x").is_err());
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
+        assert_eq!(left.len(), 1);
+    }
+}

@@ -1,0 +1,164 @@
+//! Getting a connection for a request: choose, reuse or connect, try another, hold.
+//!
+//! Nothing of the request has been sent while this runs, so everything may be tried that its bounds allow.
+
+use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use keel_route::retry::MAX_CONNECTS;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::cluster::{Avoid, Counted, InFlight};
+use crate::limits::{CONNECT, REFUSED_GRACE, REFUSED_PAUSE, REFUSED_PAUSE_MOST};
+use crate::shared::Held;
+use crate::stream::{self, ConnectError};
+use crate::worker::Worker;
+
+/// A connection to an endpoint, and the request's place in its count.
+#[derive(Debug)]
+pub struct Upstream {
+    pub stream: TcpStream,
+    pub in_flight: InFlight,
+    /// It has served another request before.
+    pub reused: bool,
+}
+
+/// Which connections a request may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reuse {
+    /// Any kept-alive one: the request can be repeated.
+    Any,
+    /// One that was checked a moment ago.
+    Checked,
+    /// Only a new one.
+    No,
+}
+
+/// Why there is no connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unavailable {
+    /// No endpoint, and none expected.
+    NoEndpoint,
+    /// None came in time, or all refused.
+    HeldTooLong,
+    /// Too many are waiting already.
+    TooManyHeld,
+}
+
+/// The search for a place for one request, over all its attempts.
+#[derive(Debug, Default)]
+pub struct Placement {
+    pub avoid: Avoid,
+    connects: u32,
+    pauses: u32,
+    held: Option<(Held, Instant)>,
+}
+
+impl Placement {
+    /// The next connection to try.
+    pub async fn acquire(
+        &mut self,
+        worker: &Worker,
+        request: &Counted,
+        reuse: Reuse,
+    ) -> Result<Upstream, Unavailable> {
+        loop {
+            let last_resort = !request.cluster.expected();
+            if let Some(in_flight) = self.pick(worker, request, last_resort) {
+                match self.open(worker, request, in_flight, reuse).await {
+                    Some(upstream) => return Ok(upstream),
+                    None if !self.connects.is_multiple_of(MAX_CONNECTS) => continue,
+                    None => {}
+                }
+            }
+            if let Err(unavailable) = self.wait(worker, request).await {
+                // Better an endpoint that drains or refused before than none.
+                self.avoid.refused.clear();
+                if let Some(in_flight) = self.pick(worker, request, true)
+                    && let Some(upstream) = self.open(worker, request, in_flight, reuse).await
+                {
+                    return Ok(upstream);
+                }
+                return Err(unavailable);
+            }
+        }
+    }
+
+    fn pick(&self, worker: &Worker, request: &Counted, last_resort: bool) -> Option<InFlight> {
+        let random = &mut *worker.random.borrow_mut();
+        request.cluster.pick(&self.avoid, last_resort, random)
+    }
+
+    async fn open(
+        &mut self,
+        worker: &Worker,
+        request: &Counted,
+        in_flight: InFlight,
+        reuse: Reuse,
+    ) -> Option<Upstream> {
+        let endpoint = &in_flight.endpoint;
+        if reuse != Reuse::No
+            && let Some(stream) = endpoint.check_out(worker.deadlines.now_ms(), reuse == Reuse::Any)
+        {
+            return Some(Upstream { stream, in_flight, reused: true });
+        }
+        self.connects += 1;
+        match stream::connect(endpoint.shared.address, CONNECT).await {
+            Ok(stream) => {
+                endpoint.shared.accepted();
+                return Some(Upstream { stream, in_flight, reused: false });
+            }
+            Err(ConnectError::Refused) => {
+                endpoint.shared.refused(worker.shared.now_ms());
+                // When the queue is full the server has been told enough.
+                let _ = worker.shared.refused.try_send(endpoint.shared.instance.clone());
+            }
+            Err(ConnectError::Exhausted(error)) => {
+                tracing::warn!(%error, "cannot open a connection to an endpoint");
+            }
+        }
+        request.retried();
+        self.avoid.refused.push(Rc::clone(endpoint));
+        None
+    }
+
+    /// Waits for a change of the cluster, or a pause if all its endpoints refused.
+    async fn wait(&mut self, worker: &Worker, request: &Counted) -> Result<(), Unavailable> {
+        let cluster = &request.cluster;
+        let refused = !self.avoid.refused.is_empty();
+        let changed = cluster.changed.notified();
+        let hold = match (cluster.expected(), refused || self.pauses > 0) {
+            (true, _) => worker.shared.hold,
+            (false, true) => REFUSED_GRACE.min(worker.shared.hold),
+            (false, false) => return Err(Unavailable::NoEndpoint),
+        };
+        if self.held.is_none() {
+            let held = Held::enter(&cluster.shared).ok_or(Unavailable::TooManyHeld)?;
+            cluster.counters().held.fetch_add(1, Relaxed);
+            self.held = Some((held, Instant::now()));
+        }
+        let since = self.held.as_ref().map_or_else(Instant::now, |(_, since)| *since);
+        let left = hold.saturating_sub(since.elapsed());
+        if left.is_zero() {
+            return Err(Unavailable::HeldTooLong);
+        }
+        let pause = if refused { self.next_pause().min(left) } else { left };
+        // Whether it changed or not, the next turn looks anew.
+        let _ = tokio::time::timeout(pause, changed).await;
+        self.avoid.refused.clear();
+        Ok(())
+    }
+
+    fn next_pause(&mut self) -> Duration {
+        let pause = REFUSED_PAUSE * (1 << self.pauses.min(8));
+        self.pauses += 1;
+        pause.min(REFUSED_PAUSE_MOST)
+    }
+
+    /// The request found its place: it no longer counts as held.
+    pub fn placed(&mut self) {
+        self.held = None;
+    }
+}

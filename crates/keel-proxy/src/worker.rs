@@ -1,0 +1,238 @@
+//! A data-plane thread: a single-threaded runtime with its own sockets, connections and pools.
+//!
+//! Workers share nothing but atomics ([`crate::shared`]). Changes arrive as [`Command`]s, are applied in one
+//! step between two polls of any connection, and are then confirmed to the control thread.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use keel_model::Protocol;
+use keel_route::balance::Random;
+use keel_route::snapshot::ClusterId;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::{JoinHandle, LocalSet};
+
+use crate::accept;
+use crate::buffer::Buffers;
+use crate::cluster::{ClusterChange, WorkerCluster};
+use crate::deadline::Deadlines;
+use crate::limits::{CLIENT_IDLE_ENDING, SCRATCH, TICK};
+use crate::shared::{ClusterShared, Shared};
+
+/// Control thread → worker.
+#[derive(Debug)]
+pub enum Command {
+    /// Apply, then confirm.
+    Apply(Change, oneshot::Sender<()>),
+    /// Accept no more, end idle connections, confirm when the last connection has ended.
+    Drain(oneshot::Sender<()>),
+}
+
+/// What changed.
+#[derive(Debug, Default)]
+pub struct Change {
+    /// Clusters that are new or different.
+    pub clusters: Vec<ClusterChange>,
+    /// Clusters that are gone.
+    pub removed_clusters: Vec<ClusterId>,
+    /// Listeners that are new or lead elsewhere now.
+    pub listeners: Vec<ListenerChange>,
+    /// Listeners that are gone.
+    pub removed_listeners: Vec<SocketAddr>,
+}
+
+/// A listener that is new or leads elsewhere now.
+#[derive(Debug)]
+pub struct ListenerChange {
+    pub bind: SocketAddr,
+    pub protocol: Protocol,
+    pub cluster: Arc<ClusterShared>,
+    /// This worker's socket, if the listener is new.
+    pub socket: Option<std::net::TcpListener>,
+}
+
+/// Where connections to a listener lead; changes while they are open.
+#[derive(Debug)]
+pub struct Target {
+    protocol: Cell<Protocol>,
+    cluster: RefCell<Rc<WorkerCluster>>,
+}
+
+impl Target {
+    pub fn protocol(&self) -> Protocol {
+        self.protocol.get()
+    }
+
+    pub fn cluster(&self) -> Rc<WorkerCluster> {
+        Rc::clone(&self.cluster.borrow())
+    }
+}
+
+struct Listening {
+    target: Rc<Target>,
+    stop: Rc<Notify>,
+    task: JoinHandle<()>,
+}
+
+/// What the tasks of a worker share.
+#[derive(Debug)]
+pub struct Worker {
+    pub index: usize,
+    pub shared: Arc<Shared>,
+    pub deadlines: Rc<Deadlines>,
+    pub buffers: Buffers,
+    /// Bytes on their way through; never in use across an `await`.
+    pub scratch: RefCell<Vec<u8>>,
+    pub random: RefCell<Random>,
+    /// Open client connections.
+    pub connections: Cell<usize>,
+    /// Woken when a client connection ends.
+    pub ended: Notify,
+    /// The proxy is about to end.
+    pub ending: Cell<bool>,
+}
+
+/// Runs a worker until the control thread is gone.
+///
+/// # Errors
+/// When its runtime cannot be made.
+pub fn run(
+    index: usize,
+    shared: Arc<Shared>,
+    commands: mpsc::Receiver<Command>,
+) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let worker = Rc::new(Worker {
+        index,
+        deadlines: Rc::default(),
+        buffers: Buffers::default(),
+        scratch: RefCell::new(vec![0; SCRATCH]),
+        random: RefCell::new(Random::new(u64::from(std::process::id()) << 16 | index as u64)),
+        connections: Cell::new(0),
+        ended: Notify::new(),
+        ending: Cell::new(false),
+        shared,
+    });
+    LocalSet::new().block_on(&runtime, serve(worker, commands));
+    Ok(())
+}
+
+async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
+    let mut state =
+        State { worker: Rc::clone(&worker), clusters: HashMap::new(), listeners: HashMap::new() };
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            command = commands.recv() => match command {
+                Some(Command::Apply(change, done)) => {
+                    state.apply(change).await;
+                    // Nobody waits any more if the proxy is about to end.
+                    let _ = done.send(());
+                }
+                Some(Command::Drain(done)) => {
+                    state.drain().await;
+                    tokio::task::spawn_local(all_ended(Rc::clone(&worker), done));
+                }
+                None => return,
+            },
+            _ = ticks.tick() => {
+                let now = worker.shared.now_ms();
+                worker.deadlines.tick(now);
+                state.clusters.values().for_each(|c| c.close_idle(now));
+            }
+        }
+    }
+}
+
+async fn all_ended(worker: Rc<Worker>, done: oneshot::Sender<()>) {
+    loop {
+        let ended = worker.ended.notified();
+        if worker.connections.get() == 0 {
+            let _ = done.send(());
+            return;
+        }
+        ended.await;
+    }
+}
+
+struct State {
+    worker: Rc<Worker>,
+    clusters: HashMap<ClusterId, Rc<WorkerCluster>>,
+    listeners: HashMap<SocketAddr, Listening>,
+}
+
+impl State {
+    async fn apply(&mut self, change: Change) {
+        // Clusters first: a new listener must find its endpoints.
+        for cluster in &change.clusters {
+            self.cluster(&cluster.shared).apply(cluster);
+        }
+        for listener in change.listeners {
+            self.listener(listener);
+        }
+        for bind in change.removed_listeners {
+            if let Some(listening) = self.listeners.remove(&bind) {
+                close(listening).await;
+            }
+        }
+        for id in change.removed_clusters {
+            if let Some(cluster) = self.clusters.remove(&id) {
+                cluster.clear();
+            }
+        }
+    }
+
+    fn cluster(&mut self, shared: &Arc<ClusterShared>) -> Rc<WorkerCluster> {
+        let worker = &self.worker;
+        let new = || Rc::new(WorkerCluster::new(Arc::clone(shared), &worker.shared, worker.index));
+        Rc::clone(self.clusters.entry(shared.id.clone()).or_insert_with(new))
+    }
+
+    fn listener(&mut self, change: ListenerChange) {
+        let cluster = self.cluster(&change.cluster);
+        let Some(socket) = change.socket else {
+            if let Some(listening) = self.listeners.get(&change.bind) {
+                listening.target.protocol.set(change.protocol);
+                listening.target.cluster.replace(cluster);
+            }
+            return;
+        };
+        let socket = match TcpListener::from_std(socket) {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::error!(bind = %change.bind, %error, "a worker cannot listen");
+                return;
+            }
+        };
+        let target = Rc::new(Target {
+            protocol: Cell::new(change.protocol),
+            cluster: RefCell::new(cluster),
+        });
+        let stop = Rc::new(Notify::new());
+        let accepting =
+            accept::run(Rc::clone(&self.worker), socket, Rc::clone(&target), Rc::clone(&stop));
+        let task = tokio::task::spawn_local(accepting);
+        self.listeners.insert(change.bind, Listening { target, stop, task });
+    }
+
+    async fn drain(&mut self) {
+        self.worker.ending.set(true);
+        self.worker.deadlines.shorten_idle(CLIENT_IDLE_ENDING);
+        for (_, listening) in self.listeners.drain() {
+            close(listening).await;
+        }
+    }
+}
+
+/// Stops accepting, after those that wait in the socket's queue.
+async fn close(listening: Listening) {
+    listening.stop.notify_one();
+    // The task ends by itself; a panic in it would have ended the accepting as well.
+    let _ = listening.task.await;
+}
