@@ -25,6 +25,8 @@ pub(crate) struct Draft<'a> {
     pub(crate) instances: BTreeMap<InstanceId, Instance>,
     /// Rollouts as decided so far.
     pub(crate) rollouts: BTreeMap<ServiceName, Rollout>,
+    /// The wanted revision of each service: worth computing once, a spec may hold megabytes.
+    wanted: BTreeMap<&'a ServiceName, RevisionId>,
     serials: BTreeMap<ServiceName, u64>,
     events: Vec<Action>,
     forget_stack: bool,
@@ -32,7 +34,9 @@ pub(crate) struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     pub(crate) fn new(desired: &'a Desired, observed: &'a Observed, clock: Clock) -> Self {
+        let services = &desired.record.stack.services;
         let mut draft = Self {
+            wanted: services.iter().map(|(name, s)| (name, s.spec.revision())).collect(),
             desired,
             observed,
             clock,
@@ -58,6 +62,11 @@ impl<'a> Draft<'a> {
             rollout.progressed_at = rollout.progressed_at.min(now);
             rollout.changed_at = rollout.changed_at.min(now);
         }
+    }
+
+    /// The revision of a service that the user wants.
+    pub(crate) fn wanted(&self, service: &ServiceName) -> Option<&RevisionId> {
+        self.wanted.get(service)
     }
 
     /// The instances of a service, in order of name.

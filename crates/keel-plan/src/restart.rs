@@ -91,7 +91,7 @@ pub(crate) fn verdict(
         return Verdict::GiveUp;
     }
     let since = trouble_since(instance, trouble);
-    if clock.passed(since, delay(policy, failures)) {
+    if instance.lasted(since, delay(policy, failures), clock) {
         Verdict::Now(failures.saturating_add(1))
     } else {
         Verdict::Wait

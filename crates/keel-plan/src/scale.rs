@@ -8,9 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use keel_model::{
-    Assignment, Goal, InstanceId, NodeName, Order, Scale, Service, ServiceName, Timestamp,
-};
+use keel_model::{Assignment, Goal, InstanceId, NodeName, Order, Scale, Service, ServiceName};
 
 use crate::draft::Draft;
 use crate::restart;
@@ -224,19 +222,17 @@ fn budget(draft: &Draft<'_>, steering: &Steering<'_>, cells: &[Cell]) -> usize {
 /// Whether the pause between two batches is over.
 fn pause_over(draft: &Draft<'_>, steering: &Steering<'_>, cells: &[Cell]) -> bool {
     let policy = policy(steering.service, steering.course.direction);
-    let latest: Option<Timestamp> = cells
-        .iter()
-        .flat_map(|cell| &cell.new)
-        .filter_map(|slot| draft.instances.get(&slot.id)?.ready_since())
-        .max();
     let healthy = match steering.course.direction {
         Direction::Forward => policy.min_healthy_time,
         Direction::First | Direction::Restart | Direction::Back => std::time::Duration::ZERO,
     };
+    let rested = |slot: &Slot| {
+        let instance = draft.instances.get(&slot.id);
+        let wait = healthy + policy.delay;
+        instance.is_none_or(|i| i.ready_since().is_none() || i.ready_for(wait, &draft.clock))
+    };
     let replacing = cells.iter().any(|cell| !cell.old.is_empty());
-    !replacing
-        || policy.delay.is_zero()
-        || latest.is_none_or(|since| draft.clock.passed(since, healthy + policy.delay))
+    policy.delay.is_zero() || !replacing || cells.iter().flat_map(|cell| &cell.new).all(rested)
 }
 
 /// The new one starts and counts before the old one is withdrawn.

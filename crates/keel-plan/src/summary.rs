@@ -112,7 +112,7 @@ fn summarize(
         running: draft.slots(name).filter(|i| i.runs()).count(),
         ready: draft.slots(name).filter(|i| i.is_ready()).count(),
         completed: draft.slots(name).filter(|i| i.has_completed(service)).count(),
-        revision: service.spec.revision(),
+        revision: draft.wanted(name).cloned().unwrap_or_else(|| service.spec.revision()),
         state: ServiceState::Starting,
         reason: String::new(),
         failed_instance: None,

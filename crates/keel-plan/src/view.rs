@@ -3,6 +3,8 @@
 //! A status speaks of the attempt and generation that the node knew when it wrote it. Whatever was said of an
 //! earlier attempt says nothing about this one.
 
+use std::time::Duration;
+
 use keel_model::{
     Goal, Health, InstanceStatus, NodeName, Phase, RestartCondition, Scale, Service, StartFailure,
     Timestamp,
@@ -86,6 +88,16 @@ impl Instance {
         }
     }
 
+    /// Whether it has been ready for `wait`.
+    pub(crate) fn ready_for(&self, wait: Duration, clock: &Clock) -> bool {
+        self.ready_since().is_some_and(|since| self.lasted(since, wait, clock))
+    }
+
+    /// Whether `wait` has passed since a time in its status.
+    pub(crate) fn lasted(&self, reported: Timestamp, wait: Duration, clock: &Clock) -> bool {
+        clock.passed_since_report(reported, self.assignment.goal_since, wait)
+    }
+
     /// What is wrong with it, if it is meant to run.
     pub(crate) fn trouble(&self, service: &Service, clock: &Clock) -> Option<Trouble> {
         let status = self.fresh()?;
@@ -97,7 +109,8 @@ impl Instance {
             Phase::Running if !status.ready => {
                 let started = status.started_at?;
                 let never = status.ready_since.is_none_or(|since| since <= started);
-                let late = never && clock.passed(started, service.readiness.startup_timeout);
+                let timeout = service.readiness.startup_timeout;
+                let late = never && self.lasted(started, timeout, clock);
                 late.then_some(Trouble::NeverReady)
             }
             Phase::Running | Phase::Preparing | Phase::Stopping => None,

@@ -1,5 +1,7 @@
 //! The planner by example: one situation, one expectation each.
 
+#![allow(clippy::unwrap_used, reason = "a test that meets the unexpected should stop")]
+
 mod world;
 
 use std::time::Duration;

@@ -10,12 +10,13 @@ use crate::view::is_job;
 /// Brings the rollout record of `name` in line with what the user wants now.
 pub(crate) fn begin(draft: &mut Draft<'_>, name: &ServiceName, service: &Service) {
     let restarts = restarts_asked(draft, name, service);
-    if let Some(occasion) = occasion(draft, name, service) {
+    let wanted = draft.wanted(name).cloned();
+    if let (Some(occasion), Some(wanted)) = (occasion(draft, name, service), wanted) {
         let before = draft.rollouts.get(name);
         let from = before.and_then(|rollout| in_force(rollout, service));
         let raise = u64::from(occasion == Occasion::Restart);
         let epoch = before.map_or(0, |rollout| rollout.epoch + raise);
-        let rollout = fresh(draft, name, from, service.spec.revision(), restarts, epoch);
+        let rollout = fresh(draft, name, from, wanted, restarts, epoch);
         forgive(draft, name, &rollout.to);
         open(draft, name, rollout, occasion);
         return;
@@ -56,7 +57,7 @@ pub(crate) fn occasion(
         RolloutState::RolledBack | RolloutState::Paused | RolloutState::Failed
     );
     // A new revision restarts everything anyway; its epoch is left alone.
-    if rollout.to != service.spec.revision() {
+    if draft.wanted(name) != Some(&rollout.to) {
         Some(Occasion::NewRevision)
     } else if restarts_asked(draft, name, service) > rollout.restarts {
         Some(Occasion::Restart)

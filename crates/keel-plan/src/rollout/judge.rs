@@ -40,7 +40,7 @@ pub(crate) fn counts(
         Direction::First | Direction::Restart if unprobed(service) => UNPROBED_SETTLE,
         Direction::First | Direction::Restart | Direction::Back => Duration::ZERO,
     };
-    instance.ready_since().is_some_and(|since| clock.passed(since, wait))
+    instance.ready_for(wait, clock)
 }
 
 fn unprobed(service: &Service) -> bool {
@@ -57,7 +57,7 @@ fn settled(instance: &Instance, service: &Service, direction: Direction, clock: 
         Direction::Forward => policy.min_healthy_time.max(policy.monitor),
         Direction::First | Direction::Restart | Direction::Back => Duration::ZERO,
     };
-    let ready = instance.ready_since().is_some_and(|since| clock.passed(since, wait));
+    let ready = instance.ready_for(wait, clock);
     instance.has_completed(service) || ready
 }
 

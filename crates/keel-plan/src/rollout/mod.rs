@@ -94,8 +94,7 @@ impl Course {
 impl Draft<'_> {
     /// Whether the definition of a revision is at hand, so that instances of it can be created.
     pub(crate) fn knows(&self, service: &ServiceName, revision: &RevisionId) -> bool {
-        let current = self.desired.record.stack.services.get(service);
-        current.is_some_and(|service| service.spec.revision() == *revision)
+        self.wanted(service) == Some(revision)
             || self.desired.revisions.contains_key(&(service.clone(), revision.clone()))
     }
 

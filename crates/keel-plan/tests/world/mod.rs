@@ -73,6 +73,7 @@ pub struct World {
     pub forgotten: bool,
     /// How far the leader's clock is behind.
     pub behind: Duration,
+    pub turns: u64,
     wake_at: Option<Timestamp>,
     used: BTreeSet<InstanceId>,
     /// Services that once wanted no instance: any revision is complete then, without proof.
@@ -92,6 +93,7 @@ impl World {
             events: Vec::new(),
             forgotten: false,
             behind: Duration::ZERO,
+            turns: 0,
             wake_at: None,
             used: BTreeSet::new(),
             emptied: BTreeSet::new(),
@@ -245,6 +247,7 @@ impl World {
                 break;
             }
             self.now = next;
+            self.turns += 1;
         }
         if !self.forgotten {
             self.now = end;
