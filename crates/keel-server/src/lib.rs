@@ -22,6 +22,8 @@ mod names;
 mod network;
 mod serve;
 mod sockets;
+#[cfg(test)]
+mod tests;
 mod traffic;
 mod views;
 mod world;

@@ -175,3 +175,39 @@ fn lost(stored: &InstanceStatus) -> InstanceStatus {
         ..stored.clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use keel_model::{Goal, ServiceName, StackName, Timestamp};
+
+    fn word(generation: u64, goal: Goal) -> Arc<Assignment> {
+        let (stack, service) = (StackName::new("s").unwrap(), ServiceName::new("x").unwrap());
+        Arc::new(Assignment {
+            id: InstanceId::numbered(&stack, &service, 1),
+            stack,
+            service,
+            revision: keel_model::RevisionId::new("0123456789ab").unwrap(),
+            node: NodeName::new("here").unwrap(),
+            generation: Generation(generation),
+            attempt: 1,
+            failures: 0,
+            restarts: 0,
+            goal,
+            reason: String::new(),
+            created_at: Timestamp(0),
+            goal_since: Timestamp(0),
+            after_drain: Goal::Remove,
+        })
+    }
+
+    #[test]
+    fn an_older_word_of_the_leader_is_refused() {
+        let mut held = word(5, Goal::Drain);
+        assert!(!newer(&mut held, &word(4, Goal::Run)));
+        assert!(!newer(&mut held, &word(5, Goal::Run)));
+        assert_eq!(held.goal, Goal::Drain);
+        assert!(newer(&mut held, &word(6, Goal::Remove)));
+        assert_eq!(held.goal, Goal::Remove);
+    }
+}

@@ -1,0 +1,372 @@
+//! The loops together, on a runtime in memory: what a user asks for becomes true, and stays true over restarts.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use keel_model::{Goal, NodeName, ServiceName, Stack, StackName};
+use keel_runtime::{FakeRuntime, Runtime, Script};
+use keel_store::{RedbStore, Store};
+use serde_json::json;
+use tokio::sync::{Mutex, watch};
+use tokio::task::JoinSet;
+
+use crate::agent::{Context, Preparations};
+use crate::api::types::{
+    ApplyRequest, DownRequest, RollbackRequest, ScaleRequest, ServicesRequest, StackView,
+};
+use crate::board::Board;
+use crate::changes::{Changes, Operation};
+use crate::controller::Controller;
+use crate::events::EventLog;
+use crate::network::Network;
+use crate::traffic::ProxyState;
+use crate::views::Viewer;
+use crate::world::WorldReader;
+
+/// Nothing here takes longer.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+struct Server {
+    store: Arc<dyn Store>,
+    runtime: FakeRuntime,
+    changes: Changes,
+    viewer: Viewer,
+    _tasks: JoinSet<()>,
+}
+
+impl Server {
+    async fn start(store: Arc<dyn Store>, runtime: FakeRuntime) -> Self {
+        let (network, _) = Network::open(Some("127.98.0.0/16"), &*store).await.unwrap();
+        let network = Arc::new(network);
+        let node = NodeName::new("here").unwrap();
+        let worlds = Arc::new(WorldReader::new(store.clone()).await.unwrap());
+        let board = Arc::new(Board::load(&*store).await.unwrap());
+        let events = Arc::new(EventLog::load(&*store).await.unwrap());
+        let shared: Arc<dyn Runtime> = Arc::new(runtime.clone());
+        let agent = Arc::new(Context {
+            node: node.clone(),
+            runtime: shared.clone(),
+            board: board.clone(),
+            events: events.clone(),
+            worlds: worlds.clone(),
+            store: store.clone(),
+            network: network.clone(),
+            preparations: Preparations::default(),
+        });
+        agent.adopt().await.unwrap();
+        let proxy = watch::channel(ProxyState::default()).1;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(board.clone().persist(store.clone()));
+        tasks.spawn(agent.run());
+        tasks.spawn(all_drained(worlds.clone(), board.clone()));
+        let controller = Controller {
+            node: node.clone(),
+            store: store.clone(),
+            worlds: worlds.clone(),
+            board: board.clone(),
+            events: events.clone(),
+            runtime: shared,
+        };
+        tasks.spawn(controller.run());
+        let changes = Changes {
+            store: store.clone(),
+            worlds: worlds.clone(),
+            events,
+            network: network.clone(),
+            proxy: proxy.clone(),
+            turn: Mutex::new(()),
+        };
+        let viewer = Viewer { node, worlds, board, network, proxy };
+        Self { store, runtime, changes, viewer, _tasks: tasks }
+    }
+
+    async fn new() -> Self {
+        Self::start(Arc::new(RedbStore::in_memory().unwrap()), FakeRuntime::new()).await
+    }
+
+    /// Kills this server and starts another one on the same store and runtime.
+    async fn replace(self) -> Self {
+        let (store, runtime) = (self.store.clone(), self.runtime.clone());
+        drop(self);
+        Self::start(store, runtime).await
+    }
+
+    async fn apply(&self, stack: Stack) -> u64 {
+        let request = ApplyRequest {
+            stack,
+            services: None,
+            remove_orphans: true,
+            force_recreate: false,
+            change: "up".to_owned(),
+        };
+        self.changes.apply(request).await.unwrap().generation.0
+    }
+
+    async fn until(&self, what: &str, condition: impl Fn(&StackView) -> bool) -> StackView {
+        let mut changes = self.viewer.subscribe();
+        let wait = async {
+            loop {
+                if let Ok(view) = self.viewer.stack(&name())
+                    && condition(&view)
+                {
+                    return view;
+                }
+                changes.changed().await;
+            }
+        };
+        match tokio::time::timeout(DEADLINE, wait).await {
+            Ok(view) => view,
+            Err(_) => panic!("{what} did not happen: {:#?}", self.viewer.stack(&name())),
+        }
+    }
+
+    async fn settled(&self) -> StackView {
+        self.until("settling", |view| view.converged).await
+    }
+}
+
+/// Stands in for the proxy: whatever drains has nothing in flight.
+async fn all_drained(worlds: Arc<WorldReader>, board: Arc<Board>) {
+    let mut changes = worlds.subscribe();
+    loop {
+        let world = changes.borrow_and_update().clone();
+        let drained = world
+            .stacks
+            .values()
+            .flat_map(|stack| stack.assignments.values())
+            .filter(|stored| stored.value.goal == Goal::Drain)
+            .map(|stored| stored.value.id.clone())
+            .collect();
+        board.set_drained(drained);
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn name() -> StackName {
+    StackName::new("shop").unwrap()
+}
+
+fn service(name: &str) -> ServiceName {
+    ServiceName::new(name).unwrap()
+}
+
+/// A stack of services with so many instances each and this version in their environment.
+fn stack(services: &[(&str, u32)], version: &str) -> Stack {
+    let services: BTreeMap<&str, serde_json::Value> = services
+        .iter()
+        .map(|(name, replicas)| {
+            let definition = json!({
+                "spec": {
+                    "runtime": "process", "image": null, "command": ["run"],
+                    "environment": {"VERSION": version}, "working_dir": null, "user": null,
+                    "mounts": [], "files": [],
+                    "limits": {"cpu_milli": null, "cpu_shares": null, "cpuset": null, "memory": null,
+                        "memory_swap": null, "pids": null, "oom_score_adj": null},
+                    "health": null, "network": "shared", "init": false,
+                    "pre_start": [], "post_start": [], "pre_stop": [],
+                    "logs": {"keep": true, "max_size": 1000, "max_files": 1}, "ports": []
+                },
+                "scale": {"replicated": replicas},
+                "ports": [], "publish": [], "aliases": [], "depends_on": {},
+                "restart": {"condition": "on_failure", "max_attempts": null, "delay": null,
+                    "backoff_initial": 50, "backoff_max": 200, "reset_after": 1000},
+                "rollout": {"parallelism": 1, "delay": 0, "order": null, "failure_action": "rollback",
+                    "monitor": 50, "max_failure_ppm": 0, "min_healthy_time": 50,
+                    "progress_deadline": 10000, "drain_timeout": 1000},
+                "rollback": null,
+                "stop": {"signal": 15, "grace": 500},
+                "readiness": {"probe": "none", "port": null, "interval": 1000, "timeout": 1000,
+                    "successes": 1, "failures": 1, "startup_timeout": 10000}
+            });
+            (*name, definition)
+        })
+        .collect();
+    serde_json::from_value(json!({
+        "name": "shop", "directory": "/", "services": services, "volumes": {}
+    }))
+    .unwrap()
+}
+
+fn ready(view: &StackView, name: &str) -> u32 {
+    view.services.get(name).map_or(0, |service| service.ready)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_applied_runs_and_is_removed_again() {
+    let server = Server::new().await;
+    server.apply(stack(&[("cart", 2), ("web", 1)], "1")).await;
+    let view = server.settled().await;
+    assert_eq!((ready(&view, "cart"), ready(&view, "web")), (2, 1));
+    assert!(!view.failed);
+
+    server.apply(stack(&[("cart", 2)], "1")).await;
+    let view = server.settled().await;
+    assert!(!view.services.contains_key("web"), "an orphan goes");
+
+    server.changes.down(&name(), &DownRequest::default()).await.unwrap();
+    let mut changes = server.viewer.subscribe();
+    let gone = async {
+        while server.viewer.stack(&name()).is_ok() {
+            changes.changed().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, gone).await.expect("the stack goes");
+    assert!(server.runtime.list().await.unwrap().is_empty(), "nothing is left running");
+    let left = server.store.list(crate::keys::STACKS).await.unwrap().entries;
+    assert!(left.is_empty(), "nothing is left stored: {left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_again_changes_nothing() {
+    let server = Server::new().await;
+    let first = server.apply(stack(&[("cart", 1)], "1")).await;
+    server.settled().await;
+    assert_eq!(server.apply(stack(&[("cart", 1)], "1")).await, first);
+    assert_eq!(server.runtime.starts().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_instance_is_started_again() {
+    let server = Server::new().await;
+    server.apply(stack(&[("cart", 2)], "1")).await;
+    let view = server.settled().await;
+    let victim = view.services["cart"].instances[0].id.clone();
+    assert!(server.runtime.end(&victim, None, Some(9), false));
+    server
+        .until("a second attempt", |view| {
+            view.services["cart"].instances.iter().any(|i| i.attempts == 2 && i.ready)
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_server_finds_everything_and_restarts_nothing() {
+    let server = Server::new().await;
+    server.apply(stack(&[("cart", 3)], "1")).await;
+    let before = server.settled().await;
+    // The statuses are saved behind the scenes; what is not saved yet is found in the runtime.
+    let server = server.replace().await;
+    let after = server.settled().await;
+    let ids = |view: &StackView| {
+        view.services["cart"].instances.iter().map(|i| i.id.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(&before), ids(&after));
+    assert_eq!(server.runtime.starts().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_ended_unseen_is_started_again() {
+    let server = Server::new().await;
+    server.apply(stack(&[("cart", 1)], "1")).await;
+    let view = server.settled().await;
+    let id = view.services["cart"].instances[0].id.clone();
+    let (store, runtime) = (server.store.clone(), server.runtime.clone());
+    drop(server);
+    assert!(runtime.end(&id, Some(1), None, false));
+    let server = Server::start(store, runtime).await;
+    server.until("a second attempt", |v| v.services["cart"].instances[0].attempts == 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scale_stop_start_and_restart() {
+    let server = Server::new().await;
+    server.apply(stack(&[("cart", 1)], "1")).await;
+    server.settled().await;
+    let wanted = ScaleRequest { replicas: BTreeMap::from([(service("cart"), 4)]) };
+    server.changes.scale(&name(), &wanted).await.unwrap();
+    server.until("four", |view| view.converged && ready(view, "cart") == 4).await;
+
+    let all = ServicesRequest::default();
+    server.changes.operate(&name(), Operation::Stop, &all).await.unwrap();
+    let view = server.until("a stop", |v| v.converged && v.services["cart"].running == 0).await;
+    assert_eq!(view.services["cart"].instances.len(), 4, "stopped instances stay visible");
+
+    server.changes.operate(&name(), Operation::Start, &all).await.unwrap();
+    let view = server.until("a start", |v| v.converged && ready(v, "cart") == 4).await;
+    let before: Vec<_> = view.services["cart"].instances.iter().map(|i| i.id.clone()).collect();
+    let starts = server.runtime.starts().len();
+
+    server.changes.operate(&name(), Operation::Restart, &all).await.unwrap();
+    server
+        .until("a restart of all", |v| v.converged && server.runtime.starts().len() >= starts + 4)
+        .await;
+    assert!(!before.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revision_that_fails_is_rolled_back() {
+    let server = Server::new().await;
+    server.apply(stack(&[("cart", 2)], "1")).await;
+    let good = server.settled().await.services["cart"].revision.clone();
+    let script = Script { exit_after: Some((Duration::from_millis(10), 3)), ..Script::default() };
+    server.runtime.script(&service("cart"), script);
+    server.apply(stack(&[("cart", 2)], "2")).await;
+    server.until("a verdict", |view| view.failed).await;
+    server.runtime.script(&service("cart"), Script::default());
+    let view = server.until("the end", |v| v.converged && ready(v, "cart") == 2).await;
+    let revisions: Vec<_> =
+        view.services["cart"].instances.iter().filter(|i| i.ready).map(|i| &i.revision).collect();
+    assert!(revisions.iter().all(|revision| **revision == good), "{revisions:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rollback_returns_to_the_definition_before() {
+    let server = Server::new().await;
+    server.apply(stack(&[("cart", 1)], "1")).await;
+    let first = server.settled().await.services["cart"].revision.clone();
+    server.apply(stack(&[("cart", 1)], "2")).await;
+    let view = server.settled().await;
+    assert_ne!(view.services["cart"].revision, first);
+    server.changes.rollback(&name(), &RollbackRequest::default()).await.unwrap();
+    let view = server.until("the old one", |v| v.converged && ready(v, "cart") == 1).await;
+    assert_eq!(view.services["cart"].revision, first);
+    let history = server.viewer.history(&name()).unwrap();
+    assert_eq!(history.len(), 3);
+    assert!(history[0].current && history[0].change.starts_with("rollback to 1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_make_no_sense_change_nothing() {
+    let server = Server::new().await;
+    server.apply(stack(&[("cart", 1)], "1")).await;
+    let generation = server.settled().await.generation;
+    let wanted = ScaleRequest { replicas: BTreeMap::from([(service("crat"), 4)]) };
+    let refusal = server.changes.scale(&name(), &wanted).await.unwrap_err();
+    assert_eq!(refusal.code, "no_such_service");
+    assert_eq!(refusal.hint.as_deref(), Some("did you mean `cart`?"));
+    let missing = StackName::new("none").unwrap();
+    let refusal = server.changes.scale(&missing, &wanted).await.unwrap_err();
+    assert_eq!(refusal.code, "no_such_stack");
+    let wanted = ScaleRequest { replicas: BTreeMap::from([(service("cart"), 4_000_000)]) };
+    assert_eq!(server.changes.scale(&name(), &wanted).await.unwrap_err().code, "invalid");
+    assert_eq!(server.viewer.stack(&name()).unwrap().generation, generation);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_port_that_is_taken_is_refused_with_its_holder() {
+    let server = Server::new().await;
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = holder.local_addr().unwrap().port();
+    let mut wanted = stack(&[("web", 1)], "1");
+    let definition = wanted.services.get_mut("web").unwrap();
+    definition.publish.push(
+        serde_json::from_value(json!({
+            "ip": null, "published": port, "target": 80, "transport": "tcp", "protocol": "auto"
+        }))
+        .unwrap(),
+    );
+    let request = ApplyRequest {
+        stack: wanted,
+        services: None,
+        remove_orphans: true,
+        force_recreate: false,
+        change: "up".to_owned(),
+    };
+    let refusal = server.changes.apply(request).await.unwrap_err();
+    assert_eq!(refusal.code, "port_in_use");
+    assert!(refusal.message.contains(&std::process::id().to_string()), "{}", refusal.message);
+    assert!(server.viewer.stack(&name()).is_err(), "nothing was changed");
+}
