@@ -135,7 +135,7 @@ async fn first_bytes(client: &Client, first: &mut Buffer) -> io::Result<Wire> {
             *first = client.worker.buffers.take();
             client.deadline.set(REQUEST_HEAD);
         }
-        let more = match client.stream.try_read(first.room(BUFFER.max(MAX_LOOK))) {
+        let more = match stream::try_read(&client.stream, first.room(BUFFER.max(MAX_LOOK))) {
             Ok(0) if first.is_empty() => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(0) => More::Not,
             Ok(n) => {

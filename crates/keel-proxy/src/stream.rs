@@ -1,23 +1,60 @@
 //! Reading and writing with deadlines, in as few system calls as possible.
 //!
-//! `try_read` and `try_write` make no system call while the socket is known not to be ready, and tokio
-//! forgets readiness after a short read, so that a request costs one read and one write per side.
+//! A short read or write tells that there is no more for now: readiness is then forgotten without asking the
+//! system again, so that a request costs one read and one write per side. This is safe because readiness is
+//! edge-triggered and only noted between two polls: whatever arrives later makes a new event.
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use rustix::net::{RecvFlags, sockopt};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, sockopt};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::deadline::Deadline;
 use crate::limits::{self, BODY_STALL};
 
+/// Reads what there is. `WouldBlock`, mostly without a system call, if there is nothing.
+pub fn try_read(stream: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
+    let mut short = None;
+    let read = stream.try_io(Interest::READABLE, || {
+        let n = rustix::io::read(stream, &mut *room)?;
+        if n > 0 && n < room.len() {
+            short = Some(n);
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(n)
+    });
+    short.map_or(read, Ok)
+}
+
+/// Writes what the system takes. `WouldBlock` if it takes nothing.
+pub fn try_write(stream: &TcpStream, first: &[u8], second: &[u8]) -> io::Result<usize> {
+    let mut short = None;
+    let flags = SendFlags::NOSIGNAL;
+    let written = stream.try_io(Interest::WRITABLE, || {
+        let n = if first.is_empty() || second.is_empty() {
+            let one = if first.is_empty() { second } else { first };
+            rustix::net::send(stream, one, flags)?
+        } else {
+            let both = [IoSlice::new(first), IoSlice::new(second)];
+            rustix::net::sendmsg(stream, &both, &mut SendAncillaryBuffer::default(), flags)?
+        };
+        if n > 0 && n < first.len() + second.len() {
+            short = Some(n);
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(n)
+    });
+    short.map_or(written, Ok)
+}
+
 /// Reads what there is, waiting for it until the deadline. 0 at the end of the stream.
 pub async fn read(stream: &TcpStream, room: &mut [u8], deadline: &Deadline) -> io::Result<usize> {
     loop {
-        match stream.try_read(room) {
+        match try_read(stream, room) {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             done => return done,
@@ -49,13 +86,11 @@ pub async fn write_both(
 ) -> Result<(), (usize, io::Error)> {
     let (mut written, all) = (0, first.len() + second.len());
     while written < all {
-        let result = if written >= first.len() {
-            stream.try_write(&second[written - first.len()..])
-        } else if second.is_empty() {
-            stream.try_write(&first[written..])
-        } else {
-            stream.try_write_vectored(&[IoSlice::new(&first[written..]), IoSlice::new(second)])
-        };
+        let result = try_write(
+            stream,
+            &first[written.min(first.len())..],
+            &second[written.saturating_sub(first.len())..],
+        );
         match result {
             Ok(0) => return Err((written, io::ErrorKind::WriteZero.into())),
             Ok(n) => written += n,
@@ -105,7 +140,7 @@ pub fn is_exhaustion(error: &io::Error) -> bool {
 /// Whether a connection that should be silent still is: neither closed nor sending. Costs no system call
 /// unless something is known to have happened.
 pub fn is_quiet(stream: &TcpStream) -> bool {
-    matches!(stream.try_read(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+    matches!(try_read(stream, &mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// As [`is_quiet`], asking the system.
@@ -136,7 +171,7 @@ pub async fn linger(
         if readable(stream, deadline).await.is_err() {
             return;
         }
-        match stream.try_read(&mut scratch.borrow_mut()[..]) {
+        match try_read(stream, &mut scratch.borrow_mut()[..]) {
             Ok(0) => return,
             Ok(n) => dropped += n,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}

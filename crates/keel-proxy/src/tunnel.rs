@@ -86,13 +86,13 @@ async fn one_way(
         stream::readable(from, never).await?;
         let left = {
             let mut scratch = worker.scratch.borrow_mut();
-            let read = match from.try_read(&mut scratch[..]) {
+            let read = match stream::try_read(from, &mut scratch[..]) {
                 Ok(0) => break,
                 Ok(n) => n,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(e) => return Err(e),
             };
-            let written = match to.try_write(&scratch[..read]) {
+            let written = match stream::try_write(to, &scratch[..read], &[]) {
                 Ok(n) => n,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
                 Err(e) => return Err(e),

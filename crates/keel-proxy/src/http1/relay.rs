@@ -63,7 +63,7 @@ impl Relay<'_> {
             Body::Length(left) => usize::try_from(*left).unwrap_or(usize::MAX).min(scratch.len()),
             Body::Chunked(_) | Body::UntilClose => scratch.len(),
         };
-        let read = match self.from.try_read(&mut scratch[..most]) {
+        let read = match stream::try_read(self.from, &mut scratch[..most]) {
             Ok(0) => return Ok(Moved::End),
             Ok(n) => n,
             Err(e) if is_passing(&e) => return Ok(Moved::All),
@@ -78,7 +78,7 @@ impl Relay<'_> {
         let taken = taken.map_err(|_| Broken::Malformed)?;
         beyond.extend(&scratch[taken..read]);
         let bytes = if self.unchunk { &content } else { &scratch[..taken] };
-        let written = match self.to.try_write(bytes) {
+        let written = match stream::try_write(self.to, bytes, &[]) {
             Ok(n) => n,
             Err(e) if is_passing(&e) => 0,
             Err(_) => return Err(Broken::Sink),
