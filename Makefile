@@ -1,0 +1,15 @@
+# Evenkeel. `make` lists what there is.
+
+.PHONY: help demo test
+
+help:
+	@echo 'make demo   build everything, run the shop, break it, and leave it running'
+	@echo 'make test   every check and every test'
+
+demo:
+	@scripts/setup.sh
+	@scripts/demo.sh
+
+test:
+	@scripts/setup.sh
+	@cargo xtask ci

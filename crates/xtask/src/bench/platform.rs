@@ -1,0 +1,193 @@
+//! A keel server of its own for one bench: own state directory, own network, ended by process id.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::Error;
+
+/// The loopback network that benches use, apart from a real server's.
+const NETWORK: &str = "127.91.0.0/16";
+
+/// The root of the workspace.
+pub fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    here.canonicalize().unwrap_or(here)
+}
+
+/// A release binary; built by [`build`].
+pub fn binary(name: &str) -> PathBuf {
+    root().join("target/release").join(name)
+}
+
+/// Builds what benches run.
+pub fn build() -> Result<(), Error> {
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--release", "-p", "keel", "-p", "shop"])
+        .current_dir(root())
+        .status()?;
+    if status.success() { Ok(()) } else { Err("the release build failed".into()) }
+}
+
+/// A running server. Everything it started is ended when it is dropped.
+pub struct Platform {
+    state: PathBuf,
+    file: PathBuf,
+    environment: Vec<(String, String)>,
+}
+
+impl Platform {
+    /// Starts a server for the Compose file `file`.
+    pub fn start(name: &str, file: &Path) -> Result<Self, Error> {
+        build()?;
+        let state = root().join("target/bench").join(name);
+        let platform = Self { state, file: file.to_owned(), environment: Vec::new() };
+        platform.end();
+        match std::fs::remove_dir_all(&platform.state) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        std::fs::create_dir_all(&platform.state)?;
+        platform.server()?;
+        Ok(platform)
+    }
+
+    /// Starts the server in the background.
+    pub fn server(&self) -> Result<(), Error> {
+        self.keel(&["server", "--detach"]).map(|_| ())
+    }
+
+    /// Sets a variable that the Compose file uses.
+    pub fn set(&mut self, key: &str, value: &str) {
+        self.environment.retain(|(known, _)| known != key);
+        self.environment.push((key.to_owned(), value.to_owned()));
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binary("keel"));
+        command
+            .arg("--state-dir")
+            .arg(&self.state)
+            .arg("-f")
+            .arg(&self.file)
+            .args(arguments)
+            .env("KEEL_NETWORK", NETWORK)
+            .env("SHOP_BIN", binary("shop"))
+            .envs(self.environment.iter().map(|(key, value)| (key, value)));
+        command
+    }
+
+    /// Runs a command of keel; an error when it fails.
+    pub fn keel(&self, arguments: &[&str]) -> Result<Output, Error> {
+        let output = self.command(arguments).output()?;
+        if output.status.success() {
+            return Ok(output);
+        }
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        Err(format!("keel {} failed: {words}", arguments.join(" ")).into())
+    }
+
+    /// Runs a command of keel and reads its JSON.
+    pub fn json(&self, arguments: &[&str]) -> Result<Value, Error> {
+        let mut all = vec!["--output", "json"];
+        all.extend(arguments);
+        Ok(serde_json::from_slice(&self.keel(&all)?.stdout)?)
+    }
+
+    /// Instances of a service whose process runs: identity and process id.
+    pub fn running(&self, service: &str) -> Result<Vec<(String, u32)>, Error> {
+        let listing = self.json(&["ps", service])?;
+        let instances = listing.as_array().cloned().unwrap_or_default();
+        Ok(instances
+            .iter()
+            .filter_map(|instance| {
+                let id = instance.get("id").or_else(|| instance.get("name"))?.as_str()?;
+                let pid = instance.get("pid").or_else(|| instance.pointer("/status/pid"))?;
+                Some((id.to_owned(), u32::try_from(pid.as_u64()?).ok()?))
+            })
+            .collect())
+    }
+
+    /// The process id of the server.
+    pub fn server_pid(&self) -> Result<u32, Error> {
+        let info = self.json(&["server", "status"])?;
+        let pid = info.get("pid").and_then(Value::as_u64).ok_or("no pid in `server status`")?;
+        Ok(u32::try_from(pid)?)
+    }
+
+    /// Processes whose command line names this platform's state directory and holds `word`.
+    pub fn processes(&self, word: &str) -> Vec<u32> {
+        let state = self.state.to_string_lossy().into_owned();
+        processes().filter(|(_, line)| line.contains(&state) && line.contains(word)).map(|p| p.0).collect()
+    }
+
+    /// Waits until `condition` holds.
+    pub fn wait(
+        &self,
+        what: &str,
+        timeout: Duration,
+        mut condition: impl FnMut(&Self) -> Result<bool, Error>,
+    ) -> Result<Duration, Error> {
+        let start = Instant::now();
+        while start.elapsed() < timeout {
+            if condition(self)? {
+                return Ok(start.elapsed());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Err(format!("{what} did not happen within {timeout:?}").into())
+    }
+
+    fn end(&self) {
+        let _ = self.command(&["down"]).output();
+        let _ = self.command(&["server", "stop"]).output();
+        for pid in self.processes("keel") {
+            signal(pid, "-KILL");
+        }
+    }
+}
+
+impl Drop for Platform {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn processes() -> impl Iterator<Item = (u32, String)> {
+    let own = std::process::id();
+    std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(move |pid| *pid != own)
+        .filter_map(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            Some((pid, String::from_utf8_lossy(&line).replace('\0', " ")))
+        })
+}
+
+/// Sends a signal to a process.
+pub fn signal(pid: u32, signal: &str) {
+    let _ = Command::new("kill").arg(signal).arg(pid.to_string()).output();
+}
+
+/// Resident memory of a process, in MiB.
+pub fn resident_mib(pid: u32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<f64>().ok())
+        .map_or(f64::INFINITY, |kib| kib / 1024.0)
+}
+
+/// CPU time of a process so far, in seconds.
+pub fn cpu_seconds(pid: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at).and_then(|ticks| ticks.parse::<f64>().ok());
+    // Fields 14 and 15 of proc(5), in hundredths of a second on Linux.
+    ticks(11).zip(ticks(12)).map_or(f64::INFINITY, |(user, system)| (user + system) / 100.0)
+}
