@@ -100,6 +100,9 @@ fn one(
         Condition::CompletedSuccessfully => "to complete",
     };
     if record.intents.get(on).is_some_and(|intent| intent.stopped) {
+        if !dependency.required {
+            return Gate::Open;
+        }
         return Gate::Waiting(format!("waits for {on} {wish}, which is stopped"));
     }
     match failure_of(draft, on, other) {

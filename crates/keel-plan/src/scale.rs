@@ -99,9 +99,7 @@ impl Cell {
 }
 
 /// Brings number, revision and place of the instances of a service closer to what is wanted.
-pub(crate) fn step(draft: &mut Draft<'_>, name: &ServiceName, service: &Service) {
-    let Some(rollout) = draft.rollouts.get(name) else { return };
-    let course = Course::of(draft, rollout);
+pub(crate) fn step(draft: &mut Draft<'_>, name: &ServiceName, service: &Service, course: Course) {
     let policy = policy(service, course.direction);
     let all_at_once = policy.parallelism == 0 || course.direction == Direction::First;
     let parallelism = if all_at_once {

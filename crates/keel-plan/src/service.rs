@@ -4,7 +4,7 @@ use keel_model::{Goal, InstanceId, RolloutState, Service, ServiceName};
 
 use crate::depend::{self, Gate, Which};
 use crate::draft::Draft;
-use crate::rollout::{begin, judge};
+use crate::rollout::{Course, begin, judge};
 use crate::{restart, scale, withdraw};
 
 /// Decides everything about one service of a stack that is not being removed.
@@ -28,10 +28,20 @@ pub(crate) fn turn(
         return;
     }
     judge::judge(draft, name, service);
-    match gate(draft, name, service, before) {
-        Gate::Open => scale::step(draft, name, service),
-        Gate::Waiting(_) => {}
-        Gate::Blocked(why) => judge::block(draft, name, &why),
+    let gate = gate(draft, name, service, before);
+    if let Gate::Blocked(why) = &gate {
+        judge::block(draft, name, why);
+    }
+    let runs = draft.slots(name).next().is_some();
+    if let Some(rollout) = draft.rollouts.get(name) {
+        let course = match gate {
+            Gate::Open => Some(Course::of(draft, rollout)),
+            // Whatever it waits for, what runs is kept at its number.
+            Gate::Waiting(_) | Gate::Blocked(_) => runs.then(|| Course::held(draft, rollout)),
+        };
+        if let Some(course) = course {
+            scale::step(draft, name, service, course);
+        }
     }
     restart::heal(draft, name, service);
 }

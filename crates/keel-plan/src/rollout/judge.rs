@@ -128,13 +128,18 @@ fn progressing(draft: &mut Draft<'_>, name: &ServiceName, service: &Service, cou
     }
 }
 
-/// The way back ends when nothing but the old revision is left, ready or not: healing does the rest.
+/// The way back ends when nothing but the old revision is left, ready or not: healing does the rest. If the old
+/// revision does not come up either, what still serves of the new one is all there is: that is left to the user.
 fn rolling_back(draft: &mut Draft<'_>, name: &ServiceName, service: &Service, course: &Course) {
+    mark_ready(draft, name, course);
     let fits = draft.slots(name).filter(|i| course.fits(&i.assignment)).count();
     let all = draft.slots(name).count();
     if fits == all && fits >= scale::wanted(draft, name, service) {
         let reason = draft.rollouts.get(name).map(|r| r.reason.clone()).unwrap_or_default();
         draft.turn_rollout(name, RolloutState::RolledBack, reason);
+    } else if let Some((id, why)) = stuck(draft, name, service, course) {
+        let reason = format!("the revision before does not come up: {id} {why}");
+        draft.turn_rollout(name, RolloutState::Paused, reason);
     }
 }
 

@@ -80,6 +80,14 @@ impl Course {
         }
     }
 
+    /// As long as a new revision may not start yet: the one in force is kept at its number.
+    pub(crate) fn held(draft: &Draft<'_>, rollout: &Rollout) -> Self {
+        let course = Self::of(draft, rollout);
+        let from = rollout.from.as_ref().filter(|from| draft.knows(&rollout.service, from));
+        let revision = from.unwrap_or(&course.revision).clone();
+        Self { revision, replace: Replace::Nothing, ..course }
+    }
+
     /// Whether an instance is as it should be.
     pub(crate) fn fits(&self, assignment: &Assignment) -> bool {
         let revision = assignment.revision == self.revision;
