@@ -73,6 +73,12 @@ struct Check<'c> {
 }
 
 impl<'c> Check<'c> {
+    /// Where the service's name stands.
+    fn key_span(&self) -> Span {
+        let services = self.model.section("services");
+        services.and_then(|map| map.key_span(self.name)).unwrap_or(&self.service.span).clone()
+    }
+
     fn error(&mut self, code: Code, span: &Span, message: impl Into<String>) {
         self.errors.push(Diagnostic::error(code, message).at(span));
     }
@@ -89,7 +95,7 @@ impl<'c> Check<'c> {
         }
         self.error_help(
             Code::MissingKey,
-            &self.service.span.clone(),
+            &self.key_span(),
             format!("the service `{}` has nothing to run", self.name),
             "give it a `command` to run on this host, or an `image`",
         );

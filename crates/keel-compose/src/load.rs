@@ -2,13 +2,13 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::consistency;
 use crate::diagnostic::{Code, Diagnostic, Outcome, Span, fail, nearest};
 use crate::discover::{Found, discover};
-use crate::loader::{Loader, Scope, Variables, in_file};
+use crate::loader::{Loader, Scope, Variables, in_file, join};
 use crate::normalize::normalize;
 use crate::print::{self, Flavor};
 use crate::project::Project;
@@ -79,12 +79,8 @@ impl LoadOptions {
 /// # Errors
 /// Everything that is wrong with it, as far as one phase can tell, each at its place.
 pub fn load(options: &LoadOptions, source: &dyn FileSource) -> Result<Project, Vec<Diagnostic>> {
-    let loader = Loader {
-        source,
-        interpolate: options.interpolate,
-        resolve_paths: options.resolve_paths,
-        notes: RefCell::new(Vec::new()),
-    };
+    let loader =
+        Loader { source, interpolate: options.interpolate, notes: RefCell::new(Vec::new()) };
     let mut found = discover(&loader, options)?;
     let name = project_name(&loader, options, &found)?;
     found.variables.insert("COMPOSE_PROJECT_NAME".to_owned(), name.clone());
@@ -92,9 +88,14 @@ pub fn load(options: &LoadOptions, source: &dyn FileSource) -> Result<Project, V
     let scope = Scope {
         directory: found.directory.clone(),
         prefix: found.directory.clone(),
-        variables: Arc::new(found.variables),
+        variables: Arc::new(if options.interpolate {
+            found.variables
+        } else {
+            // Without interpolation nothing of the caller's environment may reach the model.
+            Variables::from([("COMPOSE_PROJECT_NAME".to_owned(), name.clone())])
+        }),
     };
-    let mut model = loader.project(&found.files, &scope, &[])?;
+    let mut model = loader.project(&found.files, &scope, &[], options.resolve_paths)?;
     if model.as_map().is_none_or(Map::is_empty) {
         let span = model.span.clone();
         return fail(
@@ -160,6 +161,7 @@ fn finish(loader: &Loader<'_>, options: &LoadOptions, project: &mut Project) -> 
 fn resolve_service_files(loader: &Loader<'_>, project: &mut Project) -> Outcome<()> {
     let variables = project.variables.clone();
     let inactive = project.inactive.clone();
+    let directory = project.directory.clone();
     let services = project.model.as_map_mut().and_then(|map| map.get_mut("services"));
     for (name, service) in services.and_then(Node::as_map_mut).into_iter().flat_map(Map::iter_mut) {
         if inactive.contains(name) {
@@ -168,8 +170,8 @@ fn resolve_service_files(loader: &Loader<'_>, project: &mut Project) -> Outcome<
         let span = service.span.clone();
         let process = services::is_process(service);
         let Some(map) = service.as_map_mut() else { continue };
-        resolve_environment(loader, map, &variables, process, &span)?;
-        resolve_labels(loader, map, &span)?;
+        resolve_environment(loader, map, &variables, process, &directory)?;
+        resolve_labels(loader, map, &directory, &span)?;
     }
     Ok(())
 }
@@ -179,7 +181,7 @@ fn resolve_environment(
     service: &mut Map,
     variables: &Variables,
     process: bool,
-    span: &Span,
+    directory: &Path,
 ) -> Outcome<()> {
     let own_node = service.get("environment").cloned();
     let mut own = match &own_node {
@@ -199,7 +201,7 @@ fn resolve_environment(
         own.iter().filter_map(|(key, value)| Some((key.clone(), value.clone()?))).collect();
     let files = service.remove("env_file");
     for file in files.iter().flat_map(Node::items) {
-        read_env_file(loader, file, &mut merged, variables, &own)?;
+        read_env_file(loader, file, directory, (&mut merged, &own), variables)?;
     }
     let mut result: BTreeMap<String, Option<String>> =
         merged.into_iter().map(|(key, value)| (key, Some(value))).collect();
@@ -207,7 +209,10 @@ fn resolve_environment(
     if result.is_empty() && own_node.is_none() {
         return Ok(());
     }
-    let place = own_node.map_or_else(|| span.clone(), |node| node.span);
+    let place = own_node.map_or_else(
+        || files.map_or_else(|| Span::start_of(""), |node| node.span),
+        |node| node.span,
+    );
     let mut map = Map::new();
     for (key, value) in result {
         let value = value.map_or(Value::Null, Value::String);
@@ -220,12 +225,12 @@ fn resolve_environment(
 fn read_env_file(
     loader: &Loader<'_>,
     file: &Node,
-    merged: &mut Variables,
+    directory: &Path,
+    (merged, own): (&mut Variables, &BTreeMap<String, Option<String>>),
     variables: &Variables,
-    own: &BTreeMap<String, Option<String>>,
 ) -> Outcome<()> {
     let Some(path) = file.text("path") else { return Ok(()) };
-    let path = PathBuf::from(path);
+    let path = join(directory, path);
     let required = !matches!(
         file.get("required").and_then(Node::display).as_deref(),
         Some("false" | "no" | "off" | "n")
@@ -260,11 +265,16 @@ fn read_env_file(
     result.or_else(|error| fail(in_file(&path, &error)))
 }
 
-fn resolve_labels(loader: &Loader<'_>, service: &mut Map, span: &Span) -> Outcome<()> {
+fn resolve_labels(
+    loader: &Loader<'_>,
+    service: &mut Map,
+    directory: &Path,
+    span: &Span,
+) -> Outcome<()> {
     let Some(files) = service.remove("label_file") else { return Ok(()) };
     let mut labels = Variables::new();
     for file in files.items() {
-        let path = PathBuf::from(file.as_str().unwrap_or_default());
+        let path = join(directory, file.as_str().unwrap_or_default());
         let text = loader.text(&path, Some(&file.span), "label file")?;
         let known = labels.clone();
         let unset = dotenv::parse(&text, &mut labels, &|name| known.get(name).cloned())
@@ -325,15 +335,16 @@ fn project_name(loader: &Loader<'_>, options: &LoadOptions, found: &Found) -> Ou
         return Ok(normalized_name(&directory));
     };
     let text = node.display().unwrap_or_default();
+    let finish = |text: String| if options.normalize { normalized_name(&text) } else { text };
     if !options.interpolate {
-        return Ok(normalized_name(&text));
+        return Ok(finish(text));
     }
     let lookup = |name: &str| found.variables.get(name).cloned();
     let mut template = Template { lookup: &lookup, defer: false, unset: BTreeSet::new() };
     let text = template
         .substitute(&text)
         .or_else(|error| fail(crate::interpolate::describe(&error).at(&node.span)))?;
-    Ok(normalized_name(&text))
+    Ok(finish(text))
 }
 
 /// A name in the form that Docker makes of any text.

@@ -29,7 +29,6 @@ pub(crate) type Variables = BTreeMap<String, String>;
 pub(crate) struct Loader<'a> {
     pub source: &'a dyn FileSource,
     pub interpolate: bool,
-    pub resolve_paths: bool,
     /// Warnings and notes, in the order in which they were found.
     pub notes: RefCell<Vec<Diagnostic>>,
 }
@@ -55,7 +54,13 @@ enum Depth {
 
 impl Loader<'_> {
     /// Loads and merges the files of one project.
-    pub fn project(&self, files: &[PathBuf], scope: &Scope, included: &[PathBuf]) -> Outcome<Node> {
+    pub fn project(
+        &self,
+        files: &[PathBuf],
+        scope: &Scope,
+        included: &[PathBuf],
+        resolve_paths: bool,
+    ) -> Outcome<Node> {
         let name =
             files.first().map(|file| file.to_string_lossy().into_owned()).unwrap_or_default();
         let mut model = Node::new(Value::Map(Map::new()), &Span::start_of(&name));
@@ -64,7 +69,7 @@ impl Loader<'_> {
         }
         canonical::set_defaults(&mut model);
         validate::validate(&model)?;
-        if self.resolve_paths {
+        if resolve_paths {
             resolve::paths(&mut model, &self.base(scope, &scope.prefix))?;
         }
         resolve::environment(&mut model, &scope.variables);

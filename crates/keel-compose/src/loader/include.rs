@@ -85,7 +85,8 @@ impl Loader<'_> {
             variables.insert(key.clone(), value.clone());
         }
         let inner = Scope { directory, prefix, variables: Arc::new(variables) };
-        self.project(&files, &inner, included)
+        // The paths of an include become relative to the including project even when those stay relative.
+        self.project(&files, &inner, included, true)
     }
 
     fn include_env_files(

@@ -29,12 +29,12 @@ const fn renamed(key: &'static str, kind: Kind, json: &'static str) -> Field {
 
 /// The sections of a project; the first five appear in JSON.
 pub(super) static SECTIONS: [(&str, &Kind); 6] = [
-    ("services", &MapOf(&SERVICE)),
-    ("networks", &MapOf(&NETWORK)),
-    ("volumes", &MapOf(&VOLUME)),
-    ("secrets", &MapOf(&SECRET)),
-    ("configs", &MapOf(&CONFIG)),
-    ("models", &MapOf(&MODEL)),
+    ("services", &SERVICE),
+    ("networks", &NETWORK),
+    ("volumes", &VOLUME),
+    ("secrets", &SECRET),
+    ("configs", &CONFIG),
+    ("models", &MODEL),
 ];
 
 static FILE_MOUNT: Kind = Struct(&[

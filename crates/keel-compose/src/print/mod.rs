@@ -5,6 +5,7 @@
 //! A value that does not fit its type is an error at its place; nothing is guessed.
 
 mod fields;
+mod natural;
 mod scalars;
 
 use serde_json::{Map as JsonMap, Value as Json};
@@ -91,12 +92,7 @@ pub(crate) fn project(model: &Node, flavor: Flavor) -> Outcome<JsonMap<String, J
     };
     out.insert("name".to_owned(), Json::from(model.text("name").unwrap_or_default()));
     for (key, kind) in sections {
-        let printed = match model.get(key) {
-            Some(node) => {
-                convert(node, kind, flavor)?.unwrap_or_else(|| Json::Object(JsonMap::new()))
-            }
-            None => Json::Object(JsonMap::new()),
-        };
+        let printed = section(model, key, kind, flavor)?;
         if *key == "services" || !is_zero(&printed) {
             out.insert((*key).to_owned(), printed);
         }
@@ -108,6 +104,27 @@ pub(crate) fn project(model: &Node, flavor: Flavor) -> Outcome<JsonMap<String, J
         out.sort_keys();
     }
     Ok(out)
+}
+
+/// Prints a section; a resource without a definition is an empty one.
+fn section(model: &Node, key: &str, kind: &Kind, flavor: Flavor) -> Outcome<Json> {
+    let mut out = JsonMap::new();
+    for (name, node) in model.get(key).into_iter().flat_map(Node::entries) {
+        let empty = Node::new(Value::Map(Map::new()), &node.span);
+        let node = if node.is_null() { &empty } else { node };
+        out.insert(name.to_owned(), convert(node, kind, flavor)?.unwrap_or(Json::Null));
+    }
+    if flavor == Flavor::Yaml {
+        sort_naturally(&mut out);
+    }
+    Ok(Json::Object(out))
+}
+
+/// go-yaml's order of keys: letters before digits before other characters differs from the order of bytes.
+fn sort_naturally(map: &mut JsonMap<String, Json>) {
+    let mut entries: Vec<(String, Json)> = std::mem::take(map).into_iter().collect();
+    entries.sort_by(|a, b| natural::compare(&a.0, &b.0));
+    map.extend(entries);
 }
 
 /// Prints one service.
@@ -139,7 +156,14 @@ fn convert(node: &Node, kind: &Kind, flavor: Flavor) -> Outcome<Option<Json>> {
         Kind::MapOf(value) => map_of(node, value, flavor).map(Some),
         Kind::Struct(fields) => structure(node, fields, flavor).map(Some),
         Kind::Ulimit => scalars::ulimit(node, flavor).map(Some),
-        scalar => scalars::convert(node, scalar).map(Some),
+        Kind::Ssh => scalars::ssh(node, flavor).map(Some),
+        scalar => {
+            let mut value = scalars::convert(node, scalar)?;
+            if let (Flavor::Yaml, Json::Object(map)) = (flavor, &mut value) {
+                sort_naturally(map);
+            }
+            Ok(Some(value))
+        }
     }
 }
 
@@ -157,6 +181,9 @@ fn map_of(node: &Node, value: &Kind, flavor: Flavor) -> Outcome<Json> {
     let mut out = JsonMap::new();
     for (key, node) in map.iter() {
         out.insert(key.to_owned(), convert(node, value, flavor)?.unwrap_or(Json::Null));
+    }
+    if flavor == Flavor::Yaml {
+        sort_naturally(&mut out);
     }
     Ok(Json::Object(out))
 }

@@ -47,9 +47,10 @@ pub(super) fn convert(node: &Node, kind: &Kind) -> Outcome<Json> {
         Kind::Hosts => hosts(node),
         Kind::FileMode => file_mode(node).map(|mode| Json::from(format!("0{mode:o}"))),
         Kind::DeviceCount => device_count(node),
-        Kind::Ssh => ssh(node),
         Kind::EnvFile => env_file(node),
-        Kind::Ulimit | Kind::List(_) | Kind::MapOf(_) | Kind::Struct(_) => Ok(super::plain(node)),
+        Kind::Ssh | Kind::Ulimit | Kind::List(_) | Kind::MapOf(_) | Kind::Struct(_) => {
+            Ok(super::plain(node))
+        }
     }
 }
 
@@ -317,12 +318,14 @@ fn device_count(node: &Node) -> Outcome<Json> {
     }
 }
 
-fn ssh(node: &Node) -> Outcome<Json> {
+/// SSH keys. Docker's JSON fails on keys with a path; here they have the short form that can be read again.
+pub(super) fn ssh(node: &Node, flavor: Flavor) -> Outcome<Json> {
     let Some(map) = node.as_map() else { return wrong(node, "a list of keys") };
+    let separator = if flavor == Flavor::Json { "=" } else { ": " };
     Ok(map
         .iter()
         .map(|(id, path)| match present(path) {
-            Some(path) if !path.is_empty() => Json::from(format!("{id}={path}")),
+            Some(path) if !path.is_empty() => Json::from(format!("{id}{separator}{path}")),
             _ => Json::from(id),
         })
         .collect())
