@@ -1,7 +1,7 @@
 //! When an instance that ended, could not start or is unhealthy is started again.
 //!
-//! The first restart after a quiet time is immediate; each further one waits twice as long as the one before, up
-//! to a limit, until an attempt has lasted for `reset_after`. What an explicit restart does is in [`crate::rollout`].
+//! The first restart after a quiet time is immediate; then starts are kept apart, twice as far each time, up to a
+//! limit, until an attempt has lasted for `reset_after`. What an explicit restart does is in [`crate::rollout`].
 
 use std::time::Duration;
 
@@ -90,12 +90,11 @@ pub(crate) fn verdict(
     if never || policy.max_attempts.is_some_and(|most| failures >= most) {
         return Verdict::GiveUp;
     }
-    let since = trouble_since(instance, trouble);
-    if instance.lasted(since, delay(policy, failures), clock) {
-        Verdict::Now(failures.saturating_add(1))
-    } else {
-        Verdict::Wait
-    }
+    let due = match policy.delay {
+        Some(fixed) => instance.lasted(trouble_since(instance, trouble), fixed, clock),
+        None => clock.passed(instance.assignment.goal_since, backoff(policy, failures)),
+    };
+    if due { Verdict::Now(failures.saturating_add(1)) } else { Verdict::Wait }
 }
 
 /// Whether it keeps failing: it will not be started again, or has just failed for the third time in a row.
@@ -123,7 +122,7 @@ fn failures_in_a_row(instance: &Instance, policy: &RestartPolicy) -> u32 {
     }
 }
 
-/// Since when it has been in trouble; backoff counts from here.
+/// Since when it has been in trouble; a fixed delay counts from here.
 fn trouble_since(instance: &Instance, trouble: Trouble) -> Timestamp {
     let told = instance.assignment.goal_since;
     let Some(status) = instance.fresh() else { return told };
@@ -134,11 +133,11 @@ fn trouble_since(instance: &Instance, trouble: Trouble) -> Timestamp {
     since.unwrap_or(told)
 }
 
-/// How long to wait before the next start, after `failures` restarts in a row.
-fn delay(policy: &RestartPolicy, failures: u32) -> Duration {
-    if let Some(fixed) = policy.delay {
-        return fixed;
-    }
+/// The least time between two starts, after `failures` restarts in a row.
+///
+/// It counts from one start to the next and not from the end: what ran longer than that is replaced at once, and
+/// what ends at once is still started no more often.
+fn backoff(policy: &RestartPolicy, failures: u32) -> Duration {
     match failures.checked_sub(1) {
         None => Duration::ZERO,
         Some(doublings) => {
@@ -155,16 +154,8 @@ mod tests {
     #[test]
     fn backoff_doubles_from_an_immediate_first_restart() {
         let policy = RestartPolicy::default();
-        let seconds: Vec<u64> = (0..9).map(|n| delay(&policy, n).as_secs()).collect();
+        let seconds: Vec<u64> = (0..9).map(|n| backoff(&policy, n).as_secs()).collect();
         assert_eq!(seconds, [0, 1, 2, 4, 8, 16, 32, 60, 60]);
-        assert_eq!(delay(&policy, u32::MAX), policy.backoff_max);
-    }
-
-    #[test]
-    fn a_fixed_delay_replaces_the_backoff() {
-        let policy =
-            RestartPolicy { delay: Some(Duration::from_secs(5)), ..RestartPolicy::default() };
-        assert_eq!(delay(&policy, 0), Duration::from_secs(5));
-        assert_eq!(delay(&policy, 7), Duration::from_secs(5));
+        assert_eq!(backoff(&policy, u32::MAX), policy.backoff_max);
     }
 }
