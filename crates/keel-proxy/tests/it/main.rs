@@ -1,0 +1,19 @@
+//! The proxy as a process, between scripted clients and endpoints on the loopback interface.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
+
+mod backend;
+mod client;
+mod control;
+mod http;
+mod lossless;
+mod placement;
+mod proxy;
+mod tcp;
+
+/// Not a test: the process that the tests start (see [`proxy::Proxy`]).
+#[test]
+#[ignore = "is started by the tests as a process of its own"]
+fn proxy_process() {
+    proxy::run_as_told();
+}

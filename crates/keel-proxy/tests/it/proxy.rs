@@ -1,0 +1,265 @@
+//! A proxy process under test, and the server's side of its control socket.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use keel_model::{Endpoint, EndpointState, Generation, InstanceId, Protocol};
+use keel_proxy::ProxyOptions;
+use keel_route::codec::{Decoder, encode};
+use keel_route::snapshot::{
+    Cluster, ClusterStats, FromProxy, Listener, ListenerFailure, Snapshot, ToProxy,
+};
+
+/// Everything that a test waits for comes within this time, or the test fails.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+/// The cluster of tests that need only one.
+pub const CART: &str = "shop/cart:80";
+
+const DIR: &str = "KEEL_TEST_PROXY_DIR";
+const HOLD_MS: &str = "KEEL_TEST_PROXY_HOLD_MS";
+
+/// The other end of [`Proxy::start`].
+pub fn run_as_told() {
+    let dir = PathBuf::from(std::env::var(DIR).expect("set by the test that starts this"));
+    let hold_ms = std::env::var(HOLD_MS).unwrap().parse().unwrap();
+    let result = keel_proxy::run(ProxyOptions {
+        control_socket: dir.join("control"),
+        snapshot_file: dir.join("snapshot.json"),
+        workers: 2,
+        hold_timeout: Duration::from_millis(hold_ms),
+        version: "test".into(),
+    });
+    if let Err(error) = result {
+        eprintln!("{error}");
+        std::process::exit(1);
+    }
+}
+
+/// A process of its own, killed when dropped.
+pub struct Process {
+    pub child: Child,
+}
+
+impl Process {
+    pub fn start(dir: &Path, hold: Duration) -> Self {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "proxy_process", "--ignored", "--nocapture"])
+            .env(DIR, dir)
+            .env(HOLD_MS, hold.as_millis().to_string())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self { child }
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        until("the proxy ends", || self.child.try_wait().unwrap())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A proxy and the connection of its server.
+pub struct Proxy {
+    pub dir: tempfile::TempDir,
+    pub process: Process,
+    pub server: Server,
+    /// An address of the loopback network that no other test of this process uses.
+    pub ip: Ipv4Addr,
+}
+
+impl Proxy {
+    pub fn start() -> Self {
+        Self::start_holding(Duration::from_secs(20))
+    }
+
+    pub fn start_holding(hold: Duration) -> Self {
+        static NEXT: AtomicU8 = AtomicU8::new(1);
+        let dir = tempfile::tempdir().unwrap();
+        let process = Process::start(dir.path(), hold);
+        let server = Server::connect(dir.path());
+        let pid = std::process::id().to_be_bytes();
+        let ip = Ipv4Addr::new(127, pid[2], pid[3], NEXT.fetch_add(1, Ordering::Relaxed));
+        Self { dir, process, server, ip }
+    }
+
+    /// Kills the process and starts another one on the same files.
+    pub fn restart(&mut self) {
+        self.process.child.kill().unwrap();
+        self.process.child.wait().unwrap();
+        self.process = Process::start(self.dir.path(), Duration::from_secs(20));
+    }
+
+    /// An address to listen on.
+    pub fn address(&self) -> SocketAddr {
+        TcpListener::bind((self.ip, 0)).unwrap().local_addr().unwrap()
+    }
+
+    /// One listener that leads to [`CART`]; its address.
+    pub fn listen(
+        &mut self,
+        protocol: Protocol,
+        endpoints: &[(SocketAddr, EndpointState)],
+    ) -> SocketAddr {
+        let bind = self.address();
+        let listeners = vec![listener(bind, protocol)];
+        let clusters = BTreeMap::from([(CART.to_owned(), cluster(endpoints, true))]);
+        assert_eq!(self.server.replace(listeners, clusters), []);
+        bind
+    }
+
+    /// As [`Proxy::listen`], all endpoints ready.
+    pub fn serve(&mut self, protocol: Protocol, endpoints: &[SocketAddr]) -> SocketAddr {
+        let ready: Vec<_> = endpoints.iter().map(|e| (*e, EndpointState::Ready)).collect();
+        self.listen(protocol, &ready)
+    }
+
+    pub fn stats(&mut self) -> ClusterStats {
+        self.server.send(&ToProxy::Stats);
+        self.server.until("statistics", |message| match message {
+            FromProxy::Stats(stats) => stats.clusters.get(CART).cloned(),
+            _ => None,
+        })
+    }
+}
+
+pub fn listener(bind: SocketAddr, protocol: Protocol) -> Listener {
+    Listener { bind, protocol, cluster: CART.into(), published: false }
+}
+
+/// A cluster of endpoints; the instance is named after its address.
+pub fn cluster(endpoints: &[(SocketAddr, EndpointState)], expected: bool) -> Cluster {
+    let endpoints = endpoints
+        .iter()
+        .map(|(address, state)| Endpoint {
+            instance: instance(*address),
+            address: *address,
+            state: *state,
+        })
+        .collect();
+    Cluster { endpoints, expected }
+}
+
+pub fn instance(address: SocketAddr) -> InstanceId {
+    InstanceId::new(format!("shop-cart-{}", address.port())).unwrap()
+}
+
+/// The server's end of the control socket.
+pub struct Server {
+    pub stream: UnixStream,
+    decoder: Decoder,
+    pub generation: u64,
+}
+
+impl Server {
+    /// Connects, waiting for the socket to appear, and reads the greeting.
+    pub fn connect(dir: &Path) -> Self {
+        let path = dir.join("control");
+        let stream = until("the control socket", || UnixStream::connect(&path).ok());
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut server = Self { stream, decoder: Decoder::default(), generation: 0 };
+        match server.receive() {
+            Some(FromProxy::Hello { version, .. }) => assert_eq!(version, "test"),
+            other => panic!("{other:?}"),
+        }
+        server
+    }
+
+    pub fn send(&mut self, message: &ToProxy) {
+        self.stream.write_all(&encode(message).unwrap()).unwrap();
+    }
+
+    /// The next message; `None` at the end of the connection.
+    pub fn receive(&mut self) -> Option<FromProxy> {
+        loop {
+            if let Some(message) = self.decoder.decode().unwrap() {
+                return Some(message);
+            }
+            let mut bytes = [0; 4096];
+            match self.stream.read(&mut bytes).expect("a message in time") {
+                0 => return None,
+                n => self.decoder.push(&bytes[..n]),
+            }
+        }
+    }
+
+    /// The next message for which `find` finds something.
+    pub fn until<T>(&mut self, what: &str, mut find: impl FnMut(&FromProxy) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            let message = self.receive().expect("the connection is open");
+            if let Some(found) = find(&message) {
+                return found;
+            }
+        }
+        panic!("no {what} in time");
+    }
+
+    fn acknowledged(&mut self) -> Vec<ListenerFailure> {
+        let wanted = Generation(self.generation);
+        self.until("acknowledgement", |message| match message {
+            FromProxy::Ack { generation, failed } if *generation == wanted => Some(failed.clone()),
+            _ => None,
+        })
+    }
+
+    /// Sends a whole state and waits for its acknowledgement.
+    pub fn replace(
+        &mut self,
+        listeners: Vec<Listener>,
+        clusters: BTreeMap<String, Cluster>,
+    ) -> Vec<ListenerFailure> {
+        self.generation += 1;
+        let generation = Generation(self.generation);
+        self.send(&ToProxy::Snapshot(Snapshot { generation, listeners, clusters }));
+        self.acknowledged()
+    }
+
+    /// Sends a new state of [`CART`] and waits for its acknowledgement.
+    pub fn update(&mut self, cluster: Cluster) {
+        self.generation += 1;
+        let generation = Generation(self.generation);
+        self.send(&ToProxy::Cluster { generation, id: CART.into(), cluster });
+        assert_eq!(self.acknowledged(), []);
+    }
+
+    /// Waits until `count` requests are reported in flight at a draining endpoint.
+    pub fn in_flight(&mut self, address: SocketAddr, wanted: u64) {
+        let of = instance(address);
+        self.until("number in flight", |message| match message {
+            FromProxy::InFlight { instance, count, .. } if *instance == of && *count == wanted => {
+                Some(())
+            }
+            _ => None,
+        });
+    }
+}
+
+/// Waits for `find` to find something.
+pub fn until<T>(what: &str, mut find: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = find() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

@@ -1,0 +1,142 @@
+//! Connections that are not HTTP/1.
+
+use std::io::{BufRead, Read, Write};
+
+use keel_model::{EndpointState, Protocol};
+
+use crate::backend::{Backend, nobody};
+use crate::client::Client;
+use crate::proxy::{Proxy, cluster};
+
+/// Sends back what it gets, and says goodbye when the client has ended.
+fn echo() -> Backend {
+    Backend::new(|mut connection| {
+        let mut to = connection.reader.get_ref().try_clone().unwrap();
+        if std::io::copy(&mut connection.reader, &mut to).is_ok() {
+            connection.send("bye");
+        }
+    })
+}
+
+#[test]
+fn bytes_pass_both_ways_and_each_way_ends_by_itself() {
+    let backend = echo();
+    let mut proxy = Proxy::start();
+    for protocol in [Protocol::Tcp, Protocol::Auto] {
+        let address = proxy.serve(protocol, &[backend.address]);
+        let mut client = Client::connect(address);
+        client.send(b"\x00\x01hello\n");
+        assert_eq!(client.line(), "\x00\x01hello\n");
+        client.end_sending();
+        assert_eq!(client.rest(), b"bye");
+    }
+}
+
+#[test]
+fn the_server_may_speak_first() {
+    let backend = Backend::new(|mut connection| {
+        connection.send("220 ready\r\n");
+        let mut line = String::new();
+        connection.reader.read_line(&mut line).unwrap();
+        connection.send(&format!("250 {line}"));
+    });
+    let mut proxy = Proxy::start();
+    for protocol in [Protocol::Tcp, Protocol::Auto] {
+        let address = proxy.serve(protocol, &[backend.address]);
+        let mut client = Client::connect(address);
+        assert_eq!(client.line(), "220 ready\r\n");
+        client.send("EHLO me\r\n");
+        assert_eq!(client.line(), "250 EHLO me\r\n");
+    }
+}
+
+#[test]
+fn tls_and_http2_pass_untouched() {
+    let backend = echo();
+    let mut proxy = Proxy::start();
+    for protocol in [Protocol::Http, Protocol::Auto] {
+        let address = proxy.serve(protocol, &[backend.address]);
+        for hello in [
+            b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00".as_slice(),
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00",
+        ] {
+            let mut client = Client::connect(address);
+            client.send(hello);
+            client.end_sending();
+            assert_eq!(client.rest(), [hello, b"bye"].concat());
+        }
+    }
+}
+
+#[test]
+fn bulk_passes_with_backpressure() {
+    let backend = echo();
+    let mut proxy = Proxy::start();
+    let address = proxy.serve(Protocol::Tcp, &[backend.address]);
+    let mut client = Client::connect(address);
+    let mut writer = client.reader.get_ref().try_clone().unwrap();
+    let sending = std::thread::spawn(move || {
+        for piece in 0..1_000u32 {
+            writer.write_all(&[u8::try_from(piece % 251).unwrap(); 50_000]).unwrap();
+        }
+        writer.shutdown(std::net::Shutdown::Write).unwrap();
+    });
+    let mut piece = vec![0; 50_000];
+    for number in 0..1_000u32 {
+        client.reader.read_exact(&mut piece).unwrap();
+        assert!(piece.iter().all(|b| u32::from(*b) == number % 251), "piece {number}");
+    }
+    assert_eq!(client.rest(), b"bye");
+    sending.join().unwrap();
+}
+
+#[test]
+fn another_endpoint_is_tried_and_a_broken_connection_is_seen_as_broken() {
+    let backend = Backend::new(|mut connection| {
+        connection.send("hello\n");
+        let mut line = String::new();
+        connection.reader.read_line(&mut line).unwrap();
+        connection.reset();
+    });
+    let mut proxy = Proxy::start();
+    let address = proxy.serve(Protocol::Tcp, &[nobody(), backend.address]);
+    for _ in 0..8 {
+        let mut client = Client::connect(address);
+        assert_eq!(client.line(), "hello\n");
+        client.send("break\n");
+        assert!(client.reader.read(&mut [0]).is_err(), "a reset");
+    }
+}
+
+#[test]
+fn a_tunnel_counts_as_in_flight_until_it_ends() {
+    let backend = echo();
+    let mut proxy = Proxy::start();
+    let address = proxy.serve(Protocol::Tcp, &[backend.address]);
+    let mut client = Client::connect(address);
+    client.send("x\n");
+    client.line();
+    proxy.server.update(cluster(&[(backend.address, EndpointState::Draining)], true));
+    proxy.server.in_flight(backend.address, 1);
+    // It goes on even when the endpoint is gone from the state.
+    client.send("y\n");
+    assert_eq!(client.line(), "y\n");
+    drop(client);
+    proxy.server.in_flight(backend.address, 0);
+}
+
+#[test]
+fn a_connection_waits_for_an_endpoint() {
+    let backend = echo();
+    let mut proxy = Proxy::start();
+    let address = proxy.serve(Protocol::Tcp, &[]);
+    let mut client = Client::connect(address);
+    client.send("x\n");
+    crate::proxy::until("the connection is held", || (proxy.stats().held == 1).then_some(()));
+    proxy.server.update(cluster(&[(backend.address, EndpointState::Ready)], true));
+    assert_eq!(client.line(), "x\n");
+    // Not expected: refused at once.
+    proxy.server.update(cluster(&[], false));
+    let mut client = Client::connect(address);
+    assert!(!matches!(client.reader.read(&mut [0]), Ok(1..)));
+}
