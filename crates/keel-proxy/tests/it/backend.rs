@@ -131,11 +131,10 @@ impl Connection {
         self.send(&format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
     }
 
-    /// Breaks the connection.
+    /// Breaks the connection, as soon as the script has ended.
     pub fn reset(self) {
         let stream = self.reader.into_inner();
         sockopt::set_socket_linger(&stream, Some(std::time::Duration::ZERO)).unwrap();
-        let _ = stream.shutdown(std::net::Shutdown::Both);
     }
 }
 

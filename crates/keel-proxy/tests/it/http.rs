@@ -32,7 +32,7 @@ fn connections_are_kept_on_both_sides() {
     let (_proxy, mut client) = behind(&backend);
     for _ in 0..5 {
         let answer = client.get("/x");
-        assert_eq!(answer.head, "HTTP/1.1 200 OK\r\nContent-Length: 121\r\n\r\n");
+        assert!(answer.head.starts_with("HTTP/1.1 200 OK\r\nContent-Length: "), "{}", answer.head);
         assert!(answer.body.starts_with("GET /x HTTP/1.1\r\nHost: cart\r\n"), "{}", answer.body);
         assert!(answer.body.contains("X-Forwarded-For: 127.0.0.1\r\n"));
         assert!(answer.body.contains("X-Forwarded-Host: cart\r\n"));
