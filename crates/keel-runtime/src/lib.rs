@@ -1,6 +1,7 @@
 //! Runs instances: the [`Runtime`] trait, the process runtime with its shim, probes, and a scripted fake.
 //!
 //! A runtime starts, watches, stops and describes instances on one machine. It decides nothing about how many
+//! there should be or when they restart. Invariants that every implementation keeps (and that [`conformance`]
 //! checks):
 //!
 //! * the death of the process that holds the [`Runtime`] stops no workload; a new one finds them all again;
@@ -9,7 +10,10 @@
 //! * a process id is never taken for an instance's after the kernel gave it to somebody else.
 
 mod cgroup;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 mod exec;
+mod fake;
 mod logs;
 mod probe;
 mod process;
@@ -20,6 +24,7 @@ mod sys;
 mod types;
 
 pub use exec::exec_into;
+pub use fake::{FakeRuntime, Script};
 pub use probe::check;
 pub use process::{ProcessOptions, ProcessRuntime};
 pub use shim::shim_main;

@@ -6,8 +6,10 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use keel_model::{Exit, LogPolicy, Timestamp};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -24,6 +26,8 @@ pub(crate) const RUNNING: &str = "running.json";
 pub(crate) const EXIT: &str = "exit.json";
 /// Held by a living shim.
 pub(crate) const LOCK: &str = "lock";
+/// How often an ended process is looked at that does not show it yet.
+const WAIT_STATUS_LOOKS: usize = 200;
 /// Room kept for the exit record.
 const EXIT_ROOM: usize = 512;
 const EXIT_RESERVED: &str = "exit.reserved";
@@ -130,6 +134,8 @@ pub(crate) struct Stat {
     pub cpu_ticks: u64,
     pub threads: u64,
     pub rss_pages: u64,
+    /// The raw wait status of a zombie.
+    pub exit_code: i32,
 }
 
 /// Reads the state of a process.
@@ -150,10 +156,27 @@ fn parse_stat(text: &str) -> Option<Stat> {
         threads: number(17)?,
         start_ticks: number(19)?,
         rss_pages: number(21)?,
+        exit_code: fields.get(49).and_then(|code| code.parse().ok()).unwrap_or(0),
     })
 }
 
 impl Running {
+    /// The raw wait status of the ended workload behind `process`, when it is not our child: from the zombie while its
+    /// parent has not reaped it, from the kernel's memory of it afterwards.
+    pub(crate) fn wait_status(&self, process: BorrowedFd<'_>) -> Option<i32> {
+        for _ in 0..WAIT_STATUS_LOOKS {
+            match stat(self.pid) {
+                Some(stat) if stat.start_ticks == self.start_ticks && stat.zombie => {
+                    return Some(stat.exit_code);
+                }
+                Some(stat) if stat.start_ticks == self.start_ticks => {}
+                _ => return crate::sys::pidfd_exit_info(process).ok().flatten(),
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        None
+    }
+
     /// Whether the workload lives: the same process, in the same boot, not a zombie.
     pub(crate) fn alive(&self) -> bool {
         self.boot_id == boot_id()

@@ -145,14 +145,19 @@ const PIDFD_INFO_EXIT: u64 = 1 << 3;
 /// `_IOWR(0xFF, 11, struct pidfd_info)` with the 64 bytes of the structure above.
 const PIDFD_GET_INFO: libc::Ioctl = (3 << 30) | (64 << 16) | (0xFF << 8) | 11;
 
-/// The raw wait status of an ended process that need not be our child. Linux 6.15 or later, and only when the
-/// descriptor was opened before the process was reaped.
+/// The raw wait status of a process that was reaped by its parent, which need not be us. Linux 6.15 or later, and
+/// only when the descriptor was opened before that. `None` when it has not been reaped; an error when the kernel does
+/// not tell.
 #[allow(unsafe_code)]
-pub(crate) fn pidfd_wait_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
+pub(crate) fn pidfd_exit_info(pidfd: BorrowedFd<'_>) -> io::Result<Option<i32>> {
     let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
     // SAFETY: the request encodes the size of the structure, which is ours and writable.
     let result = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &mut info) };
-    (result == 0 && info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code)
+    if result == 0 {
+        Ok((info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code))
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Lets a descriptor survive the next exec.

@@ -78,7 +78,6 @@ struct Kept {
     namespaces: Namespaces,
     group: Group,
     network: Option<network::Network>,
-    mount_points: Vec<PathBuf>,
     not_enforced: Vec<String>,
     prepared_at: Timestamp,
 }
@@ -302,11 +301,8 @@ impl Inner {
         if let Some(network) = &kept.network {
             self.networks.remove(network);
         }
-        for path in kept.mount_points.iter().rev() {
-            // Only what is still empty, and therefore still ours.
-            let empty_file = fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() == 0);
-            let _ = if empty_file { fs::remove_file(path) } else { fs::remove_dir(path) };
-        }
+        // Mount points that were made for it stay. Removing a directory on which another instance has something
+        // mounted, in a mount namespace of its own, would take that mount away from it under its feet.
         Ok(())
     }
 

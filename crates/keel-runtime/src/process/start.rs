@@ -92,7 +92,11 @@ impl Inner {
         let failed = |message: String| environment_error(format!("instance {id}: {message}"));
         let spec = &launch.spec;
         let dir = self.dir(id);
-        surroundings::private_dir(&dir).map_err(|e| failed(format!("{}: {e}", dir.display())))?;
+        let staging = dir.join("files");
+        for path in [&dir, &staging] {
+            surroundings::private_dir(path)
+                .map_err(|e| failed(format!("can't make {}: {e}", path.display())))?;
+        }
         let accounts = Accounts::read();
         let user =
             accounts.resolve(spec.user.as_deref(), &spec.groups, self.own).map_err(failed)?;
@@ -102,21 +106,11 @@ impl Inner {
         let (ports, port, network) =
             self.addresses(launch, before.as_ref(), isolated).map_err(failed)?;
         let mounts = &self.capabilities.mounts;
-        let places = Places {
-            dir: &dir,
-            volumes: &self.volumes_dir,
-            mounts: if mounts.available { Ok(()) } else { Err(&mounts.reason) },
-        };
+        let allowed = if mounts.available { Ok(()) } else { Err(mounts.reason.as_str()) };
+        let places = Places { dir: &dir, volumes: &self.volumes_dir, mounts: allowed };
         let mut plan = surroundings::Plan::make(launch, &user, &places).map_err(failed)?;
-        let staging = dir.join("files");
-        surroundings::private_dir(&staging)
-            .map_err(|e| failed(format!("{}: {e}", staging.display())))?;
-        let namespaces = Namespaces {
-            mount: !plan.mounts.is_empty() || (mounts.available && !plan.files.is_empty()),
-            network: isolated,
-            user: self.own.0 != 0,
-        };
-        let namespaces = Namespaces { user: namespaces.user && namespaces.mount, ..namespaces };
+        let mount = !plan.mounts.is_empty() || (mounts.available && !plan.files.is_empty());
+        let namespaces = Namespaces { mount, network: isolated, user: mount && self.own.0 != 0 };
         let known = placeholders(launch, &ports, port, &plan.secrets_dir);
         let all = environment(launch, &user, &known, std::env::vars_os().filter_map(text));
         let argv = spec.command.iter().map(|word| expand(word, &known)).collect();
@@ -126,8 +120,6 @@ impl Inner {
         if spec.tty {
             plan.not_enforced.push("tty: a host process gets no terminal".into());
         }
-        let mut made = before.map(|kept| kept.mount_points).unwrap_or_default();
-        made.extend(plan.made);
         let process = ProcessPlan {
             instance: id.to_string(),
             argv,
@@ -157,7 +149,6 @@ impl Inner {
             namespaces,
             group,
             network,
-            mount_points: made,
             not_enforced: plan.not_enforced,
             prepared_at: stamp::now(),
         };

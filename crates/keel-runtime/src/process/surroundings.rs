@@ -1,11 +1,10 @@
 //! Decides the mounts and files of an instance and makes what they need on the host: volumes, mount points,
 //! generated files.
 //!
-//! A mount point that does not exist is made as an empty directory (or file) on the host, remembered, and taken
-//! away with the instance if it is still empty. The alternatives (an overlay or tmpfs over its parent) would hide
-//! from the host what the program writes beside the mount.
+//! A mount point that does not exist is made as an empty directory (or file) on the host, and stays: taking it away
+//! would take the mount from other instances that have it in mount namespaces of their own. The alternatives (an
+//! overlay or tmpfs over its parent) would hide from the host what the program writes beside the mount.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -27,8 +26,6 @@ const MAX_NAMESERVERS: usize = 3;
 pub(super) struct Plan {
     pub mounts: Vec<MountStep>,
     pub files: Vec<FileStep>,
-    /// Mount points that did not exist before.
-    pub made: BTreeSet<PathBuf>,
     pub not_enforced: Vec<String>,
     pub secrets_dir: PathBuf,
 }
@@ -166,15 +163,11 @@ impl Plan {
         };
         let parent =
             if directory { real.as_path() } else { real.parent().unwrap_or(Path::new("/")) };
-        let missing: Vec<PathBuf> =
-            parent.ancestors().take_while(|path| !path.exists()).map(Path::to_owned).collect();
-        for path in missing.into_iter().rev() {
-            fs::create_dir(&path).map_err(|error| failed(&path, error))?;
-            self.made.insert(path);
-        }
+        // Several instances may do this at the same time.
+        fs::create_dir_all(parent).map_err(|error| failed(parent, error))?;
         if !directory {
-            fs::File::create(&real).map_err(|error| failed(&real, error))?;
-            self.made.insert(real);
+            let open = fs::File::options().create(true).append(true).open(&real);
+            open.map_err(|error| failed(&real, error))?;
         }
         Ok(())
     }

@@ -119,7 +119,7 @@ async fn exit_of(
     if let Some(exit) = recorded_exit(&dir, running.attempt) {
         return exit;
     }
-    let status = workload.and_then(|fd| crate::sys::pidfd_wait_status(fd.get_ref().as_fd()));
+    let status = workload.and_then(|fd| running.wait_status(fd.get_ref().as_fd()));
     let oom = running.group.oom_kills() > running.oom_before;
     let exit = crate::shim::exit_of(status, oom);
     record_exit(&dir, running, exit.clone());

@@ -286,7 +286,7 @@ fn reap(watched: &mut Watched) {
 }
 
 fn end(watched: &mut Watched) {
-    let status = watched.status.or_else(|| sys::pidfd_wait_status(watched.process.as_fd()));
+    let status = watched.status.or_else(|| watched.running.wait_status(watched.process.as_fd()));
     drain(watched);
     let oom_kills = watched.running.group.oom_kills();
     let exit = exit_of(status, oom_kills > watched.running.oom_before);
