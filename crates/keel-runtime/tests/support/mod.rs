@@ -52,6 +52,24 @@ impl Process {
     }
 }
 
+impl Drop for Process {
+    /// Leaves nothing running, also when the test failed.
+    fn drop(&mut self) {
+        for entry in fs::read_dir(self.dir.join("instances")).into_iter().flatten().flatten() {
+            let dir = entry.path();
+            let record = |name: &str| {
+                let text = fs::read(dir.join(name)).ok()?;
+                serde_json::from_slice::<serde_json::Value>(&text).ok()
+            };
+            let ended = record("exit.json").is_some();
+            let pid = record("running.json").and_then(|record| record["pid"].as_i64());
+            if let Some(pid) = pid.filter(|pid| !ended && alive(*pid)) {
+                kill(i32::try_from(pid).unwrap());
+            }
+        }
+    }
+}
+
 fn open(dir: &Path) -> Arc<ProcessRuntime> {
     let mut options = ProcessOptions::new(dir, SHIM);
     options.port_range = 30_000..=32_000;
@@ -119,11 +137,8 @@ pub fn alive(pid: i64) -> bool {
 
 /// SIGKILL to one process.
 pub fn kill(pid: i32) {
-    rustix::process::kill_process(
-        rustix::process::Pid::from_raw(pid).unwrap(),
-        rustix::process::Signal::KILL,
-    )
-    .unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
 }
 
 /// Whether we are root; says what is skipped otherwise.
