@@ -53,9 +53,10 @@ impl<'a> Draft<'a> {
     /// Times of our own that lie in the future were written before the clock was set back: count from now instead.
     fn mend_times(&mut self) {
         let now = self.clock.now;
-        for instance in self.instances.values_mut() {
-            let since = &mut instance.assignment.goal_since;
-            *since = (*since).min(now);
+        for (id, instance) in &self.observed.instances {
+            if instance.assignment.goal_since > now {
+                self.assign(id, |a| a.goal_since = now);
+            }
         }
         for rollout in self.rollouts.values_mut() {
             rollout.started_at = rollout.started_at.min(now);
@@ -139,10 +140,17 @@ impl<'a> Draft<'a> {
         stored.copied().unwrap_or(1).max(used + 1)
     }
 
-    /// Changes what is wanted of an instance. The generation is raised when the turn ends.
+    /// Changes what is wanted of an instance. However often that happens in a turn, its generation rises by one; and
+    /// at once, so that nobody takes what the node said of the old generation for an answer to the new one.
     pub(crate) fn assign(&mut self, id: &InstanceId, change: impl FnOnce(&mut Assignment)) {
-        if let Some(instance) = self.instances.get_mut(id) {
-            change(&mut instance.assignment);
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        let assignment = &mut instance.assignment;
+        change(assignment);
+        if let Some(before) = self.observed.instances.get(id).map(|i| &i.assignment) {
+            assignment.generation = before.generation;
+            if before != assignment {
+                assignment.generation = before.generation.next();
+            }
         }
     }
 
@@ -187,13 +195,10 @@ impl<'a> Draft<'a> {
             }
         }
         for (id, instance) in &self.instances {
-            let mut assignment = instance.assignment.clone();
+            let assignment = instance.assignment.clone();
             match self.observed.instances.get(id).map(|before| &before.assignment) {
                 None => actions.push(Action::Create(assignment)),
-                Some(before) if *before != assignment => {
-                    assignment.generation = before.generation.next();
-                    actions.push(Action::Update(assignment));
-                }
+                Some(before) if *before != assignment => actions.push(Action::Update(assignment)),
                 Some(_) => {}
             }
         }

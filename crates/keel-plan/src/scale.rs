@@ -278,7 +278,9 @@ fn withdraw_useless(draft: &mut Draft<'_>, steering: &Steering<'_>, cell: &mut C
     let lost = matches!(steering.course.direction, Direction::Back | Direction::First);
     let useless = |slot: &Slot| {
         let in_place = steering.order == Order::StopFirst && slot.same_revision;
-        !slot.completed && !in_place && (slot.ended || (lost && !slot.ready))
+        // On its way through a drain to a restart that nobody wants any more.
+        let overtaken = slot.moving && !slot.same_revision;
+        !slot.completed && !in_place && (slot.ended || overtaken || (lost && !slot.ready))
     };
     let (gone, kept): (Vec<Slot>, Vec<Slot>) = cell.old.drain(..).partition(useless);
     cell.old = kept;

@@ -192,11 +192,11 @@ fn check_rest(world: &World) {
         let have = world.slots(service.as_str()).len();
         let draining = mine().count() - kept - have;
         // Programs that fall ill for ever are drained for ever.
-        assert!(
-            waits || have + draining == wanted,
-            "{service}: {have} of {wanted}\n{}",
-            world.story()
-        );
+        let full = have + draining == wanted;
+        // What was superseded before it was complete serves on if what came after it never works.
+        let failed_first = rollout.state == RolloutState::Failed && rollout.from.is_none();
+        let both = failed_first && have <= 2 * wanted;
+        assert!(waits || full || both, "{service}: {have} of {wanted}\n{}", world.story());
     }
 }
 

@@ -265,9 +265,11 @@ fn stuck(
 ) -> Option<(InstanceId, String)> {
     let rollout = draft.rollouts.get(name)?;
     let deadline = service.rollout.progress_deadline;
-    let late = draft
-        .slots(name)
-        .find(|i| course.fits(&i.assignment) && !i.is_ready() && !i.has_completed(service))?;
+    let late = draft.slots(name).find(|i| {
+        let written_off = rollout.marks.get(&i.assignment.id) == Some(&Mark::Failed);
+        let works = i.is_ready() || i.has_completed(service);
+        course.fits(&i.assignment) && !works && !written_off
+    })?;
     if is_job(service) || !draft.clock.passed(rollout.progressed_at, deadline) {
         return None;
     }
