@@ -235,5 +235,5 @@ fn is_duration(path: &str) -> bool {
 
 fn duration_text(millis: u64) -> String {
     let duration = Duration::from_millis(millis);
-    format!("{duration:?}")
+    if duration.is_zero() { "0s".to_owned() } else { format!("{duration:?}") }
 }

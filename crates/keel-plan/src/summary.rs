@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Clock;
 use crate::depend::Gate;
 use crate::draft::Draft;
-use crate::rollout::begin::{self, Occasion};
+use crate::rollout::begin;
 use crate::{Desired, Observed, restart, scale, service};
 
 /// How a service stands, in one word.
@@ -140,8 +140,8 @@ fn running(
 ) {
     let rollout = draft.rollouts.get(name);
     let Some(rollout) = rollout.filter(|_| begin::occasion(draft, name, service).is_none()) else {
-        let first = begin::occasion(draft, name, service) == Some(Occasion::FirstDeployment)
-            || rollout.is_none_or(|rollout| rollout.from.is_none());
+        let before = rollout.and_then(|rollout| begin::in_force(rollout, service));
+        let first = before.is_none();
         summary.state = if first { ServiceState::Starting } else { ServiceState::RollingOut };
         return;
     };

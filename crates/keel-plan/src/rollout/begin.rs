@@ -69,7 +69,7 @@ pub(crate) fn occasion(
 }
 
 /// The revision to return to: the last that was complete.
-fn in_force(rollout: &Rollout, service: &Service) -> Option<RevisionId> {
+pub(crate) fn in_force(rollout: &Rollout, service: &Service) -> Option<RevisionId> {
     // A job can't be taken back by running the one before again.
     if is_job(service) {
         return None;
