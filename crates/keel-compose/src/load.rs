@@ -16,7 +16,7 @@ use crate::source::FileSource;
 use crate::template::Template;
 use crate::value::{Map, Node, Value};
 use crate::yaml::{Limits, parse};
-use crate::{dotenv, services};
+use crate::{dotenv, services, xkeel};
 
 /// What to load and how; the flags of `docker compose` and the caller's surroundings.
 #[derive(Clone, Debug)]
@@ -136,6 +136,7 @@ pub fn load(options: &LoadOptions, source: &dyn FileSource) -> Result<Project, V
 /// Profiles, checks, environment and selection.
 fn finish(loader: &Loader<'_>, options: &LoadOptions, project: &mut Project) -> Outcome<()> {
     print::project(&project.model, Flavor::Json)?;
+    check_settings(project)?;
     services::apply_profiles(project);
     if options.consistency {
         consistency::check(&consistency::Model {
@@ -155,6 +156,18 @@ fn finish(loader: &Loader<'_>, options: &LoadOptions, project: &mut Project) -> 
     }
     project.notes.append(&mut loader.notes.borrow_mut());
     Ok(())
+}
+
+/// Checks `x-keel` of every service, active or not.
+fn check_settings(project: &Project) -> Outcome<()> {
+    let mut errors = project.model.get("x-keel").map(xkeel::check_top).unwrap_or_default();
+    for (_, service) in project.model.get("services").into_iter().flat_map(Node::entries) {
+        if let Some(Err(found)) = service.get("x-keel").map(xkeel::read) {
+            errors.extend(found);
+        }
+    }
+    errors.sort_by(|a, b| a.span.cmp(&b.span));
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
 /// Replaces `env_file` and `label_file` of active services by what they contain.

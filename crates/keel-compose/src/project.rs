@@ -8,7 +8,9 @@ use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 
 use crate::diagnostic::{Diagnostic, Span};
+use crate::lower::{self, Lowered};
 use crate::print::{self, Flavor};
+use crate::source::FileSource;
 use crate::template::{self, Variable};
 use crate::value::{Node, Value};
 use crate::yaml::emit;
@@ -167,6 +169,17 @@ impl Project {
     #[must_use]
     pub fn span_of(&self, service: &str) -> Option<&Span> {
         self.model.get("services")?.as_map()?.key_span(service)
+    }
+
+    /// What the platform is to run.
+    ///
+    /// Reads the content of secrets and configs from `source`.
+    ///
+    /// # Errors
+    /// Everything that the platform refuses, each at its place: services that need a container engine, keys that
+    /// contradict a host process, secrets that cannot be read.
+    pub fn to_stack(&self, source: &dyn FileSource) -> Result<Lowered, Vec<Diagnostic>> {
+        lower::lower(self, source)
     }
 
     fn printed(&self, flavor: Flavor) -> Json {

@@ -50,11 +50,6 @@ impl Resets {
         }
     }
 
-    /// Whether there is anything to take away.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// Takes the noted places away from an earlier document.
     pub fn apply(&self, document: &mut Node) {
         for path in &self.0 {

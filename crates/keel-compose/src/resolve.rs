@@ -79,10 +79,8 @@ fn walk(node: &mut Node, path: &Path<'_>, base: &Base<'_>) -> Outcome<()> {
 
 fn apply(node: &mut Node, rule: Rule, base: &Base<'_>) -> Outcome<()> {
     match (rule, &mut node.value) {
-        (Rule::Context, Value::String(text)) => {
-            if !is_remote_context(text) {
-                *text = base.local(text);
-            }
+        (Rule::Context, Value::String(text)) if !is_remote_context(text) => {
+            *text = base.local(text);
         }
         (Rule::Foreign, Value::String(text)) => *text = base.foreign(text),
         (Rule::Local, Value::String(text)) => *text = base.local(text),

@@ -5,58 +5,64 @@
 
 /// The words of a line.
 pub(crate) fn split(line: &str) -> Result<Vec<String>, &'static str> {
+    read(line).map(|(words, _)| words)
+}
+
+/// The part of a line that [`split`] drops, if any.
+pub(crate) fn dropped(line: &str) -> Option<&str> {
+    let (_, end) = read(line).ok()?;
+    end.map(|end| &line[end..])
+}
+
+/// The words, and where reading stopped before the end.
+fn read(line: &str) -> Result<(Vec<String>, Option<usize>), &'static str> {
     let mut words = Vec::new();
     let mut word = String::new();
     let mut started = false;
-    let (mut escaped, mut double, mut single, mut backquote, mut dollar) =
-        (false, false, false, false, false);
-    for c in line.chars() {
-        if escaped {
+    let mut stopped = None;
+    let mut state = Quotes::default();
+    for (at, c) in line.char_indices() {
+        if state.escaped {
             word.push(c);
-            escaped = false;
+            state.escaped = false;
             started = true;
             continue;
         }
-        let quoted = single || double || backquote || dollar;
         match c {
-            '\\' if single => word.push(c),
-            '\\' => escaped = true,
-            ' ' | '\t' | '\r' | '\n' if quoted => word.push(c),
+            '\\' if state.single => word.push(c),
+            '\\' => state.escaped = true,
+            ' ' | '\t' | '\r' | '\n' if state.any() => word.push(c),
             ' ' | '\t' | '\r' | '\n' => {
                 if started {
                     words.push(std::mem::take(&mut word));
                     started = false;
                 }
             }
-            '"' if !single && !dollar => {
-                started |= double;
-                double = !double;
+            '"' if !state.single && !state.dollar => {
+                started |= state.double;
+                state.double = !state.double;
             }
-            '\'' if !double && !dollar => {
-                started |= single;
-                single = !single;
+            '\'' if !state.double && !state.dollar => {
+                started |= state.single;
+                state.single = !state.single;
             }
-            '(' if !single && !double && !backquote => {
-                if dollar || !word.ends_with('$') {
+            '(' if !state.single && !state.double && !state.back => {
+                if state.dollar || !word.ends_with('$') {
                     return Err("a parenthesis is not quoted");
                 }
-                dollar = true;
+                state.dollar = true;
                 word.push(c);
             }
-            ';' | '&' | '|' | '<' | '>' if !quoted => {
+            ';' | '&' | '|' | '<' | '>' if !state.any() => {
                 // `2>` is a redirection, not a word that ends in 2.
                 if c == '>' && word.starts_with(|first: char| first.is_ascii_digit()) {
                     started = false;
                 }
+                stopped = Some(at);
                 break;
             }
             _ => {
-                if c == '`' && !single && !double && !dollar {
-                    backquote = !backquote;
-                }
-                if c == ')' && !single && !double && !backquote {
-                    dollar = !dollar;
-                }
+                state.other(c);
                 started = true;
                 word.push(c);
             }
@@ -65,15 +71,42 @@ pub(crate) fn split(line: &str) -> Result<Vec<String>, &'static str> {
     if started {
         words.push(word);
     }
-    if escaped || single || double || backquote || dollar {
+    if state.escaped || state.any() {
         return Err("a quote or parenthesis is not closed");
     }
-    Ok(words)
+    Ok((words, stopped))
+}
+
+/// What is open at a place of the line.
+#[derive(Default)]
+#[allow(clippy::struct_excessive_bools)] // They are independent.
+struct Quotes {
+    escaped: bool,
+    double: bool,
+    single: bool,
+    back: bool,
+    dollar: bool,
+}
+
+impl Quotes {
+    fn any(&self) -> bool {
+        self.single || self.double || self.back || self.dollar
+    }
+
+    /// Backquotes and closing parentheses stay in the word and change what is open.
+    fn other(&mut self, c: char) {
+        if c == '`' && !self.single && !self.double && !self.dollar {
+            self.back = !self.back;
+        }
+        if c == ')' && !self.single && !self.double && !self.back {
+            self.dollar = !self.dollar;
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::split;
+    use super::{dropped, split};
 
     #[test]
     fn words() {
@@ -88,6 +121,8 @@ mod tests {
         ] {
             assert_eq!(split(line).unwrap(), expected, "{line}");
         }
+        assert_eq!(dropped("a 'b;c' && d"), Some("&& d"));
+        assert_eq!(dropped("a b"), None);
         for bad in ["'a", "\"a", "a\\", "a (b)"] {
             assert!(split(bad).is_err(), "{bad}");
         }

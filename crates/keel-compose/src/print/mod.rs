@@ -13,7 +13,10 @@ use serde_json::{Map as JsonMap, Value as Json};
 use crate::diagnostic::{Code, Diagnostic, Outcome, fail};
 use crate::value::{Map, Node, Value};
 
-pub(crate) use scalars::{bytes_of, command_of, duration_of, environment_of, number_of};
+pub(crate) use scalars::{
+    bytes_of, command_of, duration_of, environment_of, file_mode, file_mode_text, hosts_of,
+    number_of,
+};
 
 /// Which of Docker's two renderings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

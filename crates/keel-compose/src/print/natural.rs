@@ -64,6 +64,6 @@ mod tests {
     fn keys_sort_as_people_count() {
         let mut keys = vec!["web10", "web2", "a", "B", "a_b", "ab", "1", "a1b", "a1"];
         keys.sort_by(|a, b| compare(a, b));
-        assert_eq!(keys, ["1", "B", "a", "a1", "a1b", "a_b", "ab", "web2", "web10"]);
+        assert_eq!(keys, ["1", "B", "a", "a_b", "a1", "a1b", "ab", "web2", "web10"]);
     }
 }

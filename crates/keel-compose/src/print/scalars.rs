@@ -44,7 +44,7 @@ pub(super) fn convert(node: &Node, kind: &Kind) -> Outcome<Json> {
             let Some(map) = node.as_map() else { return wrong(node, "a mapping") };
             map.iter().map(|(key, value)| Ok((key.to_owned(), Json::from(text(value)?)))).collect()
         }
-        Kind::Hosts => hosts(node),
+        Kind::Hosts => hosts_of(node).map(Json::from),
         Kind::FileMode => file_mode(node).map(|mode| Json::from(format!("0{mode:o}"))),
         Kind::DeviceCount => device_count(node),
         Kind::EnvFile => env_file(node),
@@ -243,7 +243,8 @@ fn multi_options(node: &Node) -> Outcome<Json> {
         .collect())
 }
 
-fn hosts(node: &Node) -> Outcome<Json> {
+/// Extra hosts as sorted `HOST=ADDRESS` lines.
+pub(crate) fn hosts_of(node: &Node) -> Outcome<Vec<String>> {
     let mut list: Vec<(String, String)> = Vec::new();
     match &node.value {
         Value::Map(map) => {
@@ -288,23 +289,31 @@ fn hosts(node: &Node) -> Outcome<Json> {
         })
         .collect();
     lines.sort();
-    Ok(Json::from(lines))
+    Ok(lines)
 }
 
 /// Permission bits: a string is octal, an integer is what it is.
 pub(crate) fn file_mode(node: &Node) -> Outcome<i64> {
     match &node.value {
         Value::Int(mode) => Ok(*mode),
-        Value::String(text) => i64::from_str_radix(text, 8).or_else(|_| {
-            let message = format!("`{text}` is not an octal file mode");
-            fail(
-                Diagnostic::error(Code::InvalidValue, message)
-                    .at(&node.span)
-                    .help("write for example 0440"),
-            )
-        }),
+        Value::String(text) => file_mode_text(text).map_or_else(
+            || {
+                let message = format!("`{text}` is not an octal file mode");
+                fail(
+                    Diagnostic::error(Code::InvalidValue, message)
+                        .at(&node.span)
+                        .help("write for example 0440"),
+                )
+            },
+            Ok,
+        ),
         _ => wrong(node, "a file mode"),
     }
+}
+
+/// Permission bits in octal digits.
+pub(crate) fn file_mode_text(text: &str) -> Option<i64> {
+    i64::from_str_radix(text, 8).ok()
 }
 
 fn device_count(node: &Node) -> Outcome<Json> {

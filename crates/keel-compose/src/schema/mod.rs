@@ -10,7 +10,9 @@ use crate::diagnostic::{Code, Diagnostic, nearest};
 use crate::path::{ITEM, Path};
 use crate::value::{Map, Node, Value};
 
-pub(crate) use shapes::{SERVICE, TOP};
+#[cfg(test)]
+pub(crate) use shapes::SERVICE;
+pub(crate) use shapes::TOP;
 
 /// At most this many violations are reported for one document.
 const MAX_ERRORS: usize = 50;

@@ -163,7 +163,7 @@ fn text(text: &str, indent: usize, key: bool, out: &mut String) {
         && text != "<<"
         && !is_old_boolean(text)
         && !is_base_60(text);
-    let quotable = !found.break_then_space && !broken && !found.tabs && !(key && found.line_breaks);
+    let quotable = !(broken || found.break_then_space || found.tabs || key && found.line_breaks);
     if !plain_is_a_string || !quotable || text.contains('\n') {
         double_quoted(text, out);
     } else if found.indicators || found.edges || found.line_breaks {

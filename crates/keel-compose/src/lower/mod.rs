@@ -1,0 +1,244 @@
+//! A project → the [`Stack`] that the platform runs.
+//!
+//! Every key of every active service ends in the stack, in a warning that says why it has no effect, or in an error
+//! with a remedy; [`crate::keys`] is the table of which. Content of secrets and configs is read here.
+
+mod files;
+mod limits;
+mod mounts;
+mod policy;
+mod ports;
+mod spec;
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use keel_model::{Service, ServiceName, Stack, StackName, Volume};
+
+use crate::diagnostic::{Code, Diagnostic, Span};
+use crate::keys::NEEDS_ENGINE;
+use crate::project::Project;
+use crate::services::is_process;
+use crate::source::FileSource;
+use crate::value::Node;
+use crate::xkeel::{self, XKeel};
+
+/// The result of lowering.
+#[derive(Clone, Debug)]
+pub struct Lowered {
+    /// What to run.
+    pub stack: Stack,
+    /// What has no effect or may surprise.
+    pub notes: Vec<Diagnostic>,
+}
+
+/// Lowers a project.
+pub(crate) fn lower(
+    project: &Project,
+    source: &dyn FileSource,
+) -> Result<Lowered, Vec<Diagnostic>> {
+    let mut lower = Lower { project, source, notes: Vec::new(), errors: Vec::new() };
+    let stack = lower.stack();
+    lower.errors.sort_by(|a, b| a.span.cmp(&b.span));
+    lower.notes.sort_by(|a, b| a.span.cmp(&b.span));
+    match stack {
+        Some(stack) if lower.errors.is_empty() => Ok(Lowered { stack, notes: lower.notes }),
+        _ => Err(lower.errors),
+    }
+}
+
+/// What lowering reads and reports.
+pub(crate) struct Lower<'l> {
+    project: &'l Project,
+    source: &'l dyn FileSource,
+    notes: Vec<Diagnostic>,
+    errors: Vec<Diagnostic>,
+}
+
+/// One service on its way.
+struct Context<'c> {
+    name: &'c str,
+    node: &'c Node,
+    settings: XKeel,
+}
+
+impl Lower<'_> {
+    fn error(
+        &mut self,
+        code: Code,
+        span: &Span,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) {
+        self.errors.push(Diagnostic::error(code, message).at(span).help(help));
+    }
+
+    fn warn(&mut self, span: &Span, message: impl Into<String>) {
+        self.notes.push(Diagnostic::warning(Code::Unsupported, message).at(span));
+    }
+
+    fn note(&mut self, span: &Span, message: impl Into<String>) {
+        self.notes.push(Diagnostic::note(Code::Unsupported, message).at(span));
+    }
+
+    /// Takes a result that was checked when the project was loaded; reports it if it fails after all.
+    fn take<T>(&mut self, result: Result<T, Vec<Diagnostic>>) -> Option<T> {
+        result.map_err(|errors| self.errors.extend(errors)).ok()
+    }
+
+    fn stack(&mut self) -> Option<Stack> {
+        let project = self.project;
+        let name = match StackName::new(project.name.clone()) {
+            Ok(name) => name,
+            Err(error) => {
+                self.errors.push(
+                    Diagnostic::error(Code::Project, error.to_string())
+                        .help("name the project with -p"),
+                );
+                return None;
+            }
+        };
+        self.top_level();
+        let mut services = BTreeMap::new();
+        for (name, node) in project.active_services() {
+            let span = project.span_of(name).unwrap_or(&node.span).clone();
+            let service_name = match ServiceName::new(name) {
+                Ok(name) => name,
+                Err(error) => {
+                    self.error(Code::InvalidValue, &span, error.to_string(), "rename the service");
+                    continue;
+                }
+            };
+            if let Some(service) = self.service(name, node, &span) {
+                services.insert(service_name, service);
+            }
+        }
+        self.link_aliases(&mut services);
+        Some(Stack {
+            name,
+            directory: project.directory.clone(),
+            services,
+            volumes: self.volumes(),
+        })
+    }
+
+    fn service(&mut self, name: &str, node: &Node, span: &Span) -> Option<Service> {
+        if node.get("provider").is_some() {
+            let message = format!(
+                "the service `{name}` is run by a provider, which this platform does not have"
+            );
+            self.error(Code::Unsupported, span, message, "run it as a service with a `command`");
+            return None;
+        }
+        if !is_process(node) {
+            let message = format!(
+                "service `{name}` needs a container engine, which this version does not drive yet"
+            );
+            self.error(Code::Unsupported, span, message, NEEDS_ENGINE);
+            return None;
+        }
+        let settings = match node.get("x-keel") {
+            Some(settings) => self.take(xkeel::read(settings))?,
+            None => XKeel::default(),
+        };
+        let context = Context { name, node, settings };
+        self.unsupported_keys(&context);
+        let ports = self.ports(&context);
+        let scale = self.scale(&context);
+        let spec = self.spec(&context, &ports.targets)?;
+        let rollout = self.rollout(&context, "update_config");
+        Some(Service {
+            spec,
+            scale,
+            aliases: self.aliases(&context, scale),
+            depends_on: self.depends_on(&context),
+            restart: self.restart(&context),
+            rollback: context
+                .node
+                .at(&["deploy", "rollback_config"])
+                .is_some()
+                .then(|| self.rollout(&context, "rollback_config")),
+            rollout,
+            stop: self.stop(&context),
+            readiness: Self::readiness(&context),
+            labels: self.labels(context.node.at(&["deploy", "labels"])),
+            ports: ports.inside,
+            publish: ports.published,
+        })
+    }
+
+    /// The volumes of the stack by the key that services use.
+    fn volumes(&mut self) -> BTreeMap<String, Volume> {
+        let mut volumes = BTreeMap::new();
+        for (key, node) in self.project.model.get("volumes").into_iter().flat_map(Node::entries) {
+            if let Some(driver) =
+                node.get("driver").filter(|driver| driver.as_str() != Some("local"))
+            {
+                let text = driver.display().unwrap_or_default();
+                self.warn(&driver.span, format!("the volume driver `{text}` has no effect: volumes are directories of this host"));
+            }
+            if let Some(options) = node.get("driver_opts") {
+                self.warn(
+                    &options.span,
+                    "`driver_opts` have no effect: volumes are directories of this host",
+                );
+            }
+            let volume = Volume {
+                name: node.text("name").unwrap_or(key).to_owned(),
+                external: node.get("external").and_then(Node::display).as_deref() == Some("true"),
+                labels: self.labels(node.get("labels")),
+            };
+            volumes.insert(key.to_owned(), volume);
+        }
+        volumes
+    }
+
+    fn labels(&mut self, node: Option<&Node>) -> BTreeMap<String, String> {
+        let Some(node) = node.filter(|node| !node.is_null()) else { return BTreeMap::new() };
+        let labels = self.take(crate::print::environment_of(node)).unwrap_or_default();
+        labels.into_iter().map(|(key, value)| (key, value.unwrap_or_default())).collect()
+    }
+
+    /// Aliases that other services' `links` give; they become names for the whole stack.
+    fn link_aliases(&mut self, services: &mut BTreeMap<ServiceName, Service>) {
+        for (_, node) in self.project.active_services() {
+            for link in node.get("links").map(Node::items).unwrap_or_default() {
+                let Some((service, alias)) = link.as_str().and_then(|text| text.split_once(':'))
+                else {
+                    continue;
+                };
+                if let Some(service) = services.get_mut(service)
+                    && !alias.is_empty()
+                {
+                    service.aliases.insert(alias.to_owned());
+                }
+            }
+        }
+    }
+
+    /// `container_name` and network aliases.
+    fn aliases(&mut self, context: &Context<'_>, scale: keel_model::Scale) -> BTreeSet<String> {
+        let mut aliases = BTreeSet::new();
+        for (_, network) in context.node.get("networks").into_iter().flat_map(Node::entries) {
+            let names = network.get("aliases").map(Node::items).unwrap_or_default();
+            aliases.extend(names.iter().filter_map(Node::as_str).map(str::to_owned));
+        }
+        if let Some(name) = context.node.get("container_name")
+            && let Some(text) = name.as_str().filter(|text| !text.is_empty())
+        {
+            aliases.insert(text.to_owned());
+            if !matches!(
+                scale,
+                keel_model::Scale::Replicated(0 | 1) | keel_model::Scale::Job(0 | 1)
+            ) {
+                let message = format!(
+                    "`container_name` cannot name every replica of `{}`; `{text}` becomes a DNS name of the service",
+                    context.name
+                );
+                self.note(&name.span, message);
+            }
+        }
+        aliases.remove(context.name);
+        aliases
+    }
+}

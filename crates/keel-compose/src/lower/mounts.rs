@@ -1,0 +1,152 @@
+//! Volumes, binds and memory file systems of a service.
+
+use std::path::PathBuf;
+
+use keel_model::{Mount, MountSource};
+
+use super::spec::is_true;
+use super::{Context, Lower};
+use crate::diagnostic::Code;
+use crate::loader::join;
+use crate::number::parse_size;
+use crate::print::{file_mode, file_mode_text};
+use crate::value::Node;
+
+impl Lower<'_> {
+    pub(super) fn mounts(&mut self, context: &Context<'_>) -> Vec<Mount> {
+        let mut mounts = self.own_mounts(context.node);
+        for item in context.node.get("volumes_from").map(Node::items).unwrap_or_default() {
+            let text = item.as_str().unwrap_or_default();
+            if text.starts_with("container:") {
+                continue;
+            }
+            let (service, mode) = text.split_once(':').unwrap_or((text, "rw"));
+            let Some(node) = self.project.service(service) else {
+                let message = format!("`volumes_from` names the unknown service `{service}`");
+                self.error(
+                    Code::UndefinedReference,
+                    &item.span,
+                    message,
+                    "name a service of this file",
+                );
+                continue;
+            };
+            for mut mount in self.own_mounts(node) {
+                mount.read_only |= mode == "ro";
+                if !mounts.iter().any(|own| own.target == mount.target) {
+                    mounts.push(mount);
+                }
+            }
+        }
+        mounts
+    }
+
+    fn own_mounts(&mut self, service: &Node) -> Vec<Mount> {
+        let mut mounts = Vec::new();
+        for item in service.get("volumes").map(Node::items).unwrap_or_default() {
+            if let Some(source) = self.mount_source(item) {
+                let target = item.text("target").unwrap_or_default();
+                let target = self.target(target);
+                mounts.push(Mount { source, target, read_only: is_true(item.get("read_only")) });
+            }
+        }
+        let tmpfs = service.get("tmpfs");
+        let items = tmpfs.map(|node| node.as_seq().unwrap_or(std::slice::from_ref(node)));
+        for item in items.unwrap_or_default() {
+            mounts.extend(self.tmpfs(item));
+        }
+        mounts
+    }
+
+    /// Targets are absolute; a relative one is below the root, as container engines have it.
+    fn target(&self, text: &str) -> PathBuf {
+        join(std::path::Path::new("/"), text)
+    }
+
+    fn mount_source(&mut self, item: &Node) -> Option<MountSource> {
+        let source = item.text("source").unwrap_or_default();
+        match item.text("type").unwrap_or("volume") {
+            "volume" if source.is_empty() => Some(MountSource::Anonymous),
+            "volume" => {
+                let name = self
+                    .project
+                    .model
+                    .at(&["volumes", source])
+                    .and_then(|volume| volume.text("name"));
+                let subpath = item.get("volume").and_then(|options| options.text("subpath"));
+                Some(MountSource::Volume {
+                    name: name.unwrap_or(source).to_owned(),
+                    subpath: subpath.filter(|path| !path.is_empty()).map(PathBuf::from),
+                })
+            }
+            "bind" => Some(MountSource::Bind {
+                path: join(&self.project.directory, source),
+                create: is_true(item.at(&["bind", "create_host_path"])),
+            }),
+            "tmpfs" => {
+                let size = item.at(&["tmpfs", "size"]);
+                let mode = item.at(&["tmpfs", "mode"]);
+                let size = self.bytes(size);
+                let mode = mode.and_then(|mode| self.take(file_mode(mode)));
+                Some(MountSource::Tmpfs {
+                    size,
+                    mode: mode.and_then(|mode| u32::try_from(mode).ok()),
+                })
+            }
+            other => {
+                let message =
+                    format!("mounts of the type `{other}` do not work for host processes");
+                self.error(
+                    Code::Unsupported,
+                    &item.span,
+                    message,
+                    "use the type `bind`, `volume` or `tmpfs`",
+                );
+                None
+            }
+        }
+    }
+
+    /// `TARGET[:OPTIONS]` of the key `tmpfs`.
+    fn tmpfs(&mut self, item: &Node) -> Option<Mount> {
+        let text = item.as_str()?;
+        let (target, options) = text.split_once(':').unwrap_or((text, ""));
+        let (mut size, mut mode, mut read_only) = (None, None, false);
+        for option in options.split(',').filter(|option| !option.is_empty()) {
+            let (key, value) = option.split_once('=').unwrap_or((option, ""));
+            let understood = match key {
+                "size" => {
+                    size = parse_size(value).ok().and_then(|size| u64::try_from(size).ok());
+                    size.is_some()
+                }
+                "mode" => {
+                    mode = file_mode_text(value).and_then(|mode| u32::try_from(mode).ok());
+                    mode.is_some()
+                }
+                "ro" => {
+                    read_only = true;
+                    true
+                }
+                "rw" => true,
+                _ => {
+                    self.warn(&item.span, format!("the tmpfs option `{option}` has no effect"));
+                    true
+                }
+            };
+            if !understood {
+                let message = format!("`{option}` is not a tmpfs option");
+                self.error(
+                    Code::InvalidValue,
+                    &item.span,
+                    message,
+                    "write for example /run:size=64m,mode=1777",
+                );
+            }
+        }
+        Some(Mount {
+            source: MountSource::Tmpfs { size, mode },
+            target: self.target(target),
+            read_only,
+        })
+    }
+}
