@@ -306,3 +306,54 @@ fn stopped_services_stop_in_reverse_order() {
     world.run(secs(10));
     assert!(world.running().is_empty(), "{}", world.story());
 }
+
+#[test]
+fn a_revision_that_never_was_in_force_makes_room_at_once() {
+    let mut world = up(service(2, "never"));
+    world.deploy("web", "never", 2);
+    world.run(secs(5));
+    assert_eq!(world.observed.instances.len(), 2, "{}", world.story());
+    world.deploy("web", "good", 3);
+    world.run(secs(5));
+    assert_eq!((world.ready("web"), world.observed.instances.len()), (2, 2));
+}
+
+#[test]
+fn a_way_back_to_what_does_not_come_up_pauses_and_keeps_what_serves() {
+    // Without an instance any revision is complete: `never` is what there is to return to.
+    let mut world = up(service(0, "never"));
+    world.deploy("web", "good", 2);
+    world.edit("web", |s| s.scale = Scale::Replicated(2));
+    world.run(Duration::from_millis(300));
+    let victim = world.running()[0].clone();
+    world.kill(&victim);
+    world.run(secs(300));
+    assert_eq!(world.state("web"), RolloutState::Paused, "{}", world.story());
+    assert_eq!(world.ready("web"), 1);
+    world.change("up again", |_| {});
+    world.run(secs(60));
+    assert_eq!(world.state("web"), RolloutState::Complete, "{}", world.story());
+    assert_eq!(world.ready("web"), 2);
+}
+
+#[test]
+fn where_failures_are_passed_over_every_instance_is() {
+    let mut world = up(with(service(3, "good"), |s| {
+        s.rollout.failure_action = FailureAction::Continue;
+    }));
+    world.deploy("web", "never", 2);
+    world.run(secs(600));
+    assert_eq!(world.state("web"), RolloutState::Complete, "{}", world.story());
+    assert_eq!(world.slots("web").len(), 3);
+}
+
+#[test]
+fn the_clock_may_jump_back_without_a_false_alarm_or_a_stall() {
+    let mut world = up(service(2, "good"));
+    world.deploy("web", "slow", 2);
+    world.run(secs(1));
+    world.behind = secs(3_600);
+    world.run(secs(60));
+    assert_eq!(world.state("web"), RolloutState::Complete, "{}", world.story());
+    assert_eq!(world.ready("web"), 2);
+}
