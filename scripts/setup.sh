@@ -93,6 +93,11 @@ disable_new_services() {
     done
 }
 
+apt_install() {
+    as_root env DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=l \
+        apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=120 "$@"
+}
+
 install_packages() {
     local packages=("$@")
     have apt-get || die "these are missing: ${packages[*]}" \
@@ -103,15 +108,18 @@ install_packages() {
     fi
     say "setup: installing ${packages[*]}"
     forbid_starts
-    local options=(-o DPkg::Lock::Timeout=120 -y --no-install-recommends)
-    local environment=(DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=l)
+    local log
+    log=$(mktemp)
     # The lists may be old or absent: try with what is there first.
-    if ! as_root env "${environment[@]}" apt-get install "${options[@]}" "${packages[@]}" >/dev/null 2>&1; then
-        as_root apt-get update >/dev/null
-        as_root env "${environment[@]}" apt-get install "${options[@]}" "${packages[@]}" >/dev/null ||
+    if ! apt_install "${packages[@]}" >"$log" 2>&1; then
+        if ! { as_root apt-get update && apt_install "${packages[@]}"; } >"$log" 2>&1; then
+            tail -n 20 "$log" >&2
+            rm -f "$log"
             die "apt-get could not install ${packages[*]}" \
-                "run it by hand to see why: apt-get install ${packages[*]}"
+                "put right what it says above, then run this again"
+        fi
     fi
+    rm -f "$log"
     disable_new_services "${packages[@]}"
     allow_starts
 }
