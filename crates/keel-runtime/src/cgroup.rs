@@ -57,9 +57,7 @@ impl Hierarchies {
                 }
                 "cgroup" => {
                     for option in options.split(',') {
-                        if let "cpu" | "cpuacct" | "cpuset" | "memory" | "pids" | "name=systemd" =
-                            option
-                        {
+                        if let "cpu" | "cpuset" | "memory" | "pids" | "name=systemd" = option {
                             found.v1.entry(option.to_owned()).or_insert_with(|| target.into());
                         }
                     }
@@ -108,7 +106,13 @@ impl Slice {
         if !missing.is_empty() {
             return Err(format!("this kernel offers no {} cgroup controller", missing.join(", ")));
         }
-        let (group, problems) = self.create("probe", &Limits::default());
+        let limits = Limits {
+            cpu_milli: Some(1000),
+            memory: Some(1 << 30),
+            pids: Some(100),
+            ..Limits::default()
+        };
+        let (group, problems) = self.create("probe", &limits);
         let result = match (group.dirs.is_empty(), problems.first()) {
             (false, None) => Ok(format!("cgroups at {}", self.describe())),
             (_, Some(problem)) => Err(problem.clone()),
@@ -132,9 +136,21 @@ impl Slice {
         let mut group = Group::default();
         let mut problems = Vec::new();
         let mut failed = BTreeSet::new();
-        let mut wanted = vec!["cpu", "cpuacct", "memory", "pids", "name=systemd"];
-        if limits.cpuset.is_some() {
-            wanted.push("cpuset");
+        // A version-1 hierarchy is joined only where something is to be limited: moving a process there makes the
+        // kernel wait for every CPU, some 10 ms per start, while a process can be born into the unified one.
+        let mut wanted = Vec::new();
+        for (controller, limited) in [
+            ("cpu", limits.cpu_milli.is_some() || limits.cpu_shares.is_some()),
+            ("cpuset", limits.cpuset.is_some()),
+            ("memory", limits.memory.is_some()),
+            ("pids", limits.pids.is_some()),
+            // Where systemd keeps its units in a hierarchy of version 1, leaving it there means being killed with the
+            // server's unit.
+            ("name=systemd", Path::new("/run/systemd/system").exists()),
+        ] {
+            if limited {
+                wanted.push(controller);
+            }
         }
         let unified = self.hierarchies.unified.as_deref().map(|path| (UNIFIED, path));
         let places = wanted.iter().filter_map(|c| self.hierarchies.controller(c)).chain(unified);
@@ -155,11 +171,12 @@ impl Slice {
                 }
             }
         }
-        // A missing place matters only where something was to be limited there; the probe wants to know anyway.
-        if *limits != Limits::default() {
-            problems.clear();
-            problems.extend(group.limit(limits));
+        // Said once, by what can't be limited rather than by where.
+        let limits_missed = group.limit(limits);
+        if limits_missed.is_empty() || !group.dirs.is_empty() {
+            return (group, limits_missed);
         }
+        problems.extend(limits_missed);
         (group, problems)
     }
 
@@ -203,6 +220,17 @@ impl Group {
     /// The files that a process writes `0` to, to join.
     pub(crate) fn procs_files(&self) -> Vec<PathBuf> {
         self.dirs.values().map(|dir| dir.join("cgroup.procs")).collect()
+    }
+
+    /// The same without the unified hierarchy, for a process that was born into that.
+    pub(crate) fn procs_files_v1(&self) -> Vec<PathBuf> {
+        let v1 = self.dirs.iter().filter(|(key, _)| *key != UNIFIED);
+        v1.map(|(_, dir)| dir.join("cgroup.procs")).collect()
+    }
+
+    /// The directory in the unified hierarchy, into which a process can be born.
+    pub(crate) fn unified(&self) -> Option<&Path> {
+        self.dirs.get(UNIFIED).map(PathBuf::as_path)
     }
 
     fn limit(&self, limits: &Limits) -> Vec<String> {
@@ -265,11 +293,8 @@ impl Group {
         v2.or_else(|| self.field("memory", "memory.oom_control", "oom_kill")).unwrap_or(0)
     }
 
-    /// CPU time in microseconds.
+    /// CPU time in microseconds. The unified hierarchy counts it whether or not it has the controller.
     pub(crate) fn cpu_usec(&self) -> Option<u64> {
-        if let Some(nanos) = self.number("cpuacct", "cpuacct.usage") {
-            return Some(nanos / 1000);
-        }
         self.field(UNIFIED, "cpu.stat", "usage_usec")
     }
 
@@ -296,7 +321,8 @@ impl Group {
             .and_then(|(_, value)| value.trim().parse().ok())
     }
 
-    fn members(&self) -> Vec<i32> {
+    /// The processes in it.
+    pub(crate) fn members(&self) -> Vec<i32> {
         let mut pids = Vec::new();
         for file in self.procs_files() {
             let text = fs::read_to_string(file).unwrap_or_default();
@@ -440,7 +466,9 @@ mod tests {
         let (group, problems) = slice.create("a-1", &limits);
         assert_eq!(problems, Vec::<String>::new());
         let keys: Vec<&str> = group.dirs.keys().map(String::as_str).collect();
-        assert_eq!(keys, ["cpu", "cpuacct", "memory", "unified"]);
+        assert_eq!(keys, ["memory", "unified"]);
+        assert_eq!(group.procs_files_v1(), [at("memory/keel/t/a-1/cgroup.procs")]);
+        assert_eq!(group.unified(), Some(at("unified/keel/t/a-1").as_path()));
         let written = fs::read_to_string(at("memory/keel/t/a-1/memory.limit_in_bytes")).unwrap();
         assert_eq!(written, "5");
     }

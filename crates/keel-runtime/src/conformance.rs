@@ -118,7 +118,7 @@ pub async fn texts(lines: &mut mpsc::Receiver<LogLine>, count: usize) -> Vec<Str
     let mut all = Vec::new();
     while all.len() < count {
         let line = tokio::time::timeout(PATIENCE, lines.recv()).await;
-        match line.unwrap_or_else(|_| panic!("only {all:?} came")) {
+        match line.unwrap_or_else(|_| panic!("only {} came: … {:?}", all.len(), all.last())) {
             Some(line) => all.push(line.text),
             None => break,
         }

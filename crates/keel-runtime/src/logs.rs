@@ -23,6 +23,8 @@ const QUEUE: usize = 256;
 const CHUNK: usize = 64 << 10;
 /// Shortest and longest pause between two looks for new lines.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(160));
+/// How often opening all files is tried while they are being rotated.
+const OPEN_ROUNDS: usize = 20;
 /// More files than anybody keeps.
 const MAX_FILES: u32 = 1000;
 
@@ -83,10 +85,44 @@ fn path(dir: &Path, number: u32) -> PathBuf {
     }
 }
 
+/// An open file with its inode.
+type Opened = (File, u64);
+
+fn open_one(dir: &Path, number: u32) -> io::Result<Option<Opened>> {
+    match File::open(path(dir, number)) {
+        Ok(file) => {
+            let inode = file.metadata()?.ino();
+            Ok(Some((file, inode)))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// All files, the youngest first, as they were at one moment: if they are rotated meanwhile, once more.
+fn open_all(dir: &Path) -> io::Result<Vec<Opened>> {
+    let mut files = Vec::new();
+    for _ in 0..OPEN_ROUNDS {
+        files.clear();
+        while let Some(opened) = open_one(dir, u32::try_from(files.len()).unwrap_or(MAX_FILES))? {
+            files.push(opened);
+        }
+        let now = |n: usize| {
+            let number = u32::try_from(n).unwrap_or(MAX_FILES);
+            fs::metadata(path(dir, number)).map(|meta| meta.ino()).ok()
+        };
+        let same = files.iter().enumerate().all(|(n, (_, inode))| now(n) == Some(*inode));
+        if same && now(files.len()).is_none() {
+            break;
+        }
+    }
+    Ok(files)
+}
+
 /// A place in the sequence of files.
 struct Cursor {
     dir: PathBuf,
-    file: Option<(File, u64)>,
+    file: Option<Opened>,
     /// The begin of a line whose end was not there yet.
     rest: Vec<u8>,
 }
@@ -94,39 +130,27 @@ struct Cursor {
 impl Cursor {
     /// At the oldest line, or `tail` lines before the end.
     fn begin(dir: PathBuf, tail: Option<usize>) -> io::Result<Self> {
-        let count = (0..MAX_FILES).take_while(|n| path(&dir, *n).exists()).count();
-        let count = u32::try_from(count).unwrap_or(MAX_FILES);
+        let mut files = open_all(&dir)?;
         let mut cursor = Self { dir, file: None, rest: Vec::new() };
         let Some(wanted) = tail else {
-            if count > 0 {
-                cursor.open(count - 1)?;
-            }
+            cursor.file = files.pop();
             return Ok(cursor);
         };
         let mut missing = wanted;
-        for number in 0..count {
-            cursor.open(number)?;
-            if let Some((file, _)) = &mut cursor.file {
-                let found = seek_back(file, missing)?;
-                if found == missing {
-                    break;
-                }
-                missing -= found;
+        for (mut file, inode) in files {
+            let found = seek_back(&mut file, missing)?;
+            cursor.file = Some((file, inode));
+            if found == missing {
+                break;
             }
+            missing -= found;
         }
         Ok(cursor)
     }
 
     fn open(&mut self, number: u32) -> io::Result<bool> {
-        match File::open(path(&self.dir, number)) {
-            Ok(file) => {
-                let inode = file.metadata()?.ino();
-                self.file = Some((file, inode));
-                Ok(true)
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
+        self.file = open_one(&self.dir, number)?;
+        Ok(self.file.is_some())
     }
 
     /// The next lines; none when there are none now. An error when the instance is gone.

@@ -28,6 +28,27 @@ pub(crate) fn fork() -> io::Result<Fork> {
     }
 }
 
+/// `CLONE_INTO_CGROUP` of linux/sched.h.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
+/// As [`fork`], but the child is born into the (version 2) cgroup whose directory this is; Linux 5.7 or later.
+#[allow(unsafe_code)]
+pub(crate) fn fork_into(cgroup: BorrowedFd<'_>) -> io::Result<Fork> {
+    let fd = u64::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?;
+    // SAFETY: a structure of plain numbers, for which zero means "not asked for".
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = CLONE_INTO_CGROUP;
+    args.exit_signal = libc::SIGCHLD as u64;
+    args.cgroup = fd;
+    // SAFETY: without CLONE_VM this is a fork: the child has a copy of everything and goes on here. The shim is
+    // single-threaded and the child execs or exits, so what libc's own fork would tidy up does not matter.
+    match unsafe { libc::syscall(libc::SYS_clone3, &mut args, size_of::<libc::clone_args>()) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Fork::Child),
+        pid => Ok(Fork::Parent(i32::try_from(pid).map_err(io::Error::other)?)),
+    }
+}
+
 /// Ends the process without running exit handlers; for children between fork and exec.
 #[allow(unsafe_code)]
 pub(crate) fn exit_now(code: i32) -> ! {

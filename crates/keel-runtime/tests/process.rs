@@ -50,6 +50,7 @@ async fn an_adopted_workload_ends_with_its_exit_code() {
     runtime.start(launch.clone()).await.unwrap();
     let shim = process.shim_pid(&launch);
     drop(runtime);
+    process.close();
     kill(shim);
     process.reopen();
     let runtime = process.get();
@@ -163,7 +164,12 @@ async fn output_is_kept_in_order_under_load_and_across_rotation() {
     let lines = logged(&*runtime, &launch.id, 10_000).await;
     let expected: Vec<String> =
         (0..10_000).map(|n| format!("line {n} with some more text")).collect();
-    assert_eq!(lines, expected);
+    assert!(lines == expected, "{:?} … {:?}", lines.first(), lines.last());
+    let status = fs::read_to_string(format!("/proc/{}/status", process.shim_pid(&launch))).unwrap();
+    let stat = fs::read_to_string(format!("/proc/{}/stat", process.shim_pid(&launch))).unwrap();
+    let cpu: Vec<&str> = stat.split(' ').skip(13).take(2).collect();
+    let size = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+    println!("shim after 10,000 lines: {size}, CPU in ticks of 10 ms: {cpu:?}");
     let dir = process.instance_dir(&launch);
     for name in ["log", "log.1", "log.2"] {
         assert!(fs::metadata(dir.join(name)).unwrap().len() <= 256 << 10);
@@ -294,6 +300,78 @@ async fn a_directory_user_or_interpreter_that_is_missing_is_named() {
 }
 
 #[tokio::test]
+async fn another_process_can_enter_with_its_own_terminal() {
+    let process = Process::new();
+    let runtime = process.get();
+    let mut launch = shell("entered", "exec sleep 1000");
+    launch.spec.environment.insert("COLOUR".into(), "red".into());
+    launch.hosts = vec![("192.0.2.7".parse().unwrap(), "inside".into())];
+    runtime.start(launch.clone()).await.unwrap();
+    let spec = runtime.exec_spec(&launch.id).await.unwrap();
+    let mut child = std::process::Command::new(support::SHIM)
+        .arg("enter")
+        .arg(serde_json::to_string(&spec).unwrap())
+        .args(["/bin/sh", "-c", "cat; echo $COLOUR; cat /etc/hosts"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"typed\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.starts_with("typed\nred\n"), "{text}");
+    assert_eq!(text.contains("192.0.2.7"), runtime.capabilities().names.available);
+    // Of an instance that is gone it says so.
+    runtime.stop(&launch.id, 9, PATIENCE).await.unwrap();
+    let output = std::process::Command::new(support::SHIM)
+        .arg("enter")
+        .arg(serde_json::to_string(&spec).unwrap())
+        .arg("/bin/true")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("not running"));
+}
+
+#[tokio::test]
+async fn orphans_are_reaped() {
+    let process = Process::new();
+    let runtime = process.get();
+    let launch =
+        shell("orphans", "for i in 1 2 3; do (sleep 0.01 &); done; echo ready; exec sleep 1000");
+    runtime.start(launch.clone()).await.unwrap();
+    logged(&*runtime, &launch.id, 1).await;
+    let shim = process.shim_pid(&launch);
+    let children = format!("/proc/{shim}/task/{shim}/children");
+    let only_child = || fs::read_to_string(&children).unwrap().split_whitespace().count() == 1;
+    wait("only the workload is left", only_child).await;
+}
+
+#[tokio::test]
+async fn a_start_that_the_server_did_not_survive_can_be_made_again() {
+    let process = Process::new();
+    let runtime = process.get();
+    let mut launch = shell("interrupted", "exec sleep 1000");
+    let first = runtime.start(launch.clone()).await.unwrap();
+    drop(runtime);
+    process.close();
+    // As if the server had died before the shim wrote its record, and the record came later.
+    let record = process.instance_dir(&launch).join("running.json");
+    let aside = process.dir.join("aside");
+    fs::rename(&record, &aside).unwrap();
+    process.reopen();
+    let runtime = process.get();
+    let list = runtime.list().await.unwrap();
+    assert!(list[0].exit.is_some(), "what is not on record does not run");
+    let _ = fs::rename(&aside, &record);
+    launch.attempt = 2;
+    let second = runtime.start(launch.clone()).await.unwrap();
+    assert_ne!(first.pid, second.pid);
+    wait("the first one's end", || !alive(i64::from(first.pid))).await;
+    assert_eq!(runtime.seen(&launch.id).unwrap().pid, Some(second.pid));
+}
+
+#[tokio::test]
 async fn a_recycled_process_id_is_not_the_workload() {
     let process = Process::new();
     let runtime = process.get();
@@ -301,6 +379,7 @@ async fn a_recycled_process_id_is_not_the_workload() {
     let started = runtime.start(launch.clone()).await.unwrap();
     let shim = process.shim_pid(&launch);
     drop(runtime);
+    process.close();
     // What it would look like after both died and the number was given to somebody else.
     let path = process.instance_dir(&launch).join("running.json");
     kill(shim);

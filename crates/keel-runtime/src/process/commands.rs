@@ -147,12 +147,8 @@ async fn helper(
 
 async fn kill_session(leader: i32) {
     blocking(move || {
-        let entries = fs::read_dir("/proc").into_iter().flatten();
-        let pids = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<i32>().ok());
-        for pid in pids {
-            if record::stat(pid).is_some_and(|stat| stat.session == leader) {
-                let _ = crate::sys::kill(pid, libc::SIGKILL);
-            }
+        for pid in session(leader) {
+            let _ = crate::sys::kill(pid, libc::SIGKILL);
         }
     })
     .await;
@@ -192,27 +188,38 @@ fn add(kept: &mut Vec<u8>, bytes: &[u8], keep: usize) {
     }
 }
 
-/// What the instance uses now: from its cgroup, or summed over its session where it has none. Blocking.
+/// What the instance uses now: from its cgroup, or summed over the processes that belong to it where the kernel does
+/// not count there. Blocking.
 pub(super) fn resources(running: &Running) -> Resources {
     let group = &running.group;
-    if let (Some(cpu_usec), Some(memory_bytes), Some(pids)) =
-        (group.cpu_usec(), group.memory_bytes(), group.pids())
-    {
+    let (cpu, memory, pids) = (group.cpu_usec(), group.memory_bytes(), group.pids());
+    if let (Some(cpu_usec), Some(memory_bytes), Some(pids)) = (cpu, memory, pids) {
         return Resources { cpu_usec, memory_bytes, pids };
     }
+    let members = match group.members() {
+        members if members.is_empty() => session(running.pid),
+        members => members,
+    };
     let page = rustix::param::page_size() as u64;
     let tick = rustix::param::clock_ticks_per_second().max(1);
     let mut sum = Resources::default();
-    let entries = fs::read_dir("/proc").into_iter().flatten();
-    for pid in entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<i32>().ok()) {
-        if let Some(stat) = record::stat(pid)
-            && stat.session == running.pid
-            && !stat.zombie
-        {
-            sum.cpu_usec += stat.cpu_ticks * 1_000_000 / tick;
-            sum.memory_bytes += stat.rss_pages * page;
-            sum.pids += stat.threads;
-        }
+    for stat in members.into_iter().filter_map(record::stat).filter(|stat| !stat.zombie) {
+        sum.cpu_usec += stat.cpu_ticks * 1_000_000 / tick;
+        sum.memory_bytes += stat.rss_pages * page;
+        sum.pids += stat.threads;
     }
-    sum
+    Resources {
+        cpu_usec: cpu.unwrap_or(sum.cpu_usec),
+        memory_bytes: memory.unwrap_or(sum.memory_bytes),
+        pids: pids.unwrap_or(sum.pids),
+    }
+}
+
+/// The processes whose session `leader` leads.
+fn session(leader: i32) -> Vec<i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten();
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|pid| record::stat(*pid).is_some_and(|stat| stat.session == leader))
+        .collect()
 }

@@ -46,7 +46,7 @@ pub(super) async fn start(inner: &Arc<Inner>, launch: Launch) -> Result<Started,
             kept.launch.attempt
         )));
     }
-    watch::shim_gone(&dir).await;
+    watch::clear(&dir).await;
     let shared = inner.clone();
     let work = move || -> Result<(Kept, Running), StartError> {
         let prepared = shared.prepare(&launch, Group::default(), false)?;
@@ -126,7 +126,7 @@ impl Inner {
             environment: all.clone().into_iter().collect(),
             working_dir: Some(working_dir.clone()),
             user: user.clone(),
-            cgroups: group.procs_files(),
+            cgroups: Vec::new(),
             limits,
             oom_score_adj,
             open_stdin: spec.stdin_open,

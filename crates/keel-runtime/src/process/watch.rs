@@ -25,6 +25,8 @@ const RECORD_WAIT: Duration = Duration::from_secs(5);
 const RECORD_POLL: Duration = Duration::from_micros(500);
 /// How long a shim may take from the record to its own end (it empties pipes and waits for the disk).
 const SHIM_WAIT: Duration = Duration::from_secs(5);
+/// Pause before looking again at a shim that is neither dead nor on record.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Pause between two replacements of a shim that is killed again and again.
 const ADOPT_PAUSE: Duration = Duration::from_millis(500);
 
@@ -47,6 +49,18 @@ pub(super) async fn shim_gone(dir: &Path) {
     while dir.exists() && shim_lives(dir) && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+}
+
+/// Ends whatever an earlier server's unfinished start may have left running for the instance of `dir`.
+pub(super) async fn clear(dir: &Path) {
+    if shim_lives(dir)
+        && let Some(running) = record::read::<Running>(dir, record::RUNNING)
+        && recorded_exit(dir, running.attempt).is_none()
+        && let Ok(process) = pinned(&running)
+    {
+        let _ = crate::sys::pidfd_signal(process.as_fd(), libc::SIGKILL);
+    }
+    shim_gone(dir).await;
 }
 
 /// Starts the watcher of a running instance.
@@ -82,8 +96,14 @@ async fn watch(inner: Arc<Inner>, id: InstanceId) {
             .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
             .and_then(|fd| crate::sys::watchable(fd).ok());
         let Some(shim) = shim.filter(|_| shim_lives(&dir)) else {
-            // It died while we looked.
-            tokio::task::yield_now().await;
+            // It died while we looked, or its successor has not put itself on record yet.
+            tokio::time::sleep(LOOK_AGAIN).await;
+            if let Some(now) = record::read::<Running>(&dir, record::RUNNING)
+                && now.attempt == running.attempt
+                && let Some(entry) = inner.entries().get_mut(&id)
+            {
+                entry.running = Some(now);
+            }
             continue;
         };
         tokio::select! {
@@ -206,8 +226,12 @@ pub(super) async fn rescan(inner: &Arc<Inner>) -> Result<(), Error> {
     });
     let failed = Error::system(format!("can't list {}", inner.instances_dir.display()));
     for id in listed.await.map_err(failed)? {
-        if inner.entries().contains_key(&id) {
-            continue;
+        if let Some(entry) = inner.entries().get(&id) {
+            let blind = entry.exit.is_none()
+                && entry.watcher.as_ref().is_none_or(tokio::task::JoinHandle::is_finished);
+            if !blind {
+                continue;
+            }
         }
         let gate = inner.gate(&id);
         // Somebody starts or removes it right now and will say so.
@@ -251,7 +275,7 @@ fn load(inner: &Inner, id: &InstanceId) -> Option<Entry> {
                 exit = Some(ended);
             }
             None => {
-                // The server died in the middle of a start: whatever there is of it has no shim that knows it.
+                // The server died in the middle of a start. What there is of it is ended before the next one.
                 kept.group.kill();
                 exit = Some(Exit { code: None, signal: None, oom: false, at: stamp::now() });
             }

@@ -33,7 +33,7 @@ pub(crate) struct ProcessPlan {
     pub environment: Vec<(String, String)>,
     pub working_dir: Option<PathBuf>,
     pub user: Identity,
-    /// `cgroup.procs` files to join.
+    /// `cgroup.procs` files to join. The shim fills them in for a workload.
     pub cgroups: Vec<PathBuf>,
     /// Resource number, soft and hard limit.
     pub limits: Vec<(u32, u64, u64)>,

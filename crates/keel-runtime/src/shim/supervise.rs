@@ -37,6 +37,8 @@ struct Watched {
     log: Log,
     /// The wait status, once reaped as our child.
     status: Option<i32>,
+    /// The workload is not our child but that of a shim before us.
+    adopted: bool,
     running: Running,
     dir: PathBuf,
     reserved: Reserved,
@@ -120,7 +122,7 @@ fn begin(plan: RunPlan) -> Result<Watched, Failure> {
     let children = sys::child_signal().map_err(failed("watch for children".into()))?;
     let oom_before = plan.group.oom_kills();
     let started_at = stamp::now();
-    let pid = spawn(&plan.process, &dir)?;
+    let pid = spawn(&plan, &dir)?;
     let process = Pid::from_raw(pid)
         .ok_or_else(|| io::Error::other("no process id"))
         .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).map_err(Into::into))
@@ -150,6 +152,7 @@ fn begin(plan: RunPlan) -> Result<Watched, Failure> {
         outputs,
         log,
         status: None,
+        adopted: false,
         running,
         dir,
         reserved,
@@ -181,19 +184,28 @@ fn make_pipes(dir: &Path, process: &ProcessPlan) -> io::Result<()> {
 }
 
 /// Forks the workload; returns once its program runs, or why it does not.
-fn spawn(process: &ProcessPlan, dir: &Path) -> Result<i32, Failure> {
+fn spawn(plan: &RunPlan, dir: &Path) -> Result<i32, Failure> {
+    let process = &plan.process;
     let instance = &process.instance;
     let failed = |error: io::Error| {
         Failure::environment(format!("instance {instance}: can't start a process: {error}"))
     };
     let (reader, writer) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
-    match sys::fork().map_err(failed)? {
+    let born = plan.group.unified().and_then(|dir| {
+        let dir = File::open(dir).ok()?;
+        sys::fork_into(dir.as_fd()).ok()
+    });
+    let cgroups = match &born {
+        Some(_) => plan.group.procs_files_v1(),
+        None => plan.group.procs_files(),
+    };
+    match born.map_or_else(sys::fork, Ok).map_err(failed)? {
         Fork::Child => {
             drop(reader);
             let _ = setsid();
             let failure = match stdio(dir, process.open_stdin) {
-                Ok(()) => become_program(process),
+                Ok(()) => become_program(&ProcessPlan { cgroups, ..process.clone() }),
                 Err(error) => failed(error),
             };
             let json = serde_json::to_vec(&failure).unwrap_or_default();
@@ -335,7 +347,7 @@ pub(crate) fn exit_of(status: Option<i32>, oom_seen: bool) -> Exit {
 fn kill_rest(watched: &mut Watched) {
     watched.running.group.kill();
     for _ in 0..KILL_ROUNDS {
-        let left = relatives(watched.running.pid);
+        let left = relatives(watched);
         if left.is_empty() {
             return;
         }
@@ -348,17 +360,22 @@ fn kill_rest(watched: &mut Watched) {
     }
 }
 
-/// Living processes that are our children (orphans of the workload) or in the workload's session.
-fn relatives(main: i32) -> Vec<i32> {
+/// Living processes that the workload left behind. Where it was our child they are ours too, one generation after the
+/// other, because orphans come to the nearest reaper; otherwise only its session tells.
+fn relatives(watched: &Watched) -> Vec<i32> {
     let me = getpid().as_raw_pid();
+    let children = fs::read_to_string(format!("/proc/{me}/task/{me}/children"));
+    if let (Ok(children), false) = (children, watched.adopted) {
+        let pids = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
+        return pids.filter(|pid| record::stat(*pid).is_some_and(|stat| !stat.zombie)).collect();
+    }
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let belongs = |stat: record::Stat| {
+        !stat.zombie && (stat.parent == me || stat.session == watched.running.pid)
+    };
     entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|pid| {
-            *pid != me
-                && record::stat(*pid)
-                    .is_some_and(|stat| !stat.zombie && (stat.parent == me || stat.session == main))
-        })
+        .filter(|pid| *pid != me && record::stat(*pid).is_some_and(belongs))
         .collect()
 }
 
@@ -412,6 +429,7 @@ fn take_over(dir: PathBuf) -> io::Result<Option<Watched>> {
         outputs: [Output::open(&dir, "stdout")?, Output::open(&dir, "stderr")?],
         log: Log::new(&dir, running.logs.clone()),
         status: None,
+        adopted: true,
         running,
         dir,
         reserved,

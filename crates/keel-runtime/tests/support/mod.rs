@@ -37,6 +37,11 @@ impl Process {
         self.runtime.lock().unwrap().clone().unwrap()
     }
 
+    /// Throws the runtime away without making a new one, once nobody else holds it.
+    pub fn close(&self) {
+        *self.runtime.lock().unwrap() = None;
+    }
+
     pub fn instance_dir(&self, launch: &Launch) -> PathBuf {
         self.dir.join("instances").join(launch.id.as_str())
     }
