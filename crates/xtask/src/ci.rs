@@ -1,6 +1,6 @@
 //! All gates in order, with a summary.
 //!
-//! The cheap ones all run. The first one that fails among those that compile ends the run, since the next ones would
+//! The cheap ones end nothing. The first one that fails among those that compile ends the run, since the next ones would
 //! mostly repeat its message; `--keep-going` runs them all the same. Every gate uses the `dev` profile, so that
 //! nothing is compiled twice but what differs by nature (checked, or built).
 
@@ -82,7 +82,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String], style: Style) -> 
     for gate in chosen {
         let stops = stopped && !gate.cheap && !keep_going;
         let outcome = if stops { Outcome::NotRun } else { pass(workspace, gate, style)? };
-        stopped |= matches!(outcome, Outcome::Failed(_));
+        stopped |= !gate.cheap && matches!(outcome, Outcome::Failed(_));
         outcomes.push((gate.name, outcome));
     }
     eprintln!("\n{}", table(&outcomes, style));
