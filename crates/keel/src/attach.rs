@@ -1,0 +1,259 @@
+//! `keel up` without `--detach`: follows the logs of a stack until its services end or the user stops them.
+//!
+//! The first Ctrl-C stops the services as `keel stop` does and ends with 0; the second ends this command at once with 130, the
+//! server goes on stopping. When services fail before the stack was ready once, the command tells why and ends with 1;
+//! what runs, runs on.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use keel_model::{Event, EventKind, ServiceName, Timestamp};
+use keel_server::api::client::{Lines, ServiceOperation};
+use keel_server::api::types::{EventsQuery, LogRecord, LogsQuery, ServicesRequest, StackView};
+use tokio::time::{Instant, timeout};
+
+use crate::change::Change;
+use crate::evidence::Evidence;
+use crate::failure::{Failure, INTERRUPTED};
+use crate::follow::{LogPrinter, LogStream, LogStyle, short_name};
+use crate::interrupt::Interrupts;
+use crate::ui::progress::Progress;
+use crate::wait::{Outcome, Watch, settled};
+
+/// After the last service has ended: silence that means that all its lines have come.
+const QUIET: Duration = Duration::from_millis(300);
+/// And how long lines are waited for at most.
+const LAST_LINES: Duration = Duration::from_secs(3);
+
+/// What to follow.
+pub struct Attach<'a> {
+    /// The change that `up` made.
+    pub change: &'a Change<'a>,
+    /// Lines from this time on.
+    pub since: Timestamp,
+    /// How they look.
+    pub style: LogStyle,
+}
+
+/// Why following ended.
+enum End {
+    /// The services have ended, or the stack is gone.
+    Over(Option<StackView>),
+    /// Services failed before the stack was ready once.
+    Failed(StackView),
+}
+
+/// Waits for the start, then follows.
+///
+/// # Errors
+/// When a service failed or the server went away.
+pub async fn run(attach: Attach<'_>, mut interrupts: Interrupts) -> Result<(), Failure> {
+    let change = attach.change;
+    let mut evidence = Evidence::default();
+    let mut progress = Progress::new(change.ctx.progress(), change.ctx.talk);
+    let wait = change.wait();
+    let outcome = tokio::select! {
+        outcome = wait.run(change.client, &mut progress, &mut evidence) => Some(outcome?),
+        () = interrupts.next() => None,
+    };
+    let interrupted = outcome.is_none();
+    match outcome {
+        Some(outcome @ Outcome::Reached(_)) => {
+            let view = change.conclude(&wait, outcome, progress, &evidence)?;
+            if view.is_none() {
+                return Ok(());
+            }
+        }
+        Some(outcome @ Outcome::Failed(_)) => {
+            return change.conclude(&wait, outcome, progress, &evidence).map(|_| ());
+        }
+        Some(Outcome::TimedOut(_)) | None => drop(progress),
+    }
+    let mut session = Session::open(&attach, evidence).await?;
+    if interrupted {
+        session.stop().await?;
+    }
+    session.follow(&mut interrupts).await
+}
+
+/// The streams that are followed.
+struct Session<'a> {
+    change: &'a Change<'a>,
+    logs: LogStream,
+    logs_over: bool,
+    events: Option<Lines<Event>>,
+    watch: Watch,
+    printer: LogPrinter,
+    evidence: Evidence,
+    /// The stack was ready once: later failures are told but end nothing.
+    settled: bool,
+    stopping: bool,
+}
+
+impl<'a> Session<'a> {
+    async fn open(attach: &Attach<'a>, evidence: Evidence) -> Result<Self, Failure> {
+        let change = attach.change;
+        let services = change.services.as_ref().map(joined).unwrap_or_default();
+        let since = Some(attach.since.0);
+        let query = LogsQuery { services, follow: true, since, ..LogsQuery::default() };
+        let logs = LogStream::open(change.client, change.stack, query).await?;
+        let query =
+            EventsQuery { stack: Some(change.stack.to_string()), follow: true, since, until: None };
+        let events = change.client.events(&query).await.ok();
+        Ok(Self {
+            change,
+            logs,
+            logs_over: false,
+            events,
+            watch: Watch::new(change.client.clone(), change.stack.clone()),
+            printer: LogPrinter::new(change.ctx, change.stack, attach.style.clone()),
+            evidence,
+            settled: false,
+            stopping: false,
+        })
+    }
+
+    async fn follow(mut self, interrupts: &mut Interrupts) -> Result<(), Failure> {
+        loop {
+            tokio::select! {
+                record = self.logs.next(), if !self.logs_over => match record? {
+                    Some(record) => self.printer.print(&record)?,
+                    None => self.logs_over = true,
+                },
+                event = next_event(&mut self.events) => match event {
+                    Some(event) => self.tell(&event),
+                    None => self.events = None,
+                },
+                view = self.watch.next() => if let Some(end) = self.judge(view?).await {
+                    return self.end(end).await;
+                },
+                () = interrupts.next() => {
+                    if self.stopping {
+                        return Err(Failure::Quiet(INTERRUPTED));
+                    }
+                    self.stop().await?;
+                }
+            }
+        }
+    }
+
+    async fn stop(&mut self) -> Result<(), Failure> {
+        self.change.ctx.note("\nstopping… (press Ctrl-C again to leave at once)");
+        self.stopping = true;
+        let services = self.change.services.iter().flatten().cloned().collect();
+        let request = ServicesRequest { services };
+        let client = self.change.client;
+        client.operate(self.change.stack.as_str(), ServiceOperation::Stop, &request).await?;
+        // The first view must be one of after the request.
+        self.watch = Watch::new(client.clone(), self.change.stack.clone());
+        Ok(())
+    }
+
+    async fn judge(&mut self, view: Option<StackView>) -> Option<End> {
+        let Some(view) = view else { return Some(End::Over(None)) };
+        let wait = self.change.wait();
+        for (_, service) in wait.scope(&view) {
+            for instance in &service.instances {
+                self.printer.expect(instance.id.as_str());
+            }
+        }
+        let covered: BTreeSet<ServiceName> = wait.scope(&view).map(|(n, _)| n.clone()).collect();
+        self.evidence.gather(self.change.client, &view, |name| covered.contains(name)).await;
+        let all = |test: fn(&keel_server::api::types::ServiceView) -> bool| {
+            wait.scope(&view).all(|(_, service)| test(service))
+        };
+        let failed = wait.scope(&view).any(|(_, service)| service.failed && settled(service));
+        let ended = all(|service| service.running == 0 && settled(service));
+        if self.stopping {
+            return all(|service| service.running == 0).then_some(End::Over(Some(view)));
+        }
+        if failed && (ended || !self.settled) {
+            return Some(End::Failed(view));
+        }
+        if ended {
+            return Some(End::Over(Some(view)));
+        }
+        self.settled |= !failed && all(settled);
+        None
+    }
+
+    async fn end(mut self, end: End) -> Result<(), Failure> {
+        self.last_lines().await?;
+        let ctx = self.change.ctx;
+        match end {
+            End::Over(None) => ctx.note(&format!("{} was removed", self.change.stack)),
+            End::Over(Some(_)) if self.stopping => {
+                ctx.note(&format!("{} {} is stopped", ctx.talk.good("✔"), self.change.stack));
+            }
+            End::Over(Some(_)) => ctx.note("all services have ended"),
+            End::Failed(view) => {
+                let wait = self.change.wait();
+                if view.services.values().any(|service| service.running > 0) {
+                    ctx.note(
+                        "what runs, runs on: `keel logs -f` follows it, `keel down` removes it",
+                    );
+                }
+                let stack = self.change.stack.as_str();
+                return Err(self.evidence.failure(stack, wait.scope(&view), ctx.talk));
+            }
+        }
+        Ok(())
+    }
+
+    /// Lines may still be on their way when the process has ended.
+    async fn last_lines(&mut self) -> Result<(), Failure> {
+        let deadline = Instant::now() + LAST_LINES;
+        while !self.logs_over && Instant::now() < deadline {
+            match timeout(QUIET, self.logs.next()).await {
+                Ok(Ok(Some(record))) => self.print(&record)?,
+                Ok(Ok(None) | Err(_)) | Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn print(&mut self, record: &LogRecord) -> Result<(), Failure> {
+        self.printer.print(record)
+    }
+
+    /// Tells what a user who watches wants to know besides the logs.
+    fn tell(&self, event: &Event) {
+        let matters = matches!(
+            event.kind,
+            EventKind::InstanceExited
+                | EventKind::InstanceFailed
+                | EventKind::InstanceUnhealthy
+                | EventKind::InstanceRestarting
+                | EventKind::Rollout
+                | EventKind::Platform
+        );
+        let covered = match (&self.change.services, &event.service) {
+            (Some(services), Some(service)) => services.contains(service),
+            _ => true,
+        };
+        if !matters || !covered {
+            return;
+        }
+        let stack = self.change.stack;
+        let subject = event
+            .instance
+            .as_ref()
+            .map(|id| short_name(stack, id.as_str()))
+            .or(event.service.as_ref().map(ServiceName::as_str))
+            .unwrap_or(stack.as_str());
+        let text = format!("{subject}: {}", event.message);
+        self.change.ctx.note(&self.change.ctx.talk.dim(text));
+    }
+}
+
+fn joined(services: &BTreeSet<ServiceName>) -> String {
+    services.iter().map(ServiceName::as_str).collect::<Vec<_>>().join(",")
+}
+
+/// The next event; never ready when there is no stream. Events are an extra: their loss ends nothing.
+async fn next_event(events: &mut Option<Lines<Event>>) -> Option<Event> {
+    match events {
+        Some(lines) => lines.next().await.and_then(Result::ok),
+        None => std::future::pending().await,
+    }
+}

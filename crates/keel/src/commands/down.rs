@@ -1,0 +1,51 @@
+//! `keel down`: stops everything of a stack, dependents first, and forgets it.
+
+use keel_server::api::types::DownRequest;
+
+use crate::change::{Change, WaitArgs};
+use crate::cli::FileArgs;
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::project;
+use crate::wait::Until;
+
+/// Options of `keel down`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct DownArgs {
+    /// Delete the stack's named volumes, with their data
+    #[arg(short, long)]
+    pub volumes: bool,
+    /// Remove services that are no longer in the file; `down` always does
+    #[arg(long)]
+    pub remove_orphans: bool,
+    /// Whether and how long to wait
+    #[command(flatten)]
+    pub wait: WaitArgs,
+    /// Compose files
+    #[command(flatten)]
+    pub files: FileArgs,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When there is no such stack, or it is not gone in time.
+pub async fn run(ctx: &Context, args: DownArgs) -> Result<(), Failure> {
+    let stack = project::stack_name(ctx)?;
+    let client = ctx.client();
+    let applied = client.down(stack.as_str(), &DownRequest { volumes: args.volumes }).await?;
+    let change = Change {
+        ctx,
+        client: &client,
+        stack: &stack,
+        applied: &applied,
+        services: None,
+        until: Until::Gone,
+        limit: args.wait.wait_timeout,
+        done: format!("{stack} is removed"),
+    };
+    if args.wait.detach {
+        return change.print_result("removing");
+    }
+    change.settle().await.map(|_| ())
+}

@@ -1,0 +1,141 @@
+//! `keel exec`: runs a command inside an instance, with the caller's own terminal.
+//!
+//! The server only tells how to enter the instance; this process then becomes the command. Its exit code is the command's.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use keel_model::Phase;
+use keel_runtime::ExecSpec;
+use keel_server::api::types::{InstanceView, StackView};
+
+use crate::cli::FileArgs;
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::{names, project};
+
+/// Options of `keel exec`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct ExecArgs {
+    /// The service, or one of its instances
+    pub service: String,
+    /// The command and its arguments
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
+    pub command: Vec<String>,
+    /// Number of the instance within its service, from 1, in the order of `keel ps`
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub index: usize,
+    /// Environment variable; without a value it is taken from the caller. May be given several times
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Where to run (default: the instance's directory)
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<PathBuf>,
+    /// Keep standard input open; it always is, so that scripts written for docker compose run unchanged
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Insist on a terminal; the command gets the caller's own streams, whatever they are
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Allocate no pseudo-terminal; none ever is, the command gets the caller's own streams
+    #[arg(short = 'T', long, conflicts_with = "tty")]
+    pub no_tty: bool,
+    /// Compose files
+    #[command(flatten)]
+    pub files: FileArgs,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When no instance runs, or it can't be entered. On success this process has become the command.
+pub async fn run(ctx: &Context, args: ExecArgs) -> Result<(), Failure> {
+    use std::io::IsTerminal as _;
+    if args.tty && !std::io::stdin().is_terminal() {
+        return Err(Failure::usage("standard input is not a terminal").hint("leave out -t"));
+    }
+    let stack = project::stack_name(ctx)?;
+    let client = ctx.client();
+    let view = client.stack(stack.as_str()).await?;
+    let instance = choose(&view, &args)?;
+    let spec: ExecSpec = client.exec_spec(instance.id.as_str()).await?;
+    let environment = environment(&args.env, |name| std::env::var_os(name))?;
+    let error = keel_runtime::exec_into(&spec, args.command, &environment, args.workdir);
+    let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
+    let failure =
+        Failure::failed("exec", format!("cannot enter instance {}: {error}", instance.id));
+    Err(if denied { failure.hint("run keel as the user that the server runs as") } else { failure })
+}
+
+/// The instance that is meant: by its own name, or the n-th of a service that runs.
+fn choose<'a>(view: &'a StackView, args: &ExecArgs) -> Result<&'a InstanceView, Failure> {
+    let mut all = view.services.values().flat_map(|service| &service.instances);
+    if let Some(named) = all.find(|instance| instance.id.as_str() == args.service) {
+        return running(named);
+    }
+    let names = names::check(view, std::slice::from_ref(&args.service))?;
+    let instances: Vec<&InstanceView> = names
+        .iter()
+        .filter_map(|name| view.services.get(name))
+        .flat_map(|service| &service.instances)
+        .filter(|instance| instance.phase == Some(Phase::Running))
+        .collect();
+    let at = args.index.checked_sub(1);
+    at.and_then(|at| instances.get(at)).copied().ok_or_else(|| {
+        let message = match instances.len() {
+            0 => format!("no instance of service {} runs", args.service),
+            1 => format!("service {} has only 1 running instance", args.service),
+            n => format!("service {} has only {n} running instances", args.service),
+        };
+        Failure::failed("not_running", message).hint("see `keel ps -a`")
+    })
+}
+
+fn running(instance: &InstanceView) -> Result<&InstanceView, Failure> {
+    if instance.phase == Some(Phase::Running) {
+        return Ok(instance);
+    }
+    Err(Failure::failed("not_running", format!("instance {} does not run", instance.id))
+        .hint("see `keel ps -a`"))
+}
+
+fn environment(
+    pairs: &[String],
+    own: impl Fn(&str) -> Option<OsString>,
+) -> Result<BTreeMap<String, String>, Failure> {
+    let mut environment = BTreeMap::new();
+    for pair in pairs {
+        let (name, value) = match pair.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (pair.as_str(), own(pair).and_then(|value| value.into_string().ok())),
+        };
+        if name.is_empty() {
+            return Err(Failure::usage(format!("--env {pair:?} has no name")));
+        }
+        if let Some(value) = value {
+            environment.insert(name.to_owned(), value);
+        }
+    }
+    Ok(environment)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_come_from_the_option_or_from_the_caller() {
+        let own = |name: &str| (name == "HOME").then(|| OsString::from("/root"));
+        let pairs = ["A=1".to_owned(), "B=x=y".to_owned(), "HOME".to_owned(), "NONE".to_owned()];
+        let environment = environment(&pairs, own).unwrap();
+        let expected = [("A", "1"), ("B", "x=y"), ("HOME", "/root")];
+        assert!(environment.iter().map(|(k, v)| (k.as_str(), v.as_str())).eq(expected));
+        assert!(super::environment(&["=1".to_owned()], own).is_err());
+    }
+}

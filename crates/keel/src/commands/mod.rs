@@ -1,0 +1,58 @@
+//! One module per command: its options, and what it does with them.
+
+pub mod completion;
+pub mod config;
+pub mod diff;
+pub mod down;
+pub mod events;
+pub mod exec;
+pub mod history;
+pub mod logs;
+pub mod ls;
+pub mod markdown;
+pub mod operate;
+pub mod port;
+pub mod proxy;
+pub mod ps;
+pub mod rm;
+pub mod rollback;
+pub mod scale;
+pub mod server;
+pub mod up;
+pub mod version;
+
+use crate::cli::Command;
+use crate::context::{Context, print};
+use crate::failure::Failure;
+
+/// Runs a command that talks to the server or only computes.
+///
+/// # Errors
+/// Whatever kept the command from its end.
+pub async fn run(ctx: &Context, command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Up(args) => up::run(ctx, args).await,
+        Command::Down(args) => down::run(ctx, args).await,
+        Command::Ps(args) => ps::run(ctx, args).await,
+        Command::Ls(args) => ls::run(ctx, args).await,
+        Command::Logs(args) => logs::run(ctx, args).await,
+        Command::Scale(args) => scale::run(ctx, args).await,
+        Command::Restart(args) => operate::restart(ctx, args).await,
+        Command::Stop(args) => operate::stop(ctx, args).await,
+        Command::Start(args) => operate::start(ctx, args).await,
+        Command::Rm(args) => rm::run(ctx, args).await,
+        Command::Exec(args) => exec::run(ctx, args).await,
+        Command::Diff(args) => diff::run(ctx, args).await,
+        Command::Config(args) => config::run(ctx, &args),
+        Command::Events(args) => events::run(ctx, args).await,
+        Command::History(args) => history::run(ctx, args).await,
+        Command::Rollback(args) => rollback::run(ctx, args).await,
+        Command::Port(args) => port::run(ctx, args).await,
+        Command::Server(args) => server::run(ctx, args).await,
+        Command::Version(args) => version::run(ctx, args).await,
+        Command::Completion(args) => completion::run(&args),
+        Command::HelpMarkdown => print(&markdown::reference()),
+        Command::HelpComposeSupport => print(&keel_compose::support_table_markdown()),
+        Command::Proxy(args) => proxy::run(args),
+    }
+}

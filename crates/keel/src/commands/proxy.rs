@@ -1,0 +1,46 @@
+//! `keel proxy`: the data plane. The server starts it.
+
+use std::path::PathBuf;
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use crate::commands::version::VERSION;
+use crate::failure::Failure;
+use crate::log;
+use crate::ui::time;
+
+/// Options of `keel proxy`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct ProxyArgs {
+    /// Unix socket on which the server hands over what it knows
+    #[arg(long, value_name = "PATH")]
+    pub control_socket: PathBuf,
+    /// Where the last state is kept
+    #[arg(long, value_name = "PATH")]
+    pub snapshot_file: PathBuf,
+    /// Data-plane threads (default: one per core)
+    #[arg(long, value_name = "N")]
+    pub workers: Option<usize>,
+    /// How long a request waits for a service that has no ready endpoint but is expected to
+    #[arg(long, value_name = "TIME", value_parser = time::parse_seconds)]
+    pub hold_timeout: Option<Duration>,
+}
+
+/// Runs the data plane until it is told to end.
+///
+/// # Errors
+/// When it can't start or has to give up.
+pub fn run(args: ProxyArgs) -> Result<(), Failure> {
+    // The terminal's Ctrl-C is for the server in the foreground; the data plane outlives it. It fails only for the
+    // leader of a process group, which is on its own already.
+    let _ = rustix::process::setsid();
+    log::start();
+    let options = keel_proxy::ProxyOptions {
+        control_socket: args.control_socket,
+        snapshot_file: args.snapshot_file,
+        workers: args.workers.unwrap_or_else(|| available_parallelism().map_or(1, usize::from)),
+        hold_timeout: args.hold_timeout.unwrap_or(keel_proxy::HOLD_TIMEOUT),
+        version: VERSION.to_owned(),
+    };
+    keel_proxy::run(options).map_err(|error| Failure::unreachable(error.to_string()))
+}

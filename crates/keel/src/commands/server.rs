@@ -1,0 +1,235 @@
+//! `keel server`: runs, stops and describes the server.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use keel_model::NodeName;
+use keel_server::api::client::{Client, Error};
+use keel_server::api::types::ServerInfo;
+use tokio::time::{Instant, sleep};
+
+use crate::context::{Context, print, print_json};
+use crate::failure::{Failure, UNREACHABLE};
+use crate::spawn;
+use crate::ui::time;
+
+/// Exit code of a server that finds another one on its state directory.
+pub const EXIT_IN_USE: u8 = 75;
+/// How long `server stop` waits for the server to be gone.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+/// Pause between two looks.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Options of `keel server`.
+#[derive(Args, Clone, Debug)]
+pub struct ServerArgs {
+    /// What to do (default: run)
+    #[command(subcommand)]
+    pub action: Option<Action>,
+    /// How to run, without a subcommand
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// What to do with the server.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Action {
+    /// Run the server in the foreground
+    Run(RunArgs),
+    /// End the server and its proxy; instances run on, but nothing is sent to them or restarted meanwhile
+    Stop,
+    /// Describe the server that runs
+    Status,
+}
+
+/// How the server is run.
+#[derive(Args, Clone, Debug, Default)]
+pub struct RunArgs {
+    /// Run in the background; the log goes to server.log in the state directory
+    #[arg(short, long)]
+    pub detach: bool,
+    /// The machine's name (default: its host name)
+    #[arg(long, env = "KEEL_NODE", hide_env_values = true, value_name = "NAME")]
+    pub node: Option<NodeName>,
+    /// Network of the virtual addresses (default: 10.77.0.0/16 for root, else 127.77.0.0/16)
+    #[arg(long, env = "KEEL_VIP_CIDR", hide_env_values = true, value_name = "CIDR")]
+    pub vip_cidr: Option<String>,
+    /// Leave the terminal; set by the command that starts a server in the background
+    #[arg(long, hide = true)]
+    pub background: bool,
+}
+
+impl ServerArgs {
+    /// Whether the server itself is to run in this process.
+    pub fn is_run(&self) -> bool {
+        match &self.action {
+            None => !self.run.detach,
+            Some(Action::Run(args)) => !args.detach,
+            Some(Action::Stop | Action::Status) => false,
+        }
+    }
+
+    fn run_args(&self) -> &RunArgs {
+        match &self.action {
+            Some(Action::Run(args)) => args,
+            _ => &self.run,
+        }
+    }
+}
+
+/// Runs the server in this process until it is told to end.
+///
+/// # Errors
+/// When it can't start.
+pub fn serve(ctx: &Context, args: &ServerArgs) -> Result<(), Failure> {
+    let args = args.run_args();
+    if args.background {
+        // The terminal's Ctrl-C and hang-up are for the command that started this process. It fails only for the
+        // leader of a process group, which then is on its own already.
+        let _ = rustix::process::setsid();
+    }
+    let program = std::env::current_exe().map_err(|error| {
+        Failure::unreachable(format!("cannot find this program's file: {error}"))
+    })?;
+    let options = keel_server::ServerOptions {
+        state_dir: ctx.state_dir.clone(),
+        node: args.node.clone(),
+        network: args.vip_cidr.clone(),
+        program,
+    };
+    keel_server::run(&options).map_err(|error| failure(&error))
+}
+
+/// The parts of a server error that begin with `hint:` are shown as such.
+fn failure(error: &keel_server::Error) -> Failure {
+    let text = error.to_string();
+    let (message, hint) = match text.split_once("\n  hint: ") {
+        Some((message, hint)) => (message, Some(hint)),
+        None => (text.as_str(), None),
+    };
+    let in_use = matches!(error, keel_server::Error::Store(keel_store::Error::InUse { .. }));
+    let exit = if in_use { EXIT_IN_USE } else { UNREACHABLE };
+    let failure = Failure::unreachable(message).exit(exit);
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// Runs the command, except for the server itself.
+///
+/// # Errors
+/// When the server can't be reached or started.
+pub async fn run(ctx: &Context, args: ServerArgs) -> Result<(), Failure> {
+    match args.action {
+        Some(Action::Status) => status(ctx).await,
+        Some(Action::Stop) => stop(ctx).await,
+        None | Some(Action::Run(_)) => detach(ctx, args.run_args()).await,
+    }
+}
+
+async fn detach(ctx: &Context, args: &RunArgs) -> Result<(), Failure> {
+    let client = ctx.client();
+    match client.info().await {
+        Ok(info) => return Err(in_use(ctx, &info)),
+        Err(Error::NotRunning { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let mut options = Vec::new();
+    if let Some(node) = &args.node {
+        options.extend(["--node".to_owned(), node.to_string()]);
+    }
+    if let Some(network) = &args.vip_cidr {
+        options.extend(["--vip-cidr".to_owned(), network.clone()]);
+    }
+    let ours = spawn::start(ctx, &client, &options).await?;
+    let info = client.info().await?;
+    if !ours {
+        return Err(in_use(ctx, &info));
+    }
+    if ctx.json() {
+        return print_json(&json(&info));
+    }
+    ctx.note(&format!("{} the server runs (pid {})", ctx.talk.good("✔"), info.pid));
+    Ok(())
+}
+
+fn in_use(ctx: &Context, info: &ServerInfo) -> Failure {
+    Failure::unreachable(format!(
+        "a server (pid {}) already runs on the state directory {}",
+        info.pid,
+        ctx.state_dir.display()
+    ))
+    .hint("stop it with `keel server stop`, or name another directory with --state-dir")
+}
+
+async fn stop(ctx: &Context) -> Result<(), Failure> {
+    let client = ctx.client();
+    let info = client.info().await?;
+    client.shutdown().await?;
+    let deadline = Instant::now() + STOP_LIMIT;
+    while answers(&client).await || is_alive(info.pid) {
+        if Instant::now() > deadline {
+            return Err(Failure::failed(
+                "timeout",
+                format!("the server (pid {}) did not end within {STOP_LIMIT:?}", info.pid),
+            )
+            .hint(format!("end it with `kill -9 {}`: nothing acknowledged is lost", info.pid)));
+        }
+        sleep(PAUSE).await;
+    }
+    if ctx.json() {
+        return print_json(&serde_json::json!({ "stopped": info.pid }));
+    }
+    ctx.note(&format!(
+        "{} the server (pid {}) is stopped; instances run on",
+        ctx.talk.good("✔"),
+        info.pid
+    ));
+    Ok(())
+}
+
+async fn answers(client: &Client) -> bool {
+    !matches!(client.info().await, Err(Error::NotRunning { .. }))
+}
+
+/// Whether a process exists and has not ended.
+fn is_alive(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .ok()
+        .and_then(|stat| stat.rsplit_once(')').map(|(_, rest)| rest.trim_start().to_owned()))
+        .is_some_and(|rest| !rest.starts_with(['Z', 'X']))
+}
+
+async fn status(ctx: &Context) -> Result<(), Failure> {
+    let info = ctx.client().info().await?;
+    if ctx.json() {
+        return print_json(&json(&info));
+    }
+    let uptime = time::words(time::now().since(info.started_at));
+    let dns = info.dns.map_or_else(|| "off".to_owned(), |address| address.to_string());
+    let mut rows = vec![
+        ("version", info.version.clone()),
+        ("pid", info.pid.to_string()),
+        ("up", uptime),
+        ("node", info.node.to_string()),
+        ("state", info.state_dir.display().to_string()),
+        ("network", info.network.clone()),
+        ("dns", dns),
+    ];
+    rows.extend(info.limitations.iter().map(|limitation| ("limited", limitation.clone())));
+    print(&rows.iter().map(|(key, value)| format!("{key:<8} {value}\n")).collect::<String>())
+}
+
+fn json(info: &ServerInfo) -> serde_json::Value {
+    serde_json::json!({
+        "version": info.version,
+        "pid": info.pid,
+        "started_at": time::rfc3339(info.started_at),
+        "state_dir": info.state_dir,
+        "node": info.node,
+        "network": info.network,
+        "dns": info.dns,
+        "limitations": info.limitations,
+    })
+}
