@@ -3,7 +3,7 @@
 //! Because actions are the difference between what was and what is wanted now, a turn that decides nothing new
 //! emits nothing, every changed assignment rises by exactly one generation, and no event repeats by itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use keel_model::{
     Assignment, EventKind, Generation, Goal, InstanceId, NodeName, RevisionId, Rollout, Service,
@@ -27,6 +27,8 @@ pub(crate) struct Draft<'a> {
     pub(crate) rollouts: BTreeMap<ServiceName, Rollout>,
     /// The wanted revision of each service: worth computing once, a spec may hold megabytes.
     wanted: BTreeMap<&'a ServiceName, RevisionId>,
+    /// Which instances each service has.
+    members: BTreeMap<ServiceName, BTreeSet<InstanceId>>,
     serials: BTreeMap<ServiceName, u64>,
     events: Vec<Action>,
     forget_stack: bool,
@@ -41,13 +43,22 @@ impl<'a> Draft<'a> {
             observed,
             clock,
             instances: observed.instances.clone(),
+            members: BTreeMap::new(),
             rollouts: observed.rollouts.clone(),
             serials: BTreeMap::new(),
             events: Vec::new(),
             forget_stack: false,
         };
+        for instance in observed.instances.values() {
+            draft.enlist(&instance.assignment);
+        }
         draft.mend_times();
         draft
+    }
+
+    fn enlist(&mut self, assignment: &Assignment) {
+        let members = self.members.entry(assignment.service.clone()).or_default();
+        members.insert(assignment.id.clone());
     }
 
     /// Times of our own that lie in the future were written before the clock was set back: count from now instead.
@@ -75,7 +86,8 @@ impl<'a> Draft<'a> {
         &'d self,
         service: &'d ServiceName,
     ) -> impl Iterator<Item = &'d Instance> + 'd {
-        self.instances.values().filter(move |instance| instance.assignment.service == *service)
+        let members = self.members.get(service).into_iter().flatten();
+        members.filter_map(|id| self.instances.get(id))
     }
 
     /// The instances that occupy the places of a service.
@@ -129,6 +141,7 @@ impl<'a> Draft<'a> {
             Some(&id),
             format!("{reason} on {node}"),
         );
+        self.enlist(&assignment);
         self.instances
             .insert(id, Instance { assignment, status: None, gone: false, drained: false });
     }
@@ -158,6 +171,9 @@ impl<'a> Draft<'a> {
     pub(crate) fn forget(&mut self, id: &InstanceId) {
         if let Some(instance) = self.instances.remove(id) {
             let service = &instance.assignment.service;
+            if let Some(members) = self.members.get_mut(service) {
+                members.remove(id);
+            }
             self.event(EventKind::InstanceRemoved, Some(service), Some(id), "removed".to_owned());
         }
     }
