@@ -104,6 +104,11 @@ async fn serve(client: Client) {
         Protocol::Tcp => tunnel::serve(client, Buffer::default()).await,
         Protocol::Http | Protocol::Auto => match look(&client).await {
             Ok((Wire::Http1, first)) => http1::serve(client, first).await,
+            Ok((_, first)) if first.is_empty() => {
+                if let Some((client, first)) = tunnel::serve_silent(client).await {
+                    http1::serve(client, first).await;
+                }
+            }
             Ok((_, first)) => tunnel::serve(client, first).await,
             Err(_) => {}
         },
@@ -119,14 +124,20 @@ async fn look(client: &Client) -> io::Result<(Wire, Buffer)> {
         let wire = first_bytes(client, &mut first).await?;
         return Ok((if wire == Wire::Opaque { Wire::Http1 } else { wire }, first));
     }
-    let in_time = tokio::time::timeout(DETECT, first_bytes(client, &mut first)).await;
-    let wire = match in_time {
-        Ok(wire) => wire?,
-        Err(_) => detect(first.bytes(), More::Not).unwrap_or(Wire::Opaque),
-    };
+    let wire = wire(client, &mut first).await?;
     Ok((wire, first))
 }
 
+/// What is spoken, decided within [`DETECT`].
+///
+/// # Errors
+/// `UnexpectedEof` if the client ends without a word.
+pub async fn wire(client: &Client, first: &mut Buffer) -> io::Result<Wire> {
+    let in_time = tokio::time::timeout(DETECT, first_bytes(client, first)).await;
+    in_time.unwrap_or_else(|_| Ok(detect(first.bytes(), More::Not).unwrap_or(Wire::Opaque)))
+}
+
+/// Reads until it is clear what is spoken.
 async fn first_bytes(client: &Client, first: &mut Buffer) -> io::Result<Wire> {
     client.deadline.set_idle(CLIENT_IDLE);
     loop {

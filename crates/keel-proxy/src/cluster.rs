@@ -49,6 +49,11 @@ impl WorkerEndpoint {
         Self { shared, proxy, ready: Cell::new(false), idle: RefCell::default() }
     }
 
+    /// Takes new requests.
+    pub fn is_ready(&self) -> bool {
+        self.ready.get()
+    }
+
     fn set_ready(&self, ready: bool) {
         self.ready.set(ready);
         if !ready {
@@ -175,6 +180,11 @@ impl WorkerCluster {
         self.view.borrow().expected
     }
 
+    /// Whether any endpoint takes new requests.
+    pub fn has_ready(&self) -> bool {
+        !self.view.borrow().ready.is_empty()
+    }
+
     /// Takes over a new state. Endpoints that stay keep their connections; those that drain or are gone lose the
     /// idle ones.
     pub fn apply(&self, change: &ClusterChange) {
@@ -253,12 +263,19 @@ impl WorkerCluster {
 pub struct Counted {
     pub cluster: Rc<WorkerCluster>,
     begun: Instant,
+    none: Cell<bool>,
 }
 
 impl Counted {
     pub fn begin(cluster: Rc<WorkerCluster>) -> Self {
         cluster.counters().requests.fetch_add(1, Relaxed);
-        Self { cluster, begun: Instant::now() }
+        Self { cluster, begun: Instant::now(), none: Cell::new(false) }
+    }
+
+    /// It turned out to be none: what came on the connection is counted request by request.
+    pub fn was_none(self) {
+        self.cluster.counters().requests.fetch_sub(1, Relaxed);
+        self.none.set(true);
     }
 
     pub fn failed(&self) {
@@ -278,6 +295,9 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
+        if self.none.get() {
+            return;
+        }
         let time = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         let counters = self.cluster.counters();
         counters.total_us.fetch_add(time, Relaxed);

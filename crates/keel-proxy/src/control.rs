@@ -11,18 +11,19 @@ use keel_model::InstanceId;
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{FromProxy, Snapshot, ToProxy};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
+use tokio::net::unix::SocketAddr;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use crate::Error;
 use crate::limits::{CONTROL_WRITE, DRAIN, IN_FLIGHT_REPORT};
 use crate::persist::{self, Saver};
 use crate::registry::Registry;
 use crate::shared::Shared;
 use crate::worker::{Change, Command};
+use crate::{ControlSocket, Error};
 
 /// Bytes read from the server at once.
 const READ: usize = 64 * 1024;
@@ -30,7 +31,7 @@ const READ: usize = 64 * 1024;
 /// What the control thread works with.
 pub struct Control {
     pub version: String,
-    pub listener: UnixListener,
+    pub socket: ControlSocket,
     pub workers: Vec<mpsc::Sender<Command>>,
     /// Says that a worker has ended, which none should.
     pub died: mpsc::Receiver<usize>,
@@ -56,7 +57,7 @@ struct Running {
 
 /// Runs until told to end, and then until the workers have drained.
 pub async fn run(control: Control) -> Result<(), Error> {
-    let Control { version, listener, workers, mut died, mut refused, shared, snapshot_file } =
+    let Control { version, socket, workers, mut died, mut refused, shared, snapshot_file } =
         control;
     let mut signals = Signals::new().map_err(Error::Start)?;
     let mut running = Running {
@@ -74,6 +75,7 @@ pub async fn run(control: Control) -> Result<(), Error> {
     let mut report = tokio::time::interval(IN_FLIGHT_REPORT);
     report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut drained: Option<JoinHandle<()>> = None;
+    let mut socket = Some(socket);
     let mut buffer = vec![0; READ];
     loop {
         tokio::select! {
@@ -82,10 +84,14 @@ pub async fn run(control: Control) -> Result<(), Error> {
             () = signals.terminate() => match drained {
                 // Asked twice: at once.
                 Some(_) => break,
-                None => drained = Some(running.drain().await?),
+                None => {
+                    drained = Some(running.drain().await?);
+                    // A successor may take over at once.
+                    (socket, running.server) = (None, None);
+                }
             },
             () = ended(&mut drained) => break,
-            accepted = listener.accept() => match accepted {
+            accepted = accept(socket.as_ref()) => match accepted {
                 Ok((stream, _)) => running.greet(stream).await,
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept the server's connection");
@@ -128,6 +134,13 @@ impl Signals {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+    }
+}
+
+async fn accept(socket: Option<&ControlSocket>) -> io::Result<(UnixStream, SocketAddr)> {
+    match socket {
+        Some(socket) => socket.listener.accept().await,
+        None => pending().await,
     }
 }
 
@@ -257,22 +270,27 @@ impl Running {
         Ok(())
     }
 
-    /// Stops accepting. The task ends when all connections have, or the time is over.
+    /// Stops listening. The task ends when all connections have, or the time is over.
     async fn drain(&mut self) -> Result<JoinHandle<()>, Error> {
         tracing::info!("ending: no new connections, at most {DRAIN:?} for the open ones");
         self.ending = true;
-        let mut ended = Vec::with_capacity(self.workers.len());
+        let (mut all_closed, mut all_ended) = (Vec::new(), Vec::new());
         for (index, worker) in self.workers.iter().enumerate() {
-            let (done, drained) = oneshot::channel();
-            let sent = worker.send(Command::Drain(done)).await;
+            let (closed, is_closed) = oneshot::channel();
+            let (ended, has_ended) = oneshot::channel();
+            let sent = worker.send(Command::Drain { closed, ended }).await;
             sent.map_err(|_| Error::WorkerDied(index))?;
-            ended.push(drained);
+            all_closed.push(is_closed);
+            all_ended.push(has_ended);
+        }
+        for (index, closed) in all_closed.into_iter().enumerate() {
+            closed.await.map_err(|_| Error::WorkerDied(index))?;
         }
         let until = Instant::now() + DRAIN;
         Ok(tokio::spawn(async move {
-            for drained in ended {
+            for ended in all_ended {
                 // Whether it drained or died: it serves nobody any more.
-                if tokio::time::timeout_at(until, drained).await.is_err() {
+                if tokio::time::timeout_at(until, ended).await.is_err() {
                     tracing::warn!("connections are cut that did not end in time");
                     return;
                 }

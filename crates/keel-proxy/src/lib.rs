@@ -88,13 +88,13 @@ pub enum Error {
     WorkerDied(usize),
 }
 
-/// Runs a proxy until it is told to end by SIGTERM or SIGINT; then it accepts nothing more and waits for open
-/// connections, at most 30 s.
+/// Runs a proxy until it is told to end by SIGTERM or SIGINT; then it closes its listeners, gives its control
+/// socket up to a successor, and waits for open connections, at most 30 s. Told twice, it ends at once.
 ///
 /// # Errors
 /// [`Error`], if it cannot start or has to give up.
 pub fn run(options: ProxyOptions) -> Result<(), Error> {
-    let _lock = lock(&options.control_socket)?;
+    let lock = lock(&options.control_socket)?;
     let workers = options.workers.max(1);
     let (refused_tx, refused) = mpsc::channel(limits::REFUSED_QUEUE);
     let shared = Arc::new(Shared {
@@ -123,12 +123,12 @@ pub fn run(options: ProxyOptions) -> Result<(), Error> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
     let result = runtime.block_on(async {
-        let listener = control_socket(&options.control_socket)?;
+        let socket = ControlSocket::create(options.control_socket.clone(), lock)?;
         let snapshot_file = options.snapshot_file.clone();
         let version = options.version.clone();
         control::run(Control {
             version,
-            listener,
+            socket,
             workers: senders,
             died,
             refused,
@@ -137,8 +137,6 @@ pub fn run(options: ProxyOptions) -> Result<(), Error> {
         })
         .await
     });
-    // Whoever looks for a proxy shall not find one that is gone.
-    let _ = std::fs::remove_file(&options.control_socket);
     runtime.shutdown_timeout(limits::CONTROL_WRITE);
     result
 }
@@ -163,27 +161,51 @@ fn lock(control_socket: &Path) -> Result<File, Error> {
     path.push(".lock");
     let failed = |source| Error::ControlSocket { path: control_socket.to_owned(), source };
     let file = File::options().create(true).append(true).open(path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            Err(Error::AlreadyServed { path: control_socket.to_owned() })
+    let since = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            // One that is ending gives it up in a moment.
+            Err(TryLockError::WouldBlock) if since.elapsed() < limits::LOCK_PATIENCE => {
+                std::thread::sleep(limits::LOCK_PAUSE);
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::AlreadyServed { path: control_socket.to_owned() });
+            }
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
-        Err(TryLockError::Error(source)) => Err(failed(source)),
     }
 }
 
-/// The control socket, for this user only. The lock is held: a file that exists is left from a proxy that died.
-fn control_socket(path: &Path) -> Result<UnixListener, Error> {
-    let failed = |source| Error::ControlSocket { path: path.to_owned(), source };
-    match std::fs::remove_file(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
+/// The control socket and the right to it; removed and given up when dropped.
+struct ControlSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    _lock: File,
+}
+
+impl ControlSocket {
+    /// Makes the socket, for this user only. With the lock held, a file that exists is left from a proxy
+    /// that died.
+    fn create(path: PathBuf, lock: File) -> Result<Self, Error> {
+        let failed = |source| Error::ControlSocket { path: path.clone(), source };
+        match std::fs::remove_file(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+        }
+        let before = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
+        let listener = UnixListener::bind(&path);
+        umask(before);
+        Ok(Self { listener: listener.map_err(failed)?, path, _lock: lock })
     }
-    let before = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
-    let listener = UnixListener::bind(path);
-    umask(before);
-    listener.map_err(failed)
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        // Whoever looks for a proxy shall not find one that is gone. The lock is given up after this.
+        let _ = std::fs::remove_file(&self.path);
+    }
 }
 
 /// Allows as many file descriptors as the system lets us; the number.

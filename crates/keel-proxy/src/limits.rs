@@ -34,6 +34,10 @@ pub const LINGER_BYTES: usize = 1 << 20;
 pub const DRAIN: Duration = Duration::from_secs(30);
 /// Nothing is accepted for this long when file descriptors ran out.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// A proxy waits this long for its predecessor to give up the control socket.
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// Between two looks at that.
+pub const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// How often timeouts and idle connections are looked at; times are kept to this precision.
 pub const TICK: Duration = Duration::from_millis(250);
 /// Numbers in flight at draining endpoints are reported this often.
@@ -47,6 +51,8 @@ pub const SAVE_DELAY: Duration = Duration::from_millis(200);
 pub const MAX_HEAD: usize = 64 * 1024;
 /// Most header fields of a request or an answer.
 pub const MAX_FIELDS: usize = 128;
+/// A connection on which nobody has spoken moves away from draining endpoints this often.
+pub const MAX_MOVES: u32 = 16;
 /// Most announcements (1xx) before an answer.
 pub const MAX_INTERIM: u32 = 32;
 /// Most names in `Connection` fields besides the usual ones.

@@ -101,13 +101,18 @@ impl Registry {
             || Arc::new(ClusterShared::new(id.clone(), self.workers)),
             |known| Arc::clone(&known.change.shared),
         );
+        let before = self.clusters.get(id).map_or(&[][..], |known| &known.state.endpoints);
         let endpoints = cluster
             .endpoints
             .iter()
             .map(|e| {
+                let is_new = !before.iter().any(|b| b.instance == e.instance);
                 let shared =
                     endpoint(&mut self.endpoints, (id.clone(), e.instance.clone(), e.address));
                 shared.set_draining(e.state == EndpointState::Draining);
+                if is_new {
+                    shared.revive();
+                }
                 (shared, e.state)
             })
             .collect();

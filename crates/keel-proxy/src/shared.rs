@@ -77,8 +77,13 @@ impl EndpointShared {
     /// Notes whether it drains; one that becomes ready again is no longer ejected.
     pub fn set_draining(&self, draining: bool) {
         if self.draining.swap(draining, SeqCst) && !draining {
-            self.ejection.store(0, Relaxed);
+            self.revive();
         }
+    }
+
+    /// It is new, or ready again: what was before does not count.
+    pub fn revive(&self) {
+        self.ejection.store(0, Relaxed);
     }
 
     /// Whether it refused its latest connection, be it long ago.

@@ -10,51 +10,132 @@ use std::os::fd::AsFd;
 use std::pin::pin;
 use std::task::Poll;
 
+use keel_route::detect::Wire;
 use rustix::net::Shutdown;
 use tokio::net::TcpStream;
 
-use crate::accept::Client;
+use crate::accept::{self, Client};
 use crate::buffer::Buffer;
 use crate::cluster::Counted;
 use crate::deadline::Deadline;
+use crate::limits::{CLIENT_IDLE, MAX_MOVES};
 use crate::stream;
-use crate::upstream::{Placement, Reuse};
+use crate::upstream::{Placement, Reuse, Upstream};
 use crate::worker::Worker;
 
 /// Serves a connection that is not HTTP/1; `first` was read from it already.
 pub async fn serve(client: Client, first: Buffer) {
     let counted = Counted::begin(client.target.cluster());
+    if let Some(upstream) = place(&client, &counted).await {
+        pass(&client, &counted, &upstream, first).await;
+    }
+}
+
+/// Serves a connection on which the client has said nothing for a while: the server may have to speak first.
+///
+/// It may also be a client of HTTP that connects in advance, or was held up. So the first to speak decides; a
+/// client that speaks HTTP/1 after all is handed back with its first bytes. While nobody has spoken,
+/// the connection moves on when its endpoint drains.
+pub async fn serve_silent(client: Client) -> Option<(Client, Buffer)> {
+    let counted = Counted::begin(client.target.cluster());
+    let silence = Deadline::never(&client.worker.deadlines);
+    silence.set_idle(CLIENT_IDLE);
+    let mut moves = 0;
+    loop {
+        let upstream = place(&client, &counted).await?;
+        match first_to_speak(&client, &counted, &upstream, &silence, moves < MAX_MOVES).await {
+            Ok(Event::Server) => {
+                pass(&client, &counted, &upstream, Buffer::default()).await;
+                return None;
+            }
+            Ok(Event::Client) => {
+                let mut first = Buffer::default();
+                match accept::wire(&client, &mut first).await {
+                    Ok(Wire::Http1) => {
+                        counted.was_none();
+                        return Some((client, first));
+                    }
+                    // It has ended without a word; the server may still have one.
+                    Ok(_) => pass(&client, &counted, &upstream, first).await,
+                    Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                        pass(&client, &counted, &upstream, first).await;
+                    }
+                    Err(_) => {}
+                }
+                return None;
+            }
+            Ok(Event::Moved) => moves += 1,
+            Err(_) => return None,
+        }
+    }
+}
+
+enum Event {
+    Client,
+    Server,
+    /// The endpoint takes nothing new any more.
+    Moved,
+}
+
+async fn first_to_speak(
+    client: &Client,
+    counted: &Counted,
+    upstream: &Upstream,
+    silence: &Deadline,
+    may_move: bool,
+) -> io::Result<Event> {
+    loop {
+        let changed = counted.cluster.changed.notified();
+        let moved = !upstream.in_flight.endpoint.is_ready() && counted.cluster.has_ready();
+        if moved && may_move {
+            return Ok(Event::Moved);
+        }
+        let spoken = silence.until(|cx| {
+            if let Poll::Ready(result) = upstream.stream.poll_read_ready(cx) {
+                return Poll::Ready(result.map(|()| Event::Server));
+            }
+            client.stream.poll_read_ready(cx).map_ok(|()| Event::Client)
+        });
+        tokio::select! {
+            biased;
+            event = spoken => return event,
+            () = changed => {}
+        }
+    }
+}
+
+async fn place(client: &Client, counted: &Counted) -> Option<Upstream> {
     let mut placement = Placement::default();
-    let upstream = match placement.acquire(&client.worker, &counted, Reuse::No).await {
-        Ok(upstream) => upstream,
+    match placement.acquire(&client.worker, counted, Reuse::No).await {
+        Ok(upstream) => Some(upstream),
         Err(why) => {
             counted.failed();
             tracing::debug!(cluster = counted.cluster.id(), ?why, "a connection found no endpoint");
             stream::reset_on_close(&client.stream);
-            return;
+            None
         }
-    };
-    placement.placed();
-    let never = Deadline::never(&client.worker.deadlines);
-    let sent = stream::write_all(&upstream.stream, first.bytes(), &never).await;
-    client.worker.buffers.give(first);
-    let done = match sent {
-        Ok(()) => both_ways(&client, &upstream.stream, Buffer::default()).await,
-        Err((_, error)) => Err(error),
-    };
-    if let Err(error) = done {
+    }
+}
+
+async fn pass(client: &Client, counted: &Counted, upstream: &Upstream, first: Buffer) {
+    if let Err(error) = both_ways(client, &upstream.stream, first, Buffer::default()).await {
         tracing::debug!(cluster = counted.cluster.id(), %error, "a connection broke");
         stream::reset_on_close(&client.stream);
         stream::reset_on_close(&upstream.stream);
     }
 }
 
-/// Copies in both directions until both have ended; `early` goes to the client first.
-pub async fn both_ways(client: &Client, upstream: &TcpStream, early: Buffer) -> io::Result<()> {
+/// Copies in both directions until both have ended; what has been read already goes first.
+pub async fn both_ways(
+    client: &Client,
+    upstream: &TcpStream,
+    up: Buffer,
+    down: Buffer,
+) -> io::Result<()> {
     let worker = &*client.worker;
     let never = [Deadline::never(&worker.deadlines), Deadline::never(&worker.deadlines)];
-    let mut up = pin!(one_way(worker, &client.stream, upstream, Buffer::default(), &never[0]));
-    let mut down = pin!(one_way(worker, upstream, &client.stream, early, &never[1]));
+    let mut up = pin!(one_way(worker, &client.stream, upstream, up, &never[0]));
+    let mut down = pin!(one_way(worker, upstream, &client.stream, down, &never[1]));
     let (mut up_ended, mut down_ended) = (false, false);
     poll_fn(|cx| {
         if !up_ended && let Poll::Ready(result) = up.as_mut().poll(cx) {

@@ -28,8 +28,13 @@ use crate::shared::{ClusterShared, Shared};
 pub enum Command {
     /// Apply, then confirm.
     Apply(Change, oneshot::Sender<()>),
-    /// Accept no more, end idle connections, confirm when the last connection has ended.
-    Drain(oneshot::Sender<()>),
+    /// Accept no more and end idle connections.
+    Drain {
+        /// To be told when nothing listens any more.
+        closed: oneshot::Sender<()>,
+        /// To be told when the last connection has ended.
+        ended: oneshot::Sender<()>,
+    },
 }
 
 /// What changed.
@@ -135,9 +140,10 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
                     // Nobody waits any more if the proxy is about to end.
                     let _ = done.send(());
                 }
-                Some(Command::Drain(done)) => {
+                Some(Command::Drain { closed, ended }) => {
                     state.drain().await;
-                    tokio::task::spawn_local(all_ended(Rc::clone(&worker), done));
+                    let _ = closed.send(());
+                    tokio::task::spawn_local(all_ended(Rc::clone(&worker), ended));
                 }
                 None => return,
             },

@@ -43,6 +43,8 @@ enum Attempt {
     Answered(Next, Connected),
     /// No byte of an answer has come.
     Failed(Failure),
+    /// The two sides speak another protocol from here on; these bytes of it have come already.
+    Upgraded(Buffer),
     /// The answer is not HTTP, or broke off before anything was passed on.
     Nonsense,
     /// The answer did not begin in time.
@@ -120,6 +122,7 @@ impl Exchange<'_> {
             sends += 1;
             let failure = match self.attempt(upload, upstream).await {
                 Attempt::Answered(next, _) => return next,
+                Attempt::Upgraded(_) => return Next::Close,
                 Attempt::Failed(failure) => failure,
                 Attempt::Nonsense => Failure::Answering,
                 Attempt::TimedOut => {
@@ -177,11 +180,20 @@ impl Exchange<'_> {
         } else {
             self.both_ways(upload, &upstream, &waiting).await
         };
-        if let Attempt::Answered(_, Connected::Reusable) = attempt {
-            let Upstream { stream, in_flight, .. } = upstream;
-            in_flight.endpoint.check_in(stream, self.client.worker.deadlines.now_ms());
+        match attempt {
+            Attempt::Answered(next, Connected::Reusable) => {
+                let Upstream { stream, in_flight, .. } = upstream;
+                in_flight.endpoint.check_in(stream, self.client.worker.deadlines.now_ms());
+                Attempt::Answered(next, Connected::Used)
+            }
+            Attempt::Upgraded(down) => {
+                let up = std::mem::take(upload.input);
+                let ended = tunnel::both_ways(self.client, &upstream.stream, up, down).await;
+                let next = if ended.is_ok() { Next::Close } else { Next::Reset };
+                Attempt::Answered(next, Connected::Used)
+            }
+            other => other,
         }
-        attempt
     }
 
     /// The answer may begin, and even end, while the body of the request is still on its way.
@@ -224,11 +236,15 @@ impl Exchange<'_> {
         waiting: &Deadline,
         progress: &Progress,
     ) -> Attempt {
-        waiting.set(RESPONSE_HEAD);
         // No buffer is held while the endpoint thinks; what is wrong with the connection the read will say.
-        match stream::readable(&upstream.stream, waiting).await {
-            Err(e) if e.kind() == io::ErrorKind::TimedOut => return Attempt::TimedOut,
-            Ok(()) | Err(_) => {}
+        loop {
+            waiting.set(RESPONSE_HEAD);
+            match stream::readable(&upstream.stream, waiting).await {
+                // Its time begins when it has the whole request.
+                Err(e) if is_timeout(&e) && !progress.uploaded.get() => {}
+                Err(e) if is_timeout(&e) => return Attempt::TimedOut,
+                Ok(()) | Err(_) => break,
+            }
         }
         let mut input = self.client.worker.buffers.take();
         let attempt = self.read_answer(upstream, waiting, progress, &mut input).await;
@@ -246,7 +262,7 @@ impl Exchange<'_> {
         let mut interim = 0;
         loop {
             match stream::read(&upstream.stream, input.room(MAX_HEAD), waiting).await {
-                Err(e) if e.kind() == io::ErrorKind::TimedOut => return Attempt::TimedOut,
+                Err(e) if is_timeout(&e) => return Attempt::TimedOut,
                 Ok(0) | Err(_) if interim > 0 || !input.is_empty() => return Attempt::Nonsense,
                 Ok(0) | Err(_) if upstream.reused => return Attempt::Failed(Failure::Stale),
                 Ok(0) | Err(_) => return Attempt::Failed(Failure::CutOff),
@@ -295,7 +311,7 @@ impl Exchange<'_> {
     ) -> Attempt {
         let Self { client, counted, response, .. } = self;
         if head.status == 101 {
-            return self.tunnel(head, upstream, input).await;
+            return self.upgrade(head, input).await;
         }
         let mut body = head.body;
         let mut content = Vec::new();
@@ -343,20 +359,14 @@ impl Exchange<'_> {
         Attempt::Answered(next, if reusable { Connected::Reusable } else { Connected::Used })
     }
 
-    /// The two sides speak another protocol from here on.
-    async fn tunnel(&self, head: Response, upstream: &Upstream, input: &mut Buffer) -> Attempt {
+    async fn upgrade(&self, head: Response, input: &mut Buffer) -> Attempt {
         let bytes = if head.rewritten { &self.response[..] } else { &input.bytes()[..head.head] };
         let deadline = &self.client.deadline;
         if stream::write_all(&self.client.stream, bytes, deadline).await.is_err() {
             return Attempt::Client(None);
         }
         input.consume(head.head);
-        let early = std::mem::take(input);
-        let next = match tunnel::both_ways(self.client, &upstream.stream, early).await {
-            Ok(()) => Next::Close,
-            Err(_) => Next::Reset,
-        };
-        Attempt::Answered(next, Connected::Used)
+        Attempt::Upgraded(std::mem::take(input))
     }
 }
 
@@ -396,6 +406,10 @@ impl Upload<'_> {
         };
         relay.run(&mut self.body, self.input).await
     }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::TimedOut
 }
 
 /// Answers a request without an endpoint. The connection goes on if the whole request has been read.

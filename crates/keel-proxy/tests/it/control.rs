@@ -307,6 +307,10 @@ fn told_to_end_it_ends_what_it_has_and_takes_no_more() {
     until("it is in flight", || (proxy.stats().in_flight == 1).then_some(()));
     proxy.process.signal("-TERM");
     until("it takes no more", || TcpStream::connect(address).err());
+    // A successor takes over while it ends what it has.
+    let _successor = Process::start(proxy.dir.path(), Duration::from_secs(1));
+    until("the successor serves", || TcpStream::connect(address).ok());
+    Server::connect(proxy.dir.path());
     go.send(()).unwrap();
     let answer = busy.answer();
     assert_eq!(answer.body, "at last");

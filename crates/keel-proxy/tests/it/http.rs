@@ -131,10 +131,14 @@ fn an_upgraded_connection_becomes_a_tunnel() {
         connection.send("end");
     });
     let (mut proxy, mut client) = behind(&backend);
-    client.send("GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
+    // What is sent before the answer belongs to the new protocol as well.
+    client.send(
+        "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nearly\n",
+    );
     let head = client.head();
     assert!(head.starts_with("HTTP/1.1 101 ") && head.contains("Upgrade: websocket\r\n"), "{head}");
     assert_eq!(client.line(), "first\n");
+    assert_eq!(client.line(), "EARLY\n");
     client.send("one\n");
     assert_eq!(client.line(), "ONE\n");
     assert_eq!(proxy.stats().in_flight, 1);

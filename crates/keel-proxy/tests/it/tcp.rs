@@ -6,7 +6,7 @@ use keel_model::{EndpointState, Protocol};
 
 use crate::backend::{Backend, nobody};
 use crate::client::Client;
-use crate::proxy::{Proxy, cluster};
+use crate::proxy::{Proxy, cluster, until};
 
 /// Sends back what it gets, and says goodbye when the client has ended.
 fn echo() -> Backend {
@@ -139,4 +139,39 @@ fn a_connection_waits_for_an_endpoint() {
     proxy.server.update(cluster(&[], false));
     let mut client = Client::connect(address);
     assert!(!matches!(client.reader.read(&mut [0]), Ok(1..)));
+}
+
+#[test]
+fn a_client_of_http_that_speaks_late_is_served_as_one() {
+    let (old, new) = (Backend::named("old"), Backend::named("new"));
+    let mut proxy = Proxy::start();
+    let address = proxy.serve(Protocol::Auto, &[old.address]);
+    let mut clients = [Client::connect(address), Client::connect(address)];
+    until("both are taken for opaque", || (proxy.stats().in_flight == 2).then_some(()));
+    assert_eq!(clients[0].get("/").body, "old:0");
+    // The other one has not spoken: it does not keep the endpoint from draining.
+    let endpoints = [(old.address, EndpointState::Draining), (new.address, EndpointState::Ready)];
+    proxy.server.update(cluster(&endpoints, true));
+    proxy.server.in_flight(old.address, 0);
+    for client in &mut clients {
+        assert_eq!(client.get("/").body, "new:0");
+        assert_eq!(client.post("x").body, "new:1");
+    }
+    let stats = until("all have ended", || Some(proxy.stats()).filter(|s| s.in_flight == 0));
+    assert_eq!((stats.requests, stats.failed), (5, 0));
+}
+
+#[test]
+fn a_client_that_says_nothing_at_all_hears_what_the_server_has_to_say() {
+    let backend = Backend::new(|mut connection| {
+        let mut said = Vec::new();
+        connection.reader.read_to_end(&mut said).unwrap();
+        connection.send(&format!("{} bytes", said.len()));
+    });
+    let mut proxy = Proxy::start();
+    let address = proxy.serve(Protocol::Auto, &[backend.address]);
+    let mut client = Client::connect(address);
+    until("it is passed on", || (proxy.stats().in_flight == 1).then_some(()));
+    client.end_sending();
+    assert_eq!(client.rest(), b"0 bytes");
 }
