@@ -133,7 +133,7 @@ fn revive(draft: &mut Draft<'_>, steering: &Steering<'_>) {
         .map(|i| i.assignment.clone())
         .collect();
     for assignment in stopped {
-        let here = |i: &&crate::Instance| is_job_or_pool(steering, i.node(), &assignment.node);
+        let here = |i: &&crate::Instance| same_cell(steering, i.node(), &assignment.node);
         let taken = draft.slots(steering.name).filter(here).count();
         let room = match steering.service.scale {
             Scale::Replicated(n) | Scale::Job(n) => {
@@ -152,7 +152,7 @@ fn revive(draft: &mut Draft<'_>, steering: &Steering<'_>) {
 }
 
 /// Whether two nodes belong to the same cell.
-fn is_job_or_pool(steering: &Steering<'_>, one: &NodeName, other: &NodeName) -> bool {
+fn same_cell(steering: &Steering<'_>, one: &NodeName, other: &NodeName) -> bool {
     let per_node = matches!(steering.service.scale, Scale::Global | Scale::GlobalJob);
     !per_node || one == other
 }
@@ -276,11 +276,15 @@ fn stop_first(draft: &mut Draft<'_>, steering: &Steering<'_>, mut cell: Cell, bu
 fn withdraw_useless(draft: &mut Draft<'_>, steering: &Steering<'_>, cell: &mut Cell) {
     // Neither a revision that failed nor one that never was in force gets more time to come right.
     let lost = matches!(steering.course.direction, Direction::Back | Direction::First);
+    // Until the new revision has proved itself, what is down of the old one is better started again.
+    let stop_first = steering.order == Order::StopFirst;
+    let trusted = stop_first || cell.new.iter().any(|slot| slot.counts);
     let useless = |slot: &Slot| {
-        let in_place = steering.order == Order::StopFirst && slot.same_revision;
+        let in_place = stop_first && slot.same_revision;
         // On its way through a drain to a restart that nobody wants any more.
         let overtaken = slot.moving && !slot.same_revision;
-        !slot.completed && !in_place && (slot.ended || overtaken || (lost && !slot.ready))
+        let down = slot.ended && trusted;
+        !slot.completed && !in_place && (down || overtaken || (lost && !slot.ready))
     };
     let (gone, kept): (Vec<Slot>, Vec<Slot>) = cell.old.drain(..).partition(useless);
     cell.old = kept;
@@ -370,11 +374,13 @@ fn create(draft: &mut Draft<'_>, steering: &Steering<'_>, cell: &Cell, count: us
         None => draft.observed.nodes.clone(),
         Some(node) => draft.observed.nodes.iter().filter(|n| *n == node).cloned().collect(),
     };
+    let steady = draft.rollouts.get(steering.name).is_some_and(|r| r.state.is_final());
     let reason = match steering.course.direction {
-        Direction::First => "first deployment",
-        Direction::Forward => "revision in force",
-        Direction::Restart => "restarted by the user",
-        Direction::Back => "rolled back",
+        Direction::First if !steady => "first deployment",
+        Direction::Forward if !steady => "new revision",
+        Direction::Restart if !steady => "restart",
+        Direction::Back if !steady => "rollback",
+        _ => "wanted",
     };
     for _ in 0..count {
         let Some(node) = emptiest(draft, steering.name, &nodes) else { return };

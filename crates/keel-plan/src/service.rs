@@ -33,6 +33,9 @@ pub(crate) fn turn(
         judge::block(draft, name, why);
     }
     let runs = draft.slots(name).next().is_some();
+    if gate == Gate::Open && !runs {
+        judge::unblock(draft, name);
+    }
     if let Some(rollout) = draft.rollouts.get(name) {
         let course = match gate {
             Gate::Open => Some(Course::of(draft, rollout)),

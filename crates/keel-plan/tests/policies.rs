@@ -357,3 +357,23 @@ fn the_clock_may_jump_back_without_a_false_alarm_or_a_stall() {
     assert_eq!(world.state("web"), RolloutState::Complete, "{}", world.story());
     assert_eq!(world.ready("web"), 2);
 }
+
+#[test]
+fn an_old_instance_killed_in_a_rollout_comes_back_as_what_is_trusted() {
+    let mut world = up(service(3, "good"));
+    world.deploy("web", "slow", 2);
+    world.run(secs(1));
+    let first = world.slots("web")[0].assignment.id.clone();
+    world.kill(&first);
+    world.settle();
+    assert_eq!(world.observed.instances[&first].assignment.attempt, 2, "not proved yet");
+    world.run(Duration::from_millis(4_500));
+    assert_eq!(world.state("web"), RolloutState::Progressing, "{}", world.story());
+    let old = world.observed.rollouts[&name("web")].from.clone().unwrap();
+    let victim = world.slots("web").into_iter().find(|i| i.assignment.revision == old);
+    let victim = victim.unwrap().assignment.id.clone();
+    world.kill(&victim);
+    world.settle();
+    assert_eq!(world.observed.instances[&victim].assignment.goal, Goal::Remove);
+    assert_eq!(world.slots("web").len(), 3, "{}", world.story());
+}

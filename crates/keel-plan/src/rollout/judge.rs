@@ -308,12 +308,24 @@ fn fail(
     }
 }
 
-/// What comes before the judgement of a service whose dependencies have failed: it can't go on.
+/// What a service depends on has failed: it can't go on.
 pub(crate) fn block(draft: &mut Draft<'_>, name: &ServiceName, why: &str) {
     let progressing =
         draft.rollouts.get(name).is_some_and(|rollout| rollout.state == RolloutState::Progressing);
     if progressing {
         draft.turn_rollout(name, RolloutState::Failed, why.to_owned());
+    }
+}
+
+/// What a first deployment was blocked by has come right: it goes on.
+pub(crate) fn unblock(draft: &mut Draft<'_>, name: &ServiceName) {
+    let blocked = draft
+        .rollouts
+        .get(name)
+        .is_some_and(|rollout| rollout.state == RolloutState::Failed && rollout.from.is_none());
+    if blocked {
+        let reason = "what it waited for has come right";
+        draft.turn_rollout(name, RolloutState::Progressing, reason.to_owned());
     }
 }
 
