@@ -148,19 +148,15 @@ impl Cursor {
         Ok(cursor)
     }
 
-    fn open(&mut self, number: u32) -> io::Result<bool> {
-        self.file = open_one(&self.dir, number)?;
-        Ok(self.file.is_some())
-    }
-
     /// The next lines; none when there are none now. An error when the instance is gone.
     fn next(&mut self) -> io::Result<Vec<LogLine>> {
-        if self.file.is_none() && !self.open(0)? {
-            return if self.dir.exists() {
-                Ok(Vec::new())
-            } else {
-                Err(io::ErrorKind::NotFound.into())
-            };
+        if self.file.is_none() {
+            // All there is now, because the first file may have been rotated before we saw it.
+            self.file = open_all(&self.dir)?.pop();
+        }
+        if self.file.is_none() {
+            let gone = || io::ErrorKind::NotFound.into();
+            return if self.dir.exists() { Ok(Vec::new()) } else { Err(gone()) };
         }
         loop {
             let lines = self.read_chunk()?;
@@ -204,8 +200,12 @@ impl Cursor {
                 None => return Ok(false),
             },
         };
+        // In the middle of a rotation there may be a gap; then we stay where we are and look again.
+        let number = u32::try_from(next).unwrap_or(0);
+        let Some(opened) = open_one(&self.dir, number)? else { return Ok(false) };
+        self.file = Some(opened);
         self.rest.clear();
-        self.open(u32::try_from(next).unwrap_or(0))
+        Ok(true)
     }
 
     fn read_chunk(&mut self) -> io::Result<Vec<LogLine>> {
@@ -353,6 +353,26 @@ mod tests {
             seen.extend(lines.into_iter().map(|line| line.text));
         }
         assert_eq!(seen, ["line 1", "line 2", "line 3"]);
+    }
+
+    #[test]
+    fn a_rotation_under_way_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("log.1"), line(0, 'F')).unwrap();
+        fs::write(at("log"), line(1, 'F')).unwrap();
+        let mut cursor = Cursor::begin(dir.path().to_owned(), None).unwrap();
+        assert_eq!(cursor.next().unwrap()[0].text, "line 0");
+        fs::rename(at("log.1"), at("log.2")).unwrap();
+        let log = fs::read(at("log")).unwrap();
+        fs::rename(at("log"), at("aside")).unwrap();
+        assert_eq!(cursor.next().unwrap(), []);
+        fs::write(at("log"), &log).unwrap();
+        assert_eq!(cursor.next().unwrap(), [], "the file between is missing");
+        fs::rename(at("log"), at("log.1")).unwrap();
+        fs::write(at("log"), line(2, 'F')).unwrap();
+        assert_eq!(cursor.next().unwrap()[0].text, "line 1");
+        assert_eq!(cursor.next().unwrap()[0].text, "line 2");
     }
 
     #[test]

@@ -86,8 +86,11 @@ pub(crate) struct Reserved {
 impl Reserved {
     /// Takes the room now, while there is some.
     pub(crate) fn take(dir: &Path) -> io::Result<Self> {
-        let mut file = create_private(&dir.join(EXIT_RESERVED))?;
-        file.write_all(&[b' '; EXIT_ROOM])?;
+        // What is there already is written over: on a full disk its blocks are all there are.
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(dir.join(EXIT_RESERVED))?;
+        file.write_all_at(&[b' '; EXIT_ROOM], 0)?;
         Ok(Self { dir: dir.to_owned(), file })
     }
 

@@ -142,11 +142,8 @@ impl ProcessRuntime {
         let root = fs::canonicalize(&root).map_err(failed(&root))?;
         let (instances_dir, volumes_dir) = (root.join("instances"), root.join("volumes"));
         for dir in [&instances_dir, &volumes_dir] {
-            surroundings::private_dir(dir).map_err(failed(dir))?;
+            surroundings::passable_dir(dir).map_err(failed(dir))?;
         }
-        // Volumes are entered by instances' users.
-        let passable = std::os::unix::fs::PermissionsExt::from_mode(0o711);
-        fs::set_permissions(&volumes_dir, passable).map_err(failed(&volumes_dir))?;
         let own = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
         let slice = Slice::new(Hierarchies::detect(), &tag(&root));
         let networks = network::Networks::new(options.subnet, &tag(&root));

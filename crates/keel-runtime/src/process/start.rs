@@ -94,7 +94,7 @@ impl Inner {
         let dir = self.dir(id);
         let staging = dir.join("files");
         for path in [&dir, &staging] {
-            surroundings::private_dir(path)
+            surroundings::passable_dir(path)
                 .map_err(|e| failed(format!("can't make {}: {e}", path.display())))?;
         }
         let accounts = Accounts::read();
@@ -109,7 +109,7 @@ impl Inner {
         let allowed = if mounts.available { Ok(()) } else { Err(mounts.reason.as_str()) };
         let places = Places { dir: &dir, volumes: &self.volumes_dir, mounts: allowed };
         let mut plan = surroundings::Plan::make(launch, &user, &places).map_err(failed)?;
-        let mount = !plan.mounts.is_empty() || (mounts.available && !plan.files.is_empty());
+        let mount = !plan.mounts.is_empty() || plan.files.iter().any(|file| !file.direct);
         let namespaces = Namespaces { mount, network: isolated, user: mount && self.own.0 != 0 };
         let known = placeholders(launch, &ports, port, &plan.secrets_dir);
         let all = environment(launch, &user, &known, std::env::vars_os().filter_map(text));

@@ -47,10 +47,15 @@ impl Plan {
         user: &Identity,
         places: &Places<'_>,
     ) -> Result<Self, String> {
-        let secrets_dir = match places.mounts {
-            Ok(()) => PathBuf::from(SECRETS),
-            Err(_) => places.dir.join("secrets"),
-        };
+        let mut secrets_dir = PathBuf::from(SECRETS);
+        let mut no_secrets = places.mounts.map_err(str::to_owned);
+        let wanted = launch.spec.files.iter().any(|file| file.target.starts_with(SECRETS));
+        if no_secrets.is_ok() && wanted {
+            no_secrets = Self::default().mount_point(Path::new(SECRETS), true);
+        }
+        if no_secrets.is_err() {
+            secrets_dir = places.dir.join("secrets");
+        }
         let mut plan = Self { secrets_dir, ..Self::default() };
         let mut mounts: Vec<&Mount> = launch.spec.mounts.iter().collect();
         mounts.sort_by_key(|mount| mount.target.components().count());
@@ -59,7 +64,7 @@ impl Plan {
         }
         plan.names(launch, places)?;
         for file in &launch.spec.files {
-            plan.file(file, user, places)?;
+            plan.file(file, user, places, &no_secrets)?;
         }
         Ok(plan)
     }
@@ -226,47 +231,44 @@ impl Plan {
         Ok(())
     }
 
+    /// Puts a secret or config at its target; where that can't be, into a directory that `KEEL_SECRETS_DIR` names.
     fn file(
         &mut self,
         file: &FileMount,
         user: &Identity,
         places: &Places<'_>,
+        no_secrets: &Result<(), String>,
     ) -> Result<(), String> {
         let target = absolute(&file.target)?;
-        let (target, owner) = match places.mounts {
-            Ok(()) => {
-                if target.starts_with(SECRETS) {
-                    self.mount_point(Path::new(SECRETS), true)?;
-                } else {
-                    self.mount_point(&target, false)?;
-                }
-                (target, (file.uid.unwrap_or(user.uid), file.gid.unwrap_or(user.gid)))
-            }
-            Err(why) => {
-                let own = (user.uid, user.gid);
-                if (file.uid.unwrap_or(own.0), file.gid.unwrap_or(own.1)) != own {
-                    self.not_enforced
-                        .push(format!("{} belongs to uid {}: {why}", file.name, user.uid));
-                }
-                let place = self.secrets_dir.join(relative(Path::new(&file.name))?);
-                private_dir(&self.secrets_dir)
-                    .map_err(|e| format!("{}: {e}", self.secrets_dir.display()))?;
-                self.not_enforced.push(format!(
-                    "{} is at {} (KEEL_SECRETS_DIR) instead of {}: {why}",
-                    file.name,
-                    place.display(),
-                    target.display()
-                ));
-                (place, own)
-            }
+        let mountable = if target.starts_with(SECRETS) {
+            no_secrets.clone()
+        } else {
+            places.mounts.map_err(str::to_owned).and_then(|()| self.mount_point(&target, false))
         };
-        self.files.push(FileStep {
+        let mut step = FileStep {
             target,
+            direct: false,
             content: file.content.clone(),
             mode: file.mode & 0o7777,
-            uid: owner.0,
-            gid: owner.1,
-        });
+            uid: file.uid.unwrap_or(user.uid),
+            gid: file.gid.unwrap_or(user.gid),
+        };
+        if let Err(why) = mountable {
+            let dir = places.dir.join("secrets");
+            let place = dir.join(relative(Path::new(&file.name))?);
+            own_dir(&dir, user).map_err(|e| format!("{}: {e}", dir.display()))?;
+            self.not_enforced.push(format!(
+                "{} is at {} (in KEEL_SECRETS_DIR) instead of {}: {why}",
+                file.name,
+                place.display(),
+                step.target.display()
+            ));
+            (step.direct, step.target) = (true, place);
+            if !user.switch {
+                (step.uid, step.gid) = (user.uid, user.gid);
+            }
+        }
+        self.files.push(step);
         Ok(())
     }
 }
@@ -286,12 +288,27 @@ pub(super) fn volume_dir(volumes: &Path, name: &str) -> Result<PathBuf, String> 
     }
 }
 
+/// A directory whose content others can't list, but which they can pass through to what is theirs.
+pub(super) fn passable_dir(path: &Path) -> io::Result<()> {
+    private_dir(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o711))
+}
+
 /// A directory that only its owner enters.
 pub(super) fn private_dir(path: &Path) -> io::Result<()> {
     match fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         other => other,
     }
+}
+
+/// A directory that only the instance's user enters.
+fn own_dir(path: &Path, user: &Identity) -> io::Result<()> {
+    private_dir(path)?;
+    if user.switch {
+        chown(path, Some(user.uid), Some(user.gid))?;
+    }
+    Ok(())
 }
 
 /// A data directory of the instance's user; one that exists keeps its owner.

@@ -26,7 +26,7 @@ const RECORD_POLL: Duration = Duration::from_micros(500);
 /// How long a shim may take from the record to its own end (it empties pipes and waits for the disk).
 const SHIM_WAIT: Duration = Duration::from_secs(5);
 /// Pause before looking again at a shim that is neither dead nor on record.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Pause between two replacements of a shim that is killed again and again.
 const ADOPT_PAUSE: Duration = Duration::from_millis(500);
 

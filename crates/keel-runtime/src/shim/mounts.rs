@@ -58,7 +58,7 @@ pub(crate) fn surround(plan: &ProcessPlan) -> Result<(), Failure> {
                     perform(&plan.instance, step)?;
                 }
             }
-            place_files(&plan.instance, staging, files, namespaces.mount)
+            place_files(&plan.instance, staging, files)
         }
     }
 }
@@ -142,30 +142,23 @@ fn tmpfs(target: &Path, size: Option<u64>, mode: u32, read_only: bool) -> io::Re
     mount("tmpfs", target, "tmpfs", flags, data.as_c_str()).map_err(Into::into)
 }
 
-/// Writes secrets and configs. With a mount namespace they live in memory that nobody else sees; without one, those
-/// with a target beneath `staging` are written there.
-fn place_files(
-    instance: &str,
-    staging: &Path,
-    files: &[FileStep],
-    own_mounts: bool,
-) -> Result<(), Failure> {
+/// Writes secrets and configs: into memory that nobody else sees, mounted at their targets; or right where they are to
+/// be, when nothing can be mounted.
+fn place_files(instance: &str, staging: &Path, files: &[FileStep]) -> Result<(), Failure> {
     let failed = |path: &Path, error: io::Error| {
         Failure::environment(format!("instance {instance}: can't put {}: {error}", path.display()))
     };
-    if files.is_empty() {
-        return Ok(());
+    for file in files.iter().filter(|file| file.direct) {
+        write_file(&file.target, file).map_err(|error| failed(&file.target, error))?;
     }
-    if !own_mounts {
-        for file in files {
-            write_file(&file.target, file).map_err(|error| failed(&file.target, error))?;
-        }
+    let files: Vec<&FileStep> = files.iter().filter(|file| !file.direct).collect();
+    if files.is_empty() {
         return Ok(());
     }
     tmpfs(staging, Some(FILES_ROOM), 0o755, false).map_err(|error| failed(staging, error))?;
     let secrets = staging.join("secrets");
     let mut shown = false;
-    for (number, file) in files.iter().enumerate() {
+    for (number, file) in files.into_iter().enumerate() {
         let result = if let Ok(name) = file.target.strip_prefix(SECRETS) {
             shown = true;
             write_file(&secrets.join(name), file)

@@ -74,6 +74,8 @@ pub(crate) enum MountStep {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct FileStep {
     pub target: PathBuf,
+    /// Written where it is to be, instead of mounted there out of memory.
+    pub direct: bool,
     pub content: Content,
     pub mode: u32,
     pub uid: u32,

@@ -46,15 +46,15 @@ impl Output {
         &self.fifo
     }
 
-    /// Moves what is there, at most one chunk. `false` when there was nothing.
-    pub(crate) fn pump(&mut self, log: &mut Log) -> bool {
+    /// Moves what is there, at most one chunk; says how many bytes.
+    pub(crate) fn pump(&mut self, log: &mut Log) -> usize {
         let mut chunk = [0u8; CHUNK];
         match self.fifo.read(&mut chunk) {
-            Ok(0) | Err(_) => false,
             Ok(count) => {
                 self.take(&chunk[..count], log);
-                true
+                count
             }
+            Err(_) => 0,
         }
     }
 

@@ -29,6 +29,11 @@ const DRAIN_ROUNDS: usize = 64;
 /// worse than any single workload.
 const SHIM_OOM_SCORE: &str = "-900";
 
+/// After this many bytes of output, the memory that they made us touch is given back at the next quiet moment.
+const TRIM_AFTER: usize = 1 << 20;
+/// What counts as a quiet moment.
+const QUIET: rustix::event::Timespec = rustix::event::Timespec { tv_sec: 2, tv_nsec: 0 };
+
 /// What is watched once the workload runs.
 struct Watched {
     process: OwnedFd,
@@ -42,8 +47,8 @@ struct Watched {
     running: Running,
     dir: PathBuf,
     reserved: Reserved,
-    /// Held until we end.
-    _lock: File,
+    /// Held until everything is done but the wait for the disk.
+    lock: Option<File>,
 }
 
 /// `shim run`: the plan comes from standard input, the report goes to standard output.
@@ -156,7 +161,7 @@ fn begin(plan: RunPlan) -> Result<Watched, Failure> {
         running,
         dir,
         reserved,
-        _lock: lock,
+        lock: Some(lock),
     })
 }
 
@@ -260,7 +265,9 @@ fn settle(running: &Running) {
 
 /// Waits for output, children and the end of the workload; then records it.
 fn watch(watched: &mut Watched) {
+    let mut since_trim = 0;
     loop {
+        let busy = since_trim > TRIM_AFTER;
         let ended = {
             let [first, second] = &watched.outputs;
             let mut fds = [
@@ -269,14 +276,18 @@ fn watch(watched: &mut Watched) {
                 PollFd::new(first.pipe(), PollFlags::IN),
                 PollFd::new(second.pipe(), PollFlags::IN),
             ];
-            match poll(&mut fds, None) {
+            match poll(&mut fds, busy.then_some(&QUIET)) {
+                Ok(0) => {
+                    sys::trim();
+                    since_trim = 0;
+                }
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(_) => return,
             }
             !fds[0].revents().is_empty()
         };
         for output in &mut watched.outputs {
-            output.pump(&mut watched.log);
+            since_trim += output.pump(&mut watched.log);
         }
         reap(watched);
         if ended {
@@ -313,13 +324,15 @@ fn end(watched: &mut Watched) {
     if published.is_err() {
         let _ = record::write(&watched.dir, record::EXIT, &ended);
     }
+    // The next attempt need not wait for the disk too.
+    watched.lock = None;
     watched.reserved.sync();
 }
 
 fn drain(watched: &mut Watched) {
     for output in &mut watched.outputs {
         for _ in 0..DRAIN_ROUNDS {
-            if !output.pump(&mut watched.log) {
+            if output.pump(&mut watched.log) == 0 {
                 break;
             }
         }
@@ -422,7 +435,8 @@ fn take_over(dir: PathBuf) -> io::Result<Option<Watched>> {
         return Ok(None);
     };
     running.shim_pid = getpid().as_raw_pid();
-    record::write(&dir, record::RUNNING, &running)?;
+    // On a full disk the old record stays: better a shim that nobody knows than none.
+    let _ = record::write(&dir, record::RUNNING, &running);
     let watched = Watched {
         process,
         children: sys::child_signal()?,
@@ -433,7 +447,7 @@ fn take_over(dir: PathBuf) -> io::Result<Option<Watched>> {
         running,
         dir,
         reserved,
-        _lock: lock,
+        lock: Some(lock),
     };
     Ok(Some(watched))
 }

@@ -60,6 +60,7 @@ impl Process {
 impl Drop for Process {
     /// Leaves nothing running, also when the test failed.
     fn drop(&mut self) {
+        let mut groups = std::collections::BTreeSet::new();
         for entry in fs::read_dir(self.dir.join("instances")).into_iter().flatten().flatten() {
             let dir = entry.path();
             let record = |name: &str| {
@@ -67,10 +68,26 @@ impl Drop for Process {
                 serde_json::from_slice::<serde_json::Value>(&text).ok()
             };
             let ended = record("exit.json").is_some();
+            if let Some(running) = record("running.json") {
+                groups.extend(
+                    running["shim_group"]["dirs"]
+                        .as_object()
+                        .into_iter()
+                        .flat_map(|dirs| dirs.values())
+                        .filter_map(|dir| Some(Path::new(dir.as_str()?).parent()?.to_owned())),
+                );
+            }
             let pid = record("running.json").and_then(|record| record["pid"].as_i64());
             if let Some(pid) = pid.filter(|pid| !ended && alive(*pid)) {
                 kill(i32::try_from(pid).unwrap());
             }
+        }
+        // Best effort: a shim may still be at its last work.
+        for group in groups {
+            for entry in fs::read_dir(&group).into_iter().flatten().flatten() {
+                let _ = fs::remove_dir(entry.path());
+            }
+            let _ = fs::remove_dir(group);
         }
     }
 }
