@@ -9,7 +9,7 @@ use std::io;
 
 use keel_model::InstanceId;
 use keel_route::codec::{Decoder, encode};
-use keel_route::snapshot::{FromProxy, Snapshot, ToProxy};
+use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, ToProxy};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::SocketAddr;
@@ -52,7 +52,6 @@ struct Running {
     version: String,
     /// Last numbers in flight that were reported.
     reported: BTreeMap<InstanceId, u64>,
-    ending: bool,
 }
 
 /// Runs until told to end, and then until the workers have drained.
@@ -66,7 +65,6 @@ pub async fn run(control: Control) -> Result<(), Error> {
         server: None,
         version,
         reported: BTreeMap::new(),
-        ending: false,
     };
     if let Some(snapshot) = persist::load(&snapshot_file) {
         running.replace(snapshot).await?;
@@ -86,7 +84,8 @@ pub async fn run(control: Control) -> Result<(), Error> {
                 Some(_) => break,
                 None => {
                     drained = Some(running.drain().await?);
-                    // A successor may take over at once.
+                    // A successor may take over at once, with the last state.
+                    saver.flush(running.registry.snapshot()).await;
                     (socket, running.server) = (None, None);
                 }
             },
@@ -109,7 +108,6 @@ pub async fn run(control: Control) -> Result<(), Error> {
             () = saver.due() => saver.begin(running.registry.snapshot()),
         }
     }
-    saver.finish(running.registry.snapshot()).await;
     Ok(())
 }
 
@@ -239,14 +237,7 @@ impl Running {
         Ok(true)
     }
 
-    async fn replace(
-        &mut self,
-        mut snapshot: Snapshot,
-    ) -> Result<Vec<keel_route::snapshot::ListenerFailure>, Error> {
-        if self.ending {
-            // Its listeners are closed for good.
-            snapshot.listeners.clear();
-        }
+    async fn replace(&mut self, snapshot: Snapshot) -> Result<Vec<ListenerFailure>, Error> {
         let (changes, failed) = self.registry.replace(snapshot);
         for failure in &failed {
             tracing::warn!(bind = %failure.bind, reason = failure.reason, "cannot listen");
@@ -271,9 +262,8 @@ impl Running {
     }
 
     /// Stops listening. The task ends when all connections have, or the time is over.
-    async fn drain(&mut self) -> Result<JoinHandle<()>, Error> {
+    async fn drain(&self) -> Result<JoinHandle<()>, Error> {
         tracing::info!("ending: no new connections, at most {DRAIN:?} for the open ones");
-        self.ending = true;
         let (mut all_closed, mut all_ended) = (Vec::new(), Vec::new());
         for (index, worker) in self.workers.iter().enumerate() {
             let (closed, is_closed) = oneshot::channel();

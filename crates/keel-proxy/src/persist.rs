@@ -87,12 +87,12 @@ impl Saver {
     }
 
     /// Writes `snapshot` now if it was about to be written.
-    pub async fn finish(mut self, snapshot: &Snapshot) {
+    pub async fn flush(&mut self, snapshot: &Snapshot) {
         if let Some(writing) = self.writing.take() {
             // Its failure would show in the next write as well.
             let _ = writing.await;
         }
-        if self.due.is_some()
+        if self.due.take().is_some()
             && let Err(error) = save(&self.path, &to_json(snapshot))
         {
             tracing::warn!(path = %self.path.display(), %error, "cannot keep the last state");
