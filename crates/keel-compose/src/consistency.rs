@@ -150,10 +150,10 @@ impl<'c> Check<'c> {
 
     fn references(&mut self) {
         let service = self.service;
-        let networks = service.get("networks");
+        let mut networks = service.get("networks");
         if self.service.text("network_mode").is_some_and(|mode| !mode.is_empty())
             && let Some(networks) =
-                networks.filter(|node| node.as_map().is_some_and(|map| !map.is_empty()))
+                networks.take().filter(|node| node.as_map().is_some_and(|map| !map.is_empty()))
         {
             self.error_help(
                 Code::Conflict,

@@ -145,7 +145,11 @@ impl Loader<'_> {
             self.apply_include(&mut document, scope, &included)?;
         }
         model = merge(model, document)?;
-        unique::enforce(&mut model)?;
+        if let Err(errors) = unique::enforce(&mut model) {
+            // The schema, when it is violated too, says more.
+            let violations = if depth == Depth::Full { schema::check(&model) } else { Vec::new() };
+            return Err(if violations.is_empty() { errors } else { violations });
+        }
         if depth == Depth::Full {
             let errors = schema::check(&model);
             if !errors.is_empty() {

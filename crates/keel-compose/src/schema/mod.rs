@@ -254,6 +254,9 @@ fn wrong_type(node: &Node, shape: &Shape, path: &Path<'_>) -> Diagnostic {
     let mut wanted = Vec::new();
     describe(shape, &mut wanted);
     wanted.dedup();
+    if wanted.len() > 1 {
+        wanted.retain(|kind| *kind != "null");
+    }
     let list = match wanted.split_last() {
         Some((last, [])) => (*last).to_owned(),
         Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
@@ -266,10 +269,14 @@ fn wrong_type(node: &Node, shape: &Shape, path: &Path<'_>) -> Diagnostic {
         format!("{place} must be {list}, not {}", node.kind_name()),
     )
     .at(&node.span);
-    let scalar = node.display().filter(|_| wanted.contains(&"a string") && !node.is_null());
-    match scalar {
-        Some(text) => error.help(format!("put it in quotes: \"{text}\"")),
-        None => error,
+    if !wanted.contains(&"a string") || node.is_null() {
+        return error;
+    }
+    match (&node.value, node.display()) {
+        // A date is no longer known as it was written.
+        (Value::Time(_), _) => error.help("put it in quotes"),
+        (_, Some(text)) => error.help(format!("put it in quotes: \"{text}\"")),
+        _ => error,
     }
 }
 
