@@ -291,6 +291,7 @@ impl Runtime for FakeRuntime {
             return Err(error);
         }
         let (ports, listeners): (Vec<_>, Vec<_>) = self.ports(&launch)?.into_iter().unzip();
+        let started_at = stamp::now();
         let (said, ends) = behaviour(&launch, &script, &ports);
         let mut tasks = Vec::new();
         for listener in listeners.into_iter().filter(|_| script.listen) {
@@ -298,7 +299,7 @@ impl Runtime for FakeRuntime {
                 tasks.push(tokio::spawn(serve(listener, launch.id.to_string())));
             }
         }
-        let (id, attempt, started_at) = (launch.id.clone(), launch.attempt, stamp::now());
+        let (id, attempt) = (launch.id.clone(), launch.attempt);
         let pid = {
             let mut state = self.state();
             state.pids += 1;
