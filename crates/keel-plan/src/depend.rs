@@ -88,7 +88,7 @@ fn one(
     let Some(other) = record.stack.services.get(on) else {
         return Gate::Blocked(format!("depends on {on}, which is not in the stack"));
     };
-    if !before.contains(on) || scale::wanted(draft, on, other) == 0 {
+    if !before.contains(on) || scale::wanted(draft, other) == 0 {
         return Gate::Open;
     }
     if satisfied(draft, on, other, dependency.condition) {
@@ -117,7 +117,7 @@ fn satisfied(draft: &Draft<'_>, on: &ServiceName, other: &Service, condition: Co
         Condition::Started => draft.slots(on).any(|instance| instance.runs() || done(instance)),
         Condition::Healthy => {
             let ready = draft.slots(on).filter(|i| i.is_ready() || done(i)).count();
-            ready >= scale::wanted(draft, on, other)
+            ready >= scale::wanted(draft, other)
         }
         Condition::CompletedSuccessfully => {
             let course = draft.rollouts.get(on).map(|rollout| Course::of(draft, rollout));

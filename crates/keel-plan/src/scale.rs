@@ -18,11 +18,26 @@ use crate::view::is_job;
 use crate::withdraw;
 
 /// How many instances a service should have.
-pub(crate) fn wanted(draft: &Draft<'_>, name: &ServiceName, service: &Service) -> usize {
+pub(crate) fn wanted(draft: &Draft<'_>, service: &Service) -> usize {
     match service.scale {
         Scale::Replicated(n) | Scale::Job(n) => usize::try_from(n).unwrap_or(usize::MAX),
-        Scale::Global | Scale::GlobalJob => nodes_of(draft, name).len(),
+        Scale::Global | Scale::GlobalJob => draft.observed.nodes.len(),
     }
+}
+
+/// The places that count towards [`wanted`]: where each node has its own, not those of nodes that are away.
+pub(crate) fn places<'d>(
+    draft: &'d Draft<'_>,
+    name: &'d ServiceName,
+    service: &'d Service,
+) -> impl Iterator<Item = &'d crate::Instance> + 'd {
+    let nodes = &draft.observed.nodes;
+    draft.slots(name).filter(move |i| !per_node(service) || nodes.contains(i.node()))
+}
+
+/// Whether each node has an instance of its own.
+fn per_node(service: &Service) -> bool {
+    matches!(service.scale, Scale::Global | Scale::GlobalJob)
 }
 
 /// Whether there is any machine to put work on.
@@ -103,7 +118,7 @@ pub(crate) fn step(draft: &mut Draft<'_>, name: &ServiceName, service: &Service,
     let policy = policy(service, course.direction);
     let all_at_once = policy.parallelism == 0 || course.direction == Direction::First;
     let parallelism = if all_at_once {
-        wanted(draft, name, service).max(1)
+        wanted(draft, service).max(1)
     } else {
         usize::try_from(policy.parallelism).unwrap_or(usize::MAX)
     };
@@ -153,21 +168,20 @@ fn revive(draft: &mut Draft<'_>, steering: &Steering<'_>) {
 
 /// Whether two nodes belong to the same cell.
 fn same_cell(steering: &Steering<'_>, one: &NodeName, other: &NodeName) -> bool {
-    let per_node = matches!(steering.service.scale, Scale::Global | Scale::GlobalJob);
-    !per_node || one == other
+    !per_node(steering.service) || one == other
 }
 
 /// Sorts the instances of a service into cells.
 fn census(draft: &Draft<'_>, steering: &Steering<'_>) -> Vec<Cell> {
     let mut cells: BTreeMap<Option<NodeName>, Cell> = BTreeMap::new();
-    let per_node = matches!(steering.service.scale, Scale::Global | Scale::GlobalJob);
+    let per_node = per_node(steering.service);
     if per_node {
         for node in nodes_of(draft, steering.name) {
             let cell = Cell { node: Some(node.clone()), wanted: 1, ..Cell::default() };
             cells.insert(Some(node), cell);
         }
     } else {
-        let wanted = wanted(draft, steering.name, steering.service);
+        let wanted = wanted(draft, steering.service);
         cells.insert(None, Cell { wanted, ..Cell::default() });
     }
     for instance in draft.of(steering.name) {

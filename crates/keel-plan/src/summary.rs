@@ -107,11 +107,12 @@ fn summarize(
     service: &Service,
     before: &[ServiceName],
 ) -> ServiceSummary {
+    let places = || scale::places(draft, name, service);
     let mut summary = ServiceSummary {
-        desired: scale::wanted(draft, name, service),
-        running: draft.slots(name).filter(|i| i.runs()).count(),
-        ready: draft.slots(name).filter(|i| i.is_ready()).count(),
-        completed: draft.slots(name).filter(|i| i.has_completed(service)).count(),
+        desired: scale::wanted(draft, service),
+        running: places().filter(|i| i.runs()).count(),
+        ready: places().filter(|i| i.is_ready()).count(),
+        completed: places().filter(|i| i.has_completed(service)).count(),
         revision: draft.wanted(name).cloned().unwrap_or_else(|| service.spec.revision()),
         state: ServiceState::Starting,
         reason: String::new(),
@@ -188,7 +189,7 @@ fn in_force(
     before: &[ServiceName],
     summary: &mut ServiceSummary,
 ) {
-    let slots = draft.slots(name).count();
+    let slots = scale::places(draft, name, service).count();
     summary.reason.clear();
     if slots == summary.desired && summary.ready + summary.completed == summary.desired {
         let all = summary.completed == summary.desired && summary.desired > 0;

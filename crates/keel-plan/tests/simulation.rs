@@ -8,13 +8,13 @@
 
 mod world;
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use keel_model::{
     Condition, Dependency, FailureAction, Goal, Order, RestartCondition, RolloutState, Scale,
-    Service, ServiceName,
+    Service,
 };
+use keel_plan::Instance;
 use proptest::prelude::*;
 use world::{Dice, Faults, World, name, record, service};
 
@@ -207,9 +207,13 @@ fn check_rest(world: &World) {
             || listed.rollout.failure_action == FailureAction::Continue
             || listed.depends_on.values().any(completion);
         assert!(rests, "{service} is still {:?}\n{}", rollout.state, world.story());
-        let wanted = wanted(world, service, listed);
-        let have = world.slots(service.as_str()).len();
-        let draining = mine().count() - kept - have;
+        let wanted = wanted(world, listed);
+        let nodes = &world.observed.nodes;
+        let global = matches!(listed.scale, Scale::Global | Scale::GlobalJob);
+        let counts = |i: &&Instance| !global || nodes.contains(&i.assignment.node);
+        let have = world.slots(service.as_str()).into_iter().filter(counts).count();
+        let comes_back = |i: &&Instance| i.assignment.goal == Goal::Drain && counts(i);
+        let draining = mine().filter(comes_back).count();
         // Programs that fall ill for ever are drained for ever.
         let full = have + draining == wanted;
         // What was superseded before it was complete serves on if what came after it never works.
@@ -219,15 +223,10 @@ fn check_rest(world: &World) {
     }
 }
 
-fn wanted(world: &World, key: &ServiceName, service: &Service) -> usize {
+fn wanted(world: &World, service: &Service) -> usize {
     match service.scale {
         Scale::Replicated(n) | Scale::Job(n) => usize::try_from(n).unwrap(),
-        // A node that went away keeps what it has.
-        Scale::Global | Scale::GlobalJob => {
-            let mine = world.observed.instances.values().map(|i| &i.assignment);
-            let used = mine.filter(|a| a.service == *key && a.goal == Goal::Run).map(|a| &a.node);
-            used.chain(&world.observed.nodes).collect::<BTreeSet<_>>().len()
-        }
+        Scale::Global | Scale::GlobalJob => world.observed.nodes.len(),
     }
 }
 
@@ -238,6 +237,10 @@ fn check_arrived(world: &World) {
         let stopped = world.desired.record.intents.get(key).is_some_and(|i| i.stopped);
         let tolerant = listed.rollout.max_failure_ppm > 0;
         let job = matches!(listed.scale, Scale::Job(_) | Scale::GlobalJob);
+        let away = |i: &&Instance| !world.observed.nodes.contains(&i.assignment.node);
+        if listed.scale == Scale::Global && world.slots(text).iter().any(away) {
+            continue;
+        }
         if stopped || tolerant || job || !listed.depends_on.is_empty() {
             continue;
         }
@@ -248,12 +251,12 @@ fn check_arrived(world: &World) {
         match mode {
             "good" | "slow" => {
                 assert_eq!(rollout.state, RolloutState::Complete, "{}", story());
-                assert_eq!(world.ready(text), wanted(world, key, listed), "{}", story());
+                assert_eq!(world.ready(text), wanted(world, listed), "{}", story());
             }
             "done" if !always => {
                 assert_eq!(rollout.state, RolloutState::Complete, "{}", story());
             }
-            "crash" | "never" | "missing" if wanted(world, key, listed) > 0 => {
+            "crash" | "never" | "missing" if wanted(world, listed) > 0 => {
                 let astray = rollout.reason.starts_with("the revision before does not come up");
                 if astray || world.emptied.contains(key) {
                     continue;

@@ -100,7 +100,7 @@ fn progressing(draft: &mut Draft<'_>, name: &ServiceName, service: &Service, cou
     mark_ready(draft, name, course);
     mark_settled_and_failed(draft, name, service, course);
     let Some(rollout) = draft.rollouts.get(name) else { return };
-    if let Some((id, why)) = too_many_failures(draft, name, service, rollout) {
+    if let Some((id, why)) = too_many_failures(draft, service, rollout) {
         let state = outcome(draft, rollout, service);
         if state != RolloutState::Progressing {
             fail(draft, name, &id, &why, state);
@@ -132,9 +132,10 @@ fn progressing(draft: &mut Draft<'_>, name: &ServiceName, service: &Service, cou
 /// revision does not come up either, what still serves of the new one is all there is: that is left to the user.
 fn rolling_back(draft: &mut Draft<'_>, name: &ServiceName, service: &Service, course: &Course) {
     mark_ready(draft, name, course);
-    let fits = draft.slots(name).filter(|i| course.fits(&i.assignment)).count();
-    let all = draft.slots(name).count();
-    if fits == all && fits >= scale::wanted(draft, name, service) {
+    let places = || scale::places(draft, name, service);
+    let fits = places().filter(|i| course.fits(&i.assignment)).count();
+    let all = places().count();
+    if fits == all && fits >= scale::wanted(draft, service) {
         let reason = draft.rollouts.get(name).map(|r| r.reason.clone()).unwrap_or_default();
         draft.turn_rollout(name, RolloutState::RolledBack, reason);
     } else if let Some((id, why)) = stuck(draft, name, service, course) {
@@ -153,12 +154,12 @@ fn arrived(
 ) -> bool {
     let Some(rollout) = draft.rollouts.get(name) else { return false };
     let mut count = 0;
-    let all = draft.slots(name).all(|instance| {
+    let all = scale::places(draft, name, service).all(|instance| {
         count += 1;
         course.fits(&instance.assignment)
             && good(instance, service, rollout, course.direction, &draft.clock)
     });
-    all && count == scale::wanted(draft, name, service) && scale::has_nodes(draft)
+    all && count == scale::wanted(draft, service) && scale::has_nodes(draft)
 }
 
 fn complete(draft: &mut Draft<'_>, name: &ServiceName) {
@@ -238,11 +239,10 @@ fn mark(draft: &mut Draft<'_>, name: &ServiceName, id: &InstanceId, mark: Mark) 
 /// Whether more instances failed than the policy tolerates; with the last that did, and why.
 fn too_many_failures(
     draft: &Draft<'_>,
-    name: &ServiceName,
     service: &Service,
     rollout: &Rollout,
 ) -> Option<(InstanceId, String)> {
-    let wanted = u64::try_from(scale::wanted(draft, name, service)).unwrap_or(u64::MAX).max(1);
+    let wanted = u64::try_from(scale::wanted(draft, service)).unwrap_or(u64::MAX).max(1);
     let share = u64::from(rollout.failures).saturating_mul(1_000_000) / wanted;
     let id = rollout.failed_instance.as_ref()?;
     if rollout.failures == 0 || share <= u64::from(service.rollout.max_failure_ppm) {
