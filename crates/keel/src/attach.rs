@@ -18,7 +18,7 @@ use crate::failure::{Failure, INTERRUPTED};
 use crate::follow::{LogPrinter, LogStream, LogStyle, short_name};
 use crate::interrupt::Interrupts;
 use crate::ui::progress::Progress;
-use crate::wait::{Outcome, Watch, settled};
+use crate::wait::{Outcome, Watch, idle, settled};
 
 /// After the last service has ended: silence that means that all its lines have come.
 const QUIET: Duration = Duration::from_millis(300);
@@ -163,9 +163,9 @@ impl<'a> Session<'a> {
             wait.scope(&view).all(|(_, service)| test(service))
         };
         let failed = wait.scope(&view).any(|(_, service)| service.failed && settled(service));
-        let ended = all(|service| service.running == 0 && settled(service));
+        let ended = all(|service| idle(service) && settled(service));
         if self.stopping {
-            return all(|service| service.running == 0).then_some(End::Over(Some(view)));
+            return all(idle).then_some(End::Over(Some(view)));
         }
         if failed && (ended || !self.settled) {
             return Some(End::Failed(view));

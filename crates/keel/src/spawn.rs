@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use keel_server::api::client::{Client, Error};
+use keel_server::api::types::ServerInfo;
 use tokio::time::{Instant, sleep};
 
 use crate::commands::server::EXIT_IN_USE;
@@ -18,6 +19,8 @@ use crate::failure::Failure;
 
 /// How long a server may take until it answers.
 const START_LIMIT: Duration = Duration::from_secs(30);
+/// How long a server that breaks connections is given to be gone.
+const DYING_LIMIT: Duration = Duration::from_secs(2);
 /// Pause between two attempts to reach it.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Size from which the log begins anew.
@@ -33,13 +36,26 @@ const TAIL_LINES: usize = 12;
 /// When the server can't be reached or started.
 pub async fn ensure_server(ctx: &Context) -> Result<Client, Failure> {
     let client = ctx.client();
-    match client.info().await {
-        Ok(_) => Ok(client),
-        Err(Error::NotRunning { .. }) => {
-            start(ctx, &client, &[]).await?;
-            Ok(client)
+    if find(&client).await?.is_none() {
+        start(ctx, &client, &[]).await?;
+    }
+    Ok(client)
+}
+
+/// The server that runs, if one does.
+///
+/// # Errors
+/// When it is there but can't be used.
+pub async fn find(client: &Client) -> Result<Option<ServerInfo>, Failure> {
+    let deadline = Instant::now() + DYING_LIMIT;
+    loop {
+        match client.info().await {
+            Ok(info) => return Ok(Some(info)),
+            Err(Error::NotRunning { .. }) => return Ok(None),
+            // A server that is being killed breaks connections for a moment before nothing answers any more.
+            Err(Error::Broken { .. }) if Instant::now() < deadline => sleep(PAUSE).await,
+            Err(error) => return Err(error.into()),
         }
-        Err(error) => Err(error.into()),
     }
 }
 

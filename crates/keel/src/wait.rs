@@ -99,7 +99,7 @@ impl Wait {
             Until::Started => self.scope(&view).all(|(_, service)| started(service)),
             Until::Converged if self.services.is_none() && !view.converged => false,
             Until::Converged => self.scope(&view).all(|(_, service)| settled(service)),
-            Until::Stopped => self.scope(&view).all(|(_, service)| service.running == 0),
+            Until::Stopped => self.scope(&view).all(|(_, service)| idle(service)),
             Until::Gone => false,
         };
         let matters = matches!(self.until, Until::Started | Until::Converged);
@@ -131,6 +131,12 @@ impl Wait {
 pub fn settled(service: &ServiceView) -> bool {
     let current = service.rollout.as_ref().is_none_or(|rollout| rollout.to == service.revision);
     service.converged && current
+}
+
+/// Whether no process of a service runs any more; those that are draining do.
+pub fn idle(service: &ServiceView) -> bool {
+    let ended = |phase| matches!(phase, None | Some(Phase::Exited | Phase::Failed));
+    service.running == 0 && service.instances.iter().all(|instance| ended(instance.phase))
 }
 
 /// Whether the first instance of the wanted revision was started, or could not be.

@@ -130,10 +130,8 @@ pub async fn run(ctx: &Context, args: ServerArgs) -> Result<(), Failure> {
 
 async fn detach(ctx: &Context, args: &RunArgs) -> Result<(), Failure> {
     let client = ctx.client();
-    match client.info().await {
-        Ok(info) => return Err(in_use(ctx, &info)),
-        Err(Error::NotRunning { .. }) => {}
-        Err(error) => return Err(error.into()),
+    if let Some(info) = spawn::find(&client).await? {
+        return Err(in_use(ctx, &info));
     }
     let mut options = Vec::new();
     if let Some(node) = &args.node {

@@ -110,3 +110,84 @@ pub fn is_alive(pid: u32) -> bool {
     fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"))
         .is_ok_and(|stat| !stat.contains(") Z "))
 }
+
+/// A sandbox with a server that `up` starts. Everything that it started is ended with it.
+pub struct Running {
+    pub sandbox: Sandbox,
+    network: String,
+}
+
+impl Running {
+    pub fn new(compose: &str) -> Self {
+        let sandbox = Sandbox::new();
+        sandbox.write("compose.yaml", compose);
+        let id = std::process::id();
+        let network = format!("127.{}.{}.0/24", 64 + id / 256 % 128, id % 256);
+        Self { sandbox, network }
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.sandbox.command(arguments);
+        command.env("KEEL_VIP_CIDR", &self.network);
+        command
+    }
+
+    pub fn run(&self, arguments: &[&str]) -> Done {
+        self.sandbox.done(self.command(arguments).output().unwrap())
+    }
+
+    pub fn json(&self, arguments: &[&str]) -> serde_json::Value {
+        let arguments = [arguments, &["--output", "json"]].concat();
+        let text = self.run(&arguments).ok();
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// The process ids of the instances that run, by name.
+    pub fn pids(&self) -> std::collections::BTreeMap<String, u64> {
+        let instances = self.json(&["ps"]);
+        instances
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|instance| instance["state"] == "running")
+            .map(|i| (i["name"].as_str().unwrap().to_owned(), i["pid"].as_u64().unwrap()))
+            .collect()
+    }
+
+    pub fn server_pid(&self) -> u32 {
+        u32::try_from(self.json(&["server", "status"])["pid"].as_u64().unwrap()).unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let names = self.run(&["ls", "-aq"]).stdout;
+        for name in names.lines() {
+            self.run(&["-p", name, "down", "-v", "--wait-timeout", "30"]);
+        }
+        self.run(&["server", "stop"]);
+    }
+}
+
+/// A program that answers every request with `body`, on the port that it is given.
+pub fn responder(body: &str) -> String {
+    format!(
+        r#"["python3", "-c", "import http.server, os\nclass H(http.server.BaseHTTPRequestHandler):\n  protocol_version='HTTP/1.1'\n  def do_GET(s):\n    b=b'{body}'\n    s.send_response(200); s.send_header('Content-Length', str(len(b))); s.end_headers(); s.wfile.write(b)\n  def log_message(s, *a): pass\nhttp.server.ThreadingHTTPServer(('127.0.0.1', int(os.environ['PORT'])), H).serve_forever()"]"#
+    )
+}
+
+/// A free port of this machine.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// The body of the answer to `GET /`.
+pub fn get(port: u16) -> Option<String> {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(DEADLINE)).ok()?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned())
+}
