@@ -161,7 +161,7 @@ impl World {
     /// One turn of the leader: plans until nothing is left to do.
     pub fn settle(&mut self) {
         for (name, service) in &self.desired.record.stack.services {
-            if service.scale == Scale::Replicated(0) {
+            if matches!(service.scale, Scale::Replicated(0) | Scale::Job(0)) {
                 self.emptied.insert(name.clone());
             }
         }
