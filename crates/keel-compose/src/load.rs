@@ -10,7 +10,7 @@ use crate::diagnostic::{Code, Diagnostic, Outcome, Span, fail, nearest};
 use crate::discover::{Found, discover};
 use crate::loader::{Loader, Scope, Variables, in_file, join};
 use crate::normalize::normalize;
-use crate::print::{self, Flavor};
+use crate::print;
 use crate::project::Project;
 use crate::source::FileSource;
 use crate::template::Template;
@@ -135,7 +135,7 @@ pub fn load(options: &LoadOptions, source: &dyn FileSource) -> Result<Project, V
 
 /// Profiles, checks, environment and selection.
 fn finish(loader: &Loader<'_>, options: &LoadOptions, project: &mut Project) -> Outcome<()> {
-    print::project(&project.model, Flavor::Json)?;
+    print::check(&project.model)?;
     check_settings(project)?;
     services::apply_profiles(project);
     if options.consistency {

@@ -183,13 +183,8 @@ impl Project {
     }
 
     fn printed(&self, flavor: Flavor) -> Json {
-        let mut visible = self.model.clone();
-        let services = visible.as_map_mut().and_then(|map| map.get_mut("services"));
-        if let Some(map) = services.and_then(Node::as_map_mut) {
-            map.retain(|name, _| !self.inactive.contains(name));
-        }
         // The types were checked when the project was loaded.
-        print::project(&visible, flavor).map_or(Json::Null, Json::Object)
+        print::project(&self.model, &self.inactive, flavor).map_or(Json::Null, Json::Object)
     }
 
     fn keys(&self, section: &str) -> Vec<&str> {

@@ -5,6 +5,8 @@
 //! cases with host processes, `pre_start` and `container_name` with replicas. `expected.error` holds our diagnostics for
 //! projects that Docker Compose rejects too.
 
+#![allow(clippy::unwrap_used)] // A failed expectation ends a test.
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

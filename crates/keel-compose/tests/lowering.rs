@@ -1,5 +1,7 @@
 //! From files to the stack that the platform runs.
 
+#![allow(clippy::unwrap_used)] // A failed expectation ends a test.
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! Hostile and arbitrary input: an error with a place, quickly, and never a panic.
 
+#![allow(clippy::unwrap_used)] // A failed expectation ends a test.
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 

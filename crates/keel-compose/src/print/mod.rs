@@ -8,6 +8,8 @@ mod fields;
 mod natural;
 mod scalars;
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map as JsonMap, Value as Json};
 
 use crate::diagnostic::{Code, Diagnostic, Outcome, fail};
@@ -86,8 +88,12 @@ pub(crate) enum Omit {
     Never,
 }
 
-/// Prints the whole model: `name`, `services`, and the sections that are not empty.
-pub(crate) fn project(model: &Node, flavor: Flavor) -> Outcome<JsonMap<String, Json>> {
+/// Prints the whole model: `name`, `services` without the inactive ones, and the sections that are not empty.
+pub(crate) fn project(
+    model: &Node,
+    inactive: &BTreeSet<String>,
+    flavor: Flavor,
+) -> Outcome<JsonMap<String, Json>> {
     let mut out = JsonMap::new();
     let sections: &[(&str, &Kind)] = match flavor {
         Flavor::Json => &fields::SECTIONS[..5],
@@ -95,9 +101,17 @@ pub(crate) fn project(model: &Node, flavor: Flavor) -> Outcome<JsonMap<String, J
     };
     out.insert("name".to_owned(), Json::from(model.text("name").unwrap_or_default()));
     for (key, kind) in sections {
-        let printed = section(model, key, kind, flavor)?;
-        if *key == "services" || !is_zero(&printed) {
-            out.insert((*key).to_owned(), printed);
+        let mut printed = JsonMap::new();
+        for (name, node) in model.get(key).into_iter().flat_map(Node::entries) {
+            if *key != "services" || !inactive.contains(name) {
+                printed.insert(name.to_owned(), resource(node, kind, flavor)?);
+            }
+        }
+        if flavor == Flavor::Yaml {
+            sort_naturally(&mut printed);
+        }
+        if *key == "services" || !printed.is_empty() {
+            out.insert((*key).to_owned(), Json::Object(printed));
         }
     }
     for (key, node) in model.entries().filter(|(key, _)| key.starts_with("x-")) {
@@ -109,18 +123,26 @@ pub(crate) fn project(model: &Node, flavor: Flavor) -> Outcome<JsonMap<String, J
     Ok(out)
 }
 
-/// Prints a section; a resource without a definition is an empty one.
-fn section(model: &Node, key: &str, kind: &Kind, flavor: Flavor) -> Outcome<Json> {
-    let mut out = JsonMap::new();
-    for (name, node) in model.get(key).into_iter().flat_map(Node::entries) {
+/// Checks the types of the whole model; the first violation of each resource is reported.
+pub(crate) fn check(model: &Node) -> Outcome<()> {
+    let mut errors = Vec::new();
+    for (key, kind) in &fields::SECTIONS {
+        for (_, node) in model.get(key).into_iter().flat_map(Node::entries) {
+            if let Err(found) = resource(node, kind, Flavor::Json) {
+                errors.extend(found);
+            }
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+/// Prints a service, network, volume, …; one without a definition is an empty one.
+fn resource(node: &Node, kind: &Kind, flavor: Flavor) -> Outcome<Json> {
+    if node.is_null() {
         let empty = Node::new(Value::Map(Map::new()), &node.span);
-        let node = if node.is_null() { &empty } else { node };
-        out.insert(name.to_owned(), convert(node, kind, flavor)?.unwrap_or(Json::Null));
+        return Ok(convert(&empty, kind, flavor)?.unwrap_or(Json::Null));
     }
-    if flavor == Flavor::Yaml {
-        sort_naturally(&mut out);
-    }
-    Ok(Json::Object(out))
+    Ok(convert(node, kind, flavor)?.unwrap_or(Json::Null))
 }
 
 /// go-yaml's order of keys: letters before digits before other characters differs from the order of bytes.

@@ -23,13 +23,15 @@ pub(crate) struct Limits {
     pub bytes: usize,
     /// Nested collections.
     pub depth: usize,
-    /// Values after aliases are expanded.
+    /// Values that are written out.
     pub nodes: usize,
+    /// Values that anchors and aliases may copy.
+    pub copies: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { bytes: 16 << 20, depth: 128, nodes: 500_000 }
+        Self { bytes: 16 << 20, depth: 128, nodes: 1_000_000, copies: 200_000 }
     }
 }
 
@@ -79,7 +81,7 @@ struct Frame {
 
 enum Kind {
     Seq(Vec<Node>),
-    Map { map: Map, seen: HashMap<String, Span>, merges: Vec<Node>, key: Option<Key> },
+    Map { map: Map, merges: Vec<Node>, merge_at: Option<Span>, key: Option<Key> },
 }
 
 /// A key that waits for its value.
@@ -99,6 +101,7 @@ struct Builder {
     anchors: HashMap<usize, Sized>,
     open: HashSet<usize>,
     nodes: usize,
+    copies: usize,
     documents: Vec<Node>,
 }
 
@@ -111,6 +114,7 @@ impl Builder {
             anchors: HashMap::new(),
             open: HashSet::new(),
             nodes: 0,
+            copies: 0,
             documents: Vec::new(),
         }
     }
@@ -159,12 +163,8 @@ impl Builder {
                 self.open_frame(Kind::Seq(Vec::new()), anchor, tag.as_deref(), span)
             }
             Event::MappingStart(anchor, tag) => {
-                let kind = Kind::Map {
-                    map: Map::new(),
-                    seen: HashMap::new(),
-                    merges: Vec::new(),
-                    key: None,
-                };
+                let kind =
+                    Kind::Map { map: Map::new(), merges: Vec::new(), merge_at: None, key: None };
                 self.open_frame(kind, anchor, tag.as_deref(), span)
             }
             Event::SequenceEnd | Event::MappingEnd => self.close_frame(),
@@ -184,7 +184,17 @@ impl Builder {
     fn count(&mut self, size: usize, span: &Span) -> Outcome<()> {
         self.nodes += size;
         if self.nodes > self.limits.nodes {
-            let message = format!("the file expands to more than {} values", self.limits.nodes);
+            let message = format!("the file has more than {} values", self.limits.nodes);
+            return fail(Diagnostic::error(Code::Budget, message).at(span).help("split it"));
+        }
+        Ok(())
+    }
+
+    /// Counts values that are copied for an anchor or an alias.
+    fn count_copies(&mut self, size: usize, span: &Span) -> Outcome<()> {
+        self.copies += size;
+        if self.copies > self.limits.copies {
+            let message = format!("aliases expand to more than {} values", self.limits.copies);
             return fail(
                 Diagnostic::error(Code::Budget, message)
                     .at(span)
@@ -203,7 +213,7 @@ impl Builder {
             Some((_, size)) => *size,
             None => return fail(Diagnostic::error(Code::Syntax, "unknown anchor").at(span)),
         };
-        self.count(size, span)?;
+        self.count_copies(size, span)?;
         Ok(self.anchors[&anchor].clone())
     }
 
@@ -246,6 +256,7 @@ impl Builder {
     /// Puts a finished value where it belongs.
     fn finish(&mut self, node: Node, size: usize, anchor: usize) -> Outcome<()> {
         if anchor > 0 {
+            self.count_copies(size, &node.span)?;
             self.anchors.insert(anchor, (node.clone(), size));
         }
         let Some(frame) = self.frames.last_mut() else {
@@ -287,10 +298,13 @@ impl Builder {
                     .help(format!("quote it: \"{text}\"")),
             );
         }
-        let Some(Frame { kind: Kind::Map { seen, key, .. }, .. }) = self.frames.last_mut() else {
+        let Some(Frame { kind: Kind::Map { map, merge_at, key, .. }, .. }) = self.frames.last_mut()
+        else {
             return Ok(());
         };
-        if let Some(first) = seen.insert(text.to_owned(), span.clone()) {
+        let first =
+            if merge { merge_at.replace(span.clone()) } else { map.key_span(text).cloned() };
+        if let Some(first) = first {
             let message =
                 format!("the key `{text}` is given twice; the first stands on line {}", first.line);
             return fail(
