@@ -1,7 +1,7 @@
 //! What a new record changes: the answer of `keel diff`, before anything is done.
 //!
 //! Invariant: nothing secret appears in a [`FieldChange`]: file contents, values under keys that look secret, secret
-//! command-line options and passwords in URLs are masked; see [`crate::mask`].
+//! command-line options and passwords in URLs are masked; see `mask.rs`.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -58,7 +58,7 @@ pub struct Instance {
     pub assignment: Assignment,
     /// What the node said last; absent before its first word.
     pub status: Option<InstanceStatus>,
-    /// The node has forgotten it (only with [`Goal::Remove`]): its record can go.
+    /// The node has forgotten it (only with [`keel_model::Goal::Remove`]): its record can go.
     pub gone: bool,
     /// Every proxy has acknowledged that it takes no new requests, and none is in flight.
     pub drained: bool,

@@ -1,7 +1,7 @@
 //! The move of a service from one revision to another.
 //!
 //! Each service has one rollout record from its first deployment on; it is also what is remembered of the service
-//! between turns. [`begin`] opens or supersedes it, [`judge`] decides how it stands, and [`Course`] says what it
+//! between turns. `begin` opens or supersedes it, `judge` decides how it stands, and `Course` says what it
 //! means for the instances. The stepping itself is in [`crate::scale`]: a steady service is a finished rollout.
 
 pub(crate) mod begin;
