@@ -67,7 +67,7 @@ fn content_survives_reopening() {
 fn leased_keys_die_after_reopening() {
     let directory = tempfile::tempdir().unwrap();
     block_on(async {
-        let ttl = Duration::from_secs(1);
+        let ttl = Duration::from_secs(3);
         {
             let store = open(directory.path());
             let lease = store.grant(ttl).await.unwrap();

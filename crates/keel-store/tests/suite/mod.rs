@@ -243,11 +243,13 @@ pub async fn keys_die_with_their_lease(store: Subject) {
 }
 
 pub async fn keep_alive_prolongs(store: Subject) {
-    let lease = store.grant(SHORT).await.unwrap();
+    // Long enough for a busy machine to renew in time.
+    let ttl = SHORT * 3;
+    let lease = store.grant(ttl).await.unwrap();
     let _ = commit(&store, Transaction::new().put_leased("a", "1", lease)).await;
     let started = Instant::now();
-    let mut tick = tokio::time::interval(SHORT / 5);
-    while started.elapsed() < SHORT * 3 {
+    let mut tick = tokio::time::interval(ttl / 15);
+    while started.elapsed() < ttl * 3 / 2 {
         tick.tick().await;
         store.keep_alive(lease).await.unwrap();
         assert!(store.get("a").await.unwrap().is_some());
@@ -331,7 +333,7 @@ pub async fn a_replaced_leader_is_fenced(store: Subject) {
 }
 
 pub async fn leadership_ends_with_its_lease(store: Subject) {
-    let leader = store.campaign("cluster", "a", SHORT).await.unwrap();
+    let leader = store.campaign("cluster", "a", LONG).await.unwrap();
     let entries = store.list("election/").await.unwrap().entries;
     let lease = entries[0].lease.expect("the election's key has a lease");
     store.revoke(lease).await.unwrap();
