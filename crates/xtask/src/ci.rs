@@ -51,13 +51,13 @@ const GATES: &[Gate] = &[
         cheap: false,
         how: How::Cargo(&["doc", "--locked", "--workspace", "--no-deps"], WARNINGS_DENIED),
     },
-    Gate { name: "docs", cheap: false, how: How::Check(docs::run, &["--check"]) },
     Gate { name: "tests", cheap: false, how: How::Tests },
     Gate {
         name: "doctests",
         cheap: false,
         how: How::Cargo(&["test", "--locked", "--workspace", "--doc"], None),
     },
+    Gate { name: "docs", cheap: false, how: How::Check(docs::run, &["--check"]) },
 ];
 
 /// What became of a gate.
@@ -81,7 +81,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String], style: Style) -> 
     let mut stopped = false;
     for gate in chosen {
         let stops = stopped && !gate.cheap && !keep_going;
-        let outcome = if stops { Outcome::NotRun } else { pass(workspace, gate, style)? };
+        let tested = outcomes.iter().any(|(name, _)| *name == "tests");
+        let more: &[&str] = if tested && gate.name == "docs" { &[docs::BUILT] } else { &[] };
+        let outcome = if stops { Outcome::NotRun } else { pass(workspace, gate, more, style)? };
         stopped |= !gate.cheap && matches!(outcome, Outcome::Failed(_));
         outcomes.push((gate.name, outcome));
     }
@@ -91,12 +93,14 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String], style: Style) -> 
     Ok(Verdict { problems: problems.collect(), notes: Vec::new() })
 }
 
-fn pass(workspace: &Workspace, gate: &Gate, style: Style) -> Result<Outcome> {
+/// Runs one gate; `more` are further arguments for a check of ours.
+fn pass(workspace: &Workspace, gate: &Gate, more: &[&str], style: Style) -> Result<Outcome> {
     eprintln!("\n{}", style.paint(Tone::Strong, &format!("── {}", gate.name)));
     let started = Instant::now();
     let passed = match &gate.how {
         How::Check(check, arguments) => {
-            let arguments: Vec<_> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+            let arguments: Vec<_> =
+                arguments.iter().chain(more).map(|&argument| argument.to_owned()).collect();
             match check(workspace, &arguments, style) {
                 Ok(verdict) => {
                     verdict.print(gate.name, style);

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
@@ -12,19 +12,23 @@ use anyhow::{Context as _, Result, bail};
 use crate::report::{Style, Verdict};
 use crate::workspace::Workspace;
 
+/// Takes the binary that the tests have just built, instead of building one with other features of shared packages.
+pub(crate) const BUILT: &str = "--built";
+
 /// Page → the subcommand that prints it.
 const PAGES: &[(&str, &str)] =
     &[("docs/cli.md", "help-markdown"), ("docs/compose-support.md", "help-compose-support")];
 
 pub(crate) fn run(workspace: &Workspace, arguments: &[String], _: Style) -> Result<Verdict> {
-    let check = match arguments {
-        [] => false,
-        [flag] if flag == "--check" => true,
-        other => bail!("unexpected arguments {other:?}"),
-    };
+    let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
+    if let Some(other) = arguments.iter().find(|a| *a != "--check" && *a != BUILT) {
+        bail!("unexpected argument {other:?}");
+    }
+    let check = has("--check");
+    let program = if has(BUILT) { workspace.target.join("debug/keel") } else { build(workspace)? };
     let mut verdict = Verdict::default();
     for (page, subcommand) in PAGES {
-        let wanted = print(workspace, subcommand)?;
+        let wanted = print(&program, subcommand)?;
         let path = workspace.root.join(page);
         if fs::read_to_string(&path).is_ok_and(|found| found == wanted) {
             continue;
@@ -42,18 +46,30 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String], _: Style) -> Resu
     Ok(verdict)
 }
 
-/// What `keel SUBCOMMAND` prints, tidied to end in one line break.
-fn print(workspace: &Workspace, subcommand: &str) -> Result<String> {
+/// Builds the binary for this alone.
+fn build(workspace: &Workspace) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
+    let status = Command::new(cargo)
         .current_dir(&workspace.root)
-        .args(["run", "--quiet", "--locked", "--package", "keel", "--", subcommand])
+        .args(["build", "--quiet", "--locked", "--package", "keel"])
+        .status()
+        .context("cargo could not be started")?;
+    if !status.success() {
+        bail!("keel could not be built");
+    }
+    Ok(workspace.target.join("debug/keel"))
+}
+
+/// What `keel SUBCOMMAND` prints, tidied to end in one line break.
+fn print(program: &Path, subcommand: &str) -> Result<String> {
+    let output = Command::new(program)
+        .arg(subcommand)
         // A page must not depend on who makes it.
         .env("NO_COLOR", "1")
         .env("COLUMNS", "100")
         .stderr(Stdio::inherit())
         .output()
-        .context("cargo could not be started")?;
+        .with_context(|| program.display().to_string())?;
     if !output.status.success() {
         bail!("`keel {subcommand}` failed ({})", output.status);
     }

@@ -212,6 +212,7 @@ mod tests {
             .collect();
         Workspace::parse(&json!({
             "workspace_root": "/w",
+            "target_directory": "/w/target",
             "workspace_members": members.iter().map(|(name, _)| name).collect::<Vec<_>>(),
             "packages": all.iter().map(|(name, deps)| package(name, deps)).collect::<Vec<_>>(),
             "resolve": {"nodes": nodes},

@@ -33,8 +33,8 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "docs",
-        usage: "[--check]",
-        about: "write the generated pages of docs/, or show how they differ",
+        usage: "[--check] [--built]",
+        about: "write the generated pages of docs/, or show how they differ (from the built binary)",
         run: docs::run,
     },
     Command {

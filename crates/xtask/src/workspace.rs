@@ -12,6 +12,8 @@ use serde_json::Value;
 #[derive(Debug)]
 pub(crate) struct Workspace {
     pub(crate) root: PathBuf,
+    /// Where cargo puts what it builds.
+    pub(crate) target: PathBuf,
     pub(crate) packages: Vec<Package>,
     /// The whole resolved graph, by package id.
     pub(crate) resolved: Vec<Resolved>,
@@ -68,6 +70,7 @@ impl Workspace {
     /// Reads the output of `cargo metadata`.
     pub(crate) fn parse(metadata: &Value) -> Result<Self> {
         let root = PathBuf::from(text(&metadata["workspace_root"])?);
+        let target = PathBuf::from(text(&metadata["target_directory"])?);
         let members = list(&metadata["workspace_members"])?;
         let all = list(&metadata["packages"])?;
         let mut packages = Vec::new();
@@ -95,7 +98,7 @@ impl Workspace {
                 .collect::<Result<_>>()?;
             resolved.push(Resolved { id, name, needs });
         }
-        Ok(Self { root, packages, resolved })
+        Ok(Self { root, target, packages, resolved })
     }
 
     /// A path as messages show it.
