@@ -91,7 +91,8 @@ impl Worker {
     /// to do: a new word, or an end. True when the leader is gone.
     async fn keep_running(&self, assignment: &Assignment, word: &mut Word) -> bool {
         let attempt = self.status().map_or(0, |status| status.attempt);
-        if attempt < assignment.attempt {
+        // One that is to drain is not started any more.
+        if attempt < assignment.attempt && assignment.goal == Goal::Run {
             self.start(assignment, word).await;
         }
         let status = self.status();

@@ -40,8 +40,26 @@ pub fn snapshot(
                 }
             }
         }
+        // A service that was taken out of the file has requests in flight until its instances are drained.
+        for (service_name, service) in orphans(stack) {
+            snapshot.clusters.extend(clusters(name, stack, board, &service_name, &service));
+        }
     }
     snapshot
+}
+
+fn orphans(stack: &StackState) -> BTreeMap<ServiceName, Service> {
+    let known = stack.record.iter().flat_map(|record| record.value.stack.services.keys());
+    let known: BTreeSet<&ServiceName> = known.collect();
+    stack
+        .assignments
+        .values()
+        .filter(|stored| !known.contains(&stored.value.service))
+        .filter_map(|stored| {
+            let definition = stack.definition(&stored.value.service, &stored.value.revision)?;
+            Some((stored.value.service.clone(), definition))
+        })
+        .collect()
 }
 
 fn clusters(
@@ -54,8 +72,9 @@ fn clusters(
     let record = stack.record.as_ref();
     let removing = record.is_some_and(|record| record.value.removing);
     let stopped = record.is_some_and(|r| r.value.intents.get(name).is_some_and(|i| i.stopped));
+    let known = record.is_some_and(|record| record.value.stack.services.contains_key(name));
     let wanted = !matches!(service.scale, Scale::Replicated(0) | Scale::Job(0));
-    let expected = wanted && !stopped && !removing;
+    let expected = known && wanted && !stopped && !removing;
     tcp_ports(service)
         .map(|target| {
             let endpoints = stack
