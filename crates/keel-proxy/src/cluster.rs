@@ -129,7 +129,7 @@ impl Avoid {
         self.refused.iter().any(|r| Rc::ptr_eq(r, endpoint))
     }
 
-    fn has_broken(&self, endpoint: &Rc<WorkerEndpoint>) -> bool {
+    pub fn has_broken(&self, endpoint: &Rc<WorkerEndpoint>) -> bool {
         self.broke.as_ref().is_some_and(|b| Rc::ptr_eq(b, endpoint))
     }
 }

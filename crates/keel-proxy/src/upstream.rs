@@ -6,11 +6,11 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use keel_route::retry::MAX_CONNECTS;
+use keel_route::retry::{Failure, MAX_CONNECTS};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::cluster::{Avoid, Counted, InFlight};
+use crate::cluster::{Avoid, Counted, InFlight, WorkerEndpoint};
 use crate::limits::{CONNECT, REFUSED_GRACE, REFUSED_PAUSE, REFUSED_PAUSE_MOST};
 use crate::shared::Held;
 use crate::stream::{self, ConnectError};
@@ -50,10 +50,12 @@ pub enum Unavailable {
 /// The search for a place for one request, over all its attempts.
 #[derive(Debug, Default)]
 pub struct Placement {
-    pub avoid: Avoid,
+    avoid: Avoid,
     connects: u32,
     pauses: u32,
     held: Option<(Held, Instant)>,
+    /// The endpoint that broke may be dying: its successor, or news of it, is worth a moment.
+    cautious: bool,
 }
 
 impl Placement {
@@ -67,6 +69,13 @@ impl Placement {
         loop {
             let last_resort = !request.cluster.expected();
             if let Some(in_flight) = self.pick(worker, request, last_resort) {
+                if self.cautious && self.avoid.has_broken(&in_flight.endpoint) {
+                    self.cautious = false;
+                    let changed = request.cluster.changed.notified();
+                    drop(in_flight);
+                    let _ = tokio::time::timeout(REFUSED_PAUSE, changed).await;
+                    continue;
+                }
                 match self.open(worker, request, in_flight, reuse).await {
                     Some(upstream) => return Ok(upstream),
                     None if !self.connects.is_multiple_of(MAX_CONNECTS) => continue,
@@ -149,6 +158,12 @@ impl Placement {
         let _ = tokio::time::timeout(pause, changed).await;
         self.avoid.refused.clear();
         Ok(())
+    }
+
+    /// `endpoint` took the request and broke.
+    pub fn broke(&mut self, endpoint: Rc<WorkerEndpoint>, failure: Failure) {
+        self.avoid.broke = Some(endpoint);
+        self.cautious = failure == Failure::CutOff;
     }
 
     fn next_pause(&mut self) -> Duration {

@@ -107,7 +107,9 @@ impl Exchange<'_> {
     async fn until_answered(&mut self, upload: &mut Upload<'_>) -> Next {
         let mut placement = Placement::default();
         let (mut sends, mut cut_off_retries) = (0, 0);
-        let mut reuse = if self.request.idempotent { Reuse::Any } else { Reuse::Checked };
+        // What is still to come may turn out too long to be kept and sent again.
+        let repeatable = self.request.idempotent && upload.body.is_over();
+        let mut reuse = if repeatable { Reuse::Any } else { Reuse::Checked };
         loop {
             let worker = &self.client.worker;
             let upstream = match placement.acquire(worker, &self.counted, reuse).await {
@@ -151,11 +153,13 @@ impl Exchange<'_> {
                 Verdict::GiveUp => false,
             };
             if !again {
+                let (cluster, instance) = (self.counted.cluster.id(), &endpoint.shared.instance);
+                tracing::debug!(cluster, %instance, ?failure, sends, "a request failed");
                 let text = Reply::broken(self.counted.cluster.id());
                 return self.failed(upload, &text).await;
             }
             self.counted.retried();
-            placement.avoid.broke = Some(endpoint);
+            placement.broke(endpoint, failure);
             // One kept-alive connection was stale, so the others may be too.
             reuse = Reuse::No;
         }

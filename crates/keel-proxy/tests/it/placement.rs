@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use keel_model::{EndpointState, Protocol};
 use keel_route::snapshot::FromProxy;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::backend::{Backend, nobody};
 use crate::client::{Client, get};
@@ -171,6 +172,32 @@ fn holding_ends_with_an_answer() {
             (answer.status, answer.body.as_str()),
             (503, "shop/cart:80 has no running instance.\n")
         );
+    }
+}
+
+#[test]
+fn only_so_many_requests_are_held() {
+    // Both ends of the connections need descriptors.
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    let mut proxy = Proxy::start();
+    let address = proxy.serve(Protocol::Auto, &[]);
+    let request = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let mut held: Vec<_> = (0..1024)
+        .map(|_| {
+            let mut client = Client::connect(address);
+            client.send(request);
+            client
+        })
+        .collect();
+    until("1024 are held", || (proxy.stats().held == 1024).then_some(()));
+    let answer = get(address, "/");
+    assert_eq!(answer.status, 503);
+    assert!(answer.head.contains("Retry-After"), "{}", answer.head);
+    let backend = Backend::named("at last");
+    proxy.server.update(cluster(&[(backend.address, Ready)], true));
+    for client in &mut held {
+        assert_eq!(client.answer().body, "at last:0");
     }
 }
 
