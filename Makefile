@@ -1,5 +1,8 @@
 # Evenkeel. `make` lists what there is.
 
+# Where rustup puts cargo, for shells that have not been told yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
 .PHONY: help demo test
 
 help:
