@@ -2,6 +2,7 @@
 //!
 //! Each command is one module with a `run` function and one line in [`COMMANDS`].
 
+mod bench;
 mod ci;
 mod docs;
 mod graph;
@@ -66,6 +67,9 @@ fn main() -> ExitCode {
     if matches!(name.as_str(), "help" | "--help" | "-h") {
         print!("{}", usage());
         return ExitCode::SUCCESS;
+    }
+    if name == "bench" {
+        return bench::main(rest);
     }
     let Some(command) = COMMANDS.iter().find(|command| command.name == name) else {
         eprint!("xtask: no command {name:?}\n\n{}", usage());

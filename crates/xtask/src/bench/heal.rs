@@ -1,7 +1,8 @@
 //! What happens after `kill -9` of an instance, from the platform's own record of events.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::Error;
@@ -28,10 +29,9 @@ pub fn run() -> Result<Vec<Figure>, Error> {
         let (id, pid) = platform.running("web")?.first().cloned().ok_or("nothing runs")?;
         let killed_at = now_ms();
         signal(pid, "-KILL");
-        let since = killed_at.to_string();
         let mut events = Vec::new();
         platform.wait("the replacement", PATIENCE, |platform| {
-            events = seen(platform, &since)?;
+            events = seen(platform, killed_at)?;
             Ok(find(&events, "instance_ready", &id).is_some()
                 && find(&events, "endpoint_withdrawn", &id).is_some())
         })?;
@@ -57,20 +57,17 @@ services:
     x-keel: {restart_backoff: {reset_after: 1s}}
 ";
 
-fn seen(platform: &Platform, since: &str) -> Result<Vec<Value>, Error> {
-    let seconds = format!("{}.{}", &since[..since.len() - 3], &since[since.len() - 3..]);
-    let events = platform.json(&["events", "--since", &seconds])?;
-    Ok(events.as_array().cloned().unwrap_or_default())
+fn seen(platform: &Platform, since: u64) -> Result<Vec<Value>, Error> {
+    let since = Timestamp::from_millisecond(i64::try_from(since)?)?.to_string();
+    platform.json_lines(&["events", "--since", &since])
 }
 
 fn find(events: &[Value], kind: &str, id: &str) -> Option<u64> {
-    events
-        .iter()
-        .find(|event| event["kind"] == kind && event["instance"] == id)
-        .and_then(|event| event["at"].as_u64())
+    let event = events.iter().find(|event| event["kind"] == kind && event["instance"] == id)?;
+    let at: Timestamp = event["at"].as_str()?.parse().ok()?;
+    u64::try_from(at.as_millisecond()).ok()
 }
 
 fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0)
 }

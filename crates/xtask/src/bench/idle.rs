@@ -31,7 +31,12 @@ pub fn run() -> Result<Vec<Figure>, Error> {
     let shim_sizes: Vec<f64> = shims.iter().map(|pid| resident_mib(*pid)).collect();
     let largest = shim_sizes.iter().copied().fold(0.0, f64::max);
     Ok(vec![
-        Figure::new("server + proxy resident", resident_mib(server) + resident_mib(proxy), 60.0, "MiB"),
+        Figure::new(
+            "server + proxy resident",
+            resident_mib(server) + resident_mib(proxy),
+            60.0,
+            "MiB",
+        ),
         Figure::new("server + proxy CPU of one core", share, 1.0, "%"),
         Figure::new(format!("largest of {} shims resident", shims.len()), largest, 2.0, "MiB"),
     ])

@@ -67,9 +67,9 @@ fn settled(platform: &Platform) -> Result<(), Error> {
             let listing = platform.json(&["ps", "-a"])?;
             let instances = listing.as_array().cloned().unwrap_or_default();
             Ok(!instances.is_empty()
-                && instances.iter().all(|instance| {
-                    instance["ready"] == true && (instance["goal"] == "run")
-                }))
+                && instances
+                    .iter()
+                    .all(|instance| instance["ready"] == true && (instance["goal"] == "run")))
         })
         .map(|_| ())
 }

@@ -26,7 +26,11 @@ const BENCHES: [(&str, &str, Bench); 5] = [
     ("start", "`keel up -d --wait`: 3 replicas, and 50 services with 2 each", start::run),
     ("idle", "memory and CPU of server, proxy and shims with the shop at rest", idle::run),
     ("heal", "a killed instance: out of the load balancer, replaced, ready", heal::run),
-    ("lossless", "1,000 requests/s for 60 s through kills, scaling, rollouts, a dead server", lossless::run),
+    (
+        "lossless",
+        "1,000 requests/s for 60 s through kills, scaling, rollouts, a dead server",
+        lossless::run,
+    ),
 ];
 
 /// Runs the benches that `arguments` name.

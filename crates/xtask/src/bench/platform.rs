@@ -73,7 +73,7 @@ impl Platform {
             .arg("-f")
             .arg(&self.file)
             .args(arguments)
-            .env("KEEL_NETWORK", NETWORK)
+            .env("KEEL_VIP_CIDR", NETWORK)
             .env("SHOP_BIN", binary("shop"))
             .envs(self.environment.iter().map(|(key, value)| (key, value)));
         command
@@ -96,6 +96,15 @@ impl Platform {
         Ok(serde_json::from_slice(&self.keel(&all)?.stdout)?)
     }
 
+    /// Runs a command of keel and reads its lines of JSON.
+    pub fn json_lines(&self, arguments: &[&str]) -> Result<Vec<Value>, Error> {
+        let mut all = vec!["--output", "json"];
+        all.extend(arguments);
+        let output = self.keel(&all)?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        Ok(text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
+    }
+
     /// Instances of a service whose process runs: identity and process id.
     pub fn running(&self, service: &str) -> Result<Vec<(String, u32)>, Error> {
         let listing = self.json(&["ps", service])?;
@@ -103,9 +112,8 @@ impl Platform {
         Ok(instances
             .iter()
             .filter_map(|instance| {
-                let id = instance.get("id").or_else(|| instance.get("name"))?.as_str()?;
-                let pid = instance.get("pid").or_else(|| instance.pointer("/status/pid"))?;
-                Some((id.to_owned(), u32::try_from(pid.as_u64()?).ok()?))
+                let pid = u32::try_from(instance["pid"].as_u64()?).ok()?;
+                Some((instance["name"].as_str()?.to_owned(), pid))
             })
             .collect())
     }
@@ -120,7 +128,10 @@ impl Platform {
     /// Processes whose command line names this platform's state directory and holds `word`.
     pub fn processes(&self, word: &str) -> Vec<u32> {
         let state = self.state.to_string_lossy().into_owned();
-        processes().filter(|(_, line)| line.contains(&state) && line.contains(word)).map(|p| p.0).collect()
+        processes()
+            .filter(|(_, line)| line.contains(&state) && line.contains(word))
+            .map(|p| p.0)
+            .collect()
     }
 
     /// Waits until `condition` holds.
@@ -179,7 +190,9 @@ pub fn resident_mib(pid: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     status
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<f64>().ok())
+        .find_map(|line| {
+            line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<f64>().ok()
+        })
         .map_or(f64::INFINITY, |kib| kib / 1024.0)
 }
 
