@@ -272,6 +272,33 @@ async fn memory_process_and_cpu_limits_hold() {
 }
 
 #[tokio::test]
+async fn the_order_of_sacrifice_is_set() {
+    let process = Process::new();
+    let runtime = process.get();
+    let mut launch = shell("score", "cat /proc/self/oom_score_adj; exec sleep 1000");
+    launch.spec.limits.oom_score_adj = Some(300);
+    runtime.start(launch.clone()).await.unwrap();
+    assert_eq!(logged(&*runtime, &launch.id, 1).await, ["300"]);
+    launch = shell("score2", "cat /proc/self/oom_score_adj; exec sleep 1000");
+    let own = fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+    runtime.start(launch.clone()).await.unwrap();
+    // The shim is spared more than its workload, which inherits nothing of that.
+    assert_eq!(logged(&*runtime, &launch.id, 1).await, [own.trim()]);
+    let begin = fs::write("/proc/self/oom_score_adj", "-1");
+    if begin.is_err() {
+        println!("skipped: a spared shim: this machine does not let us");
+        launch.spec.limits.oom_score_adj = Some(-100);
+        launch.attempt = 2;
+        runtime.stop(&launch.id, 9, PATIENCE).await.unwrap();
+        let started = runtime.start(launch).await.unwrap();
+        assert!(started.not_enforced[0].contains("oom_score_adj"), "{:?}", started.not_enforced);
+        return;
+    }
+    let spared = format!("/proc/{}/oom_score_adj", process.shim_pid(&launch));
+    wait("a spared shim", || fs::read_to_string(&spared).unwrap().trim() == "-900").await;
+}
+
+#[tokio::test]
 async fn ulimits_are_set_and_bad_names_refused() {
     let process = Process::new();
     let runtime = process.get();

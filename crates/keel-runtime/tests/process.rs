@@ -12,6 +12,16 @@ use keel_runtime::conformance::{self, Harness, PATIENCE, ended, logged, texts};
 use keel_runtime::{Error, ExecRequest, LogQuery, Runtime};
 use support::{Process, alive, inside, kill, shell, wait};
 
+/// Enters an instance with its own terminal.
+const ENTER: &str = env!("CARGO_BIN_EXE_keel-shim-test");
+
+/// Resident memory of a process.
+fn rss_kib(pid: i32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
 #[tokio::test]
 async fn conformance() {
     conformance::all(&Process::new()).await;
@@ -104,14 +114,9 @@ async fn starts_are_fast_and_shims_small() {
         let begin = Instant::now();
         runtime.start(launch.clone()).await.unwrap();
         times.push(begin.elapsed());
-        let status = format!("/proc/{}/status", process.shim_pid(&launch));
-        let rss = || {
-            let text = fs::read_to_string(&status).unwrap();
-            let line = text.lines().find(|line| line.starts_with("VmRSS:")).unwrap().to_owned();
-            line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
-        };
-        wait("a small shim", || rss() < 1800).await;
-        sizes.push(rss());
+        let shim = process.shim_pid(&launch);
+        wait("a small shim", || rss_kib(shim) < 1800).await;
+        sizes.push(rss_kib(shim));
     }
     times.sort();
     println!("start: {times:?}; shim VmRSS in KiB: {sizes:?}");
@@ -165,11 +170,11 @@ async fn output_is_kept_in_order_under_load_and_across_rotation() {
     let expected: Vec<String> =
         (0..10_000).map(|n| format!("line {n} with some more text")).collect();
     assert!(lines == expected, "{:?} … {:?}", lines.first(), lines.last());
-    let status = fs::read_to_string(format!("/proc/{}/status", process.shim_pid(&launch))).unwrap();
     let stat = fs::read_to_string(format!("/proc/{}/stat", process.shim_pid(&launch))).unwrap();
     let cpu: Vec<&str> = stat.split(' ').skip(13).take(2).collect();
-    let size = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
-    println!("shim after 10,000 lines: {size}, CPU in ticks of 10 ms: {cpu:?}");
+    println!("shim after 10,000 lines: CPU in ticks of 10 ms: {cpu:?}");
+    let shim = process.shim_pid(&launch);
+    wait("a shim that is small again", || rss_kib(shim) < 1800).await;
     let dir = process.instance_dir(&launch);
     for name in ["log", "log.1", "log.2"] {
         assert!(fs::metadata(dir.join(name)).unwrap().len() <= 256 << 10);
@@ -308,7 +313,7 @@ async fn another_process_can_enter_with_its_own_terminal() {
     launch.hosts = vec![("192.0.2.7".parse().unwrap(), "inside".into())];
     runtime.start(launch.clone()).await.unwrap();
     let spec = runtime.exec_spec(&launch.id).await.unwrap();
-    let mut child = std::process::Command::new(support::SHIM)
+    let mut child = std::process::Command::new(ENTER)
         .arg("enter")
         .arg(serde_json::to_string(&spec).unwrap())
         .args(["/bin/sh", "-c", "cat; echo $COLOUR; cat /etc/hosts"])
@@ -323,7 +328,7 @@ async fn another_process_can_enter_with_its_own_terminal() {
     assert_eq!(text.contains("192.0.2.7"), runtime.capabilities().names.available);
     // Of an instance that is gone it says so.
     runtime.stop(&launch.id, 9, PATIENCE).await.unwrap();
-    let output = std::process::Command::new(support::SHIM)
+    let output = std::process::Command::new(ENTER)
         .arg("enter")
         .arg(serde_json::to_string(&spec).unwrap())
         .arg("/bin/true")

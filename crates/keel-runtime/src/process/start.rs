@@ -229,6 +229,7 @@ impl Inner {
         group
     }
 
+    /// Limits that a process sets for itself: resource number, soft, hard; and its `oom_score_adj`.
     #[expect(clippy::type_complexity, reason = "resource number, soft, hard")]
     fn process_limits(
         &self,
@@ -236,20 +237,22 @@ impl Inner {
         plan: &mut surroundings::Plan,
     ) -> Result<(Vec<(u32, u64, u64)>, Option<i32>), String> {
         let limits = &launch.spec.limits;
+        let may_raise = may_raise_limits();
         let mut all = Vec::new();
         for (name, (soft, hard)) in &limits.ulimits {
             let resource = resource(name)
                 .ok_or_else(|| format!("there is no ulimit {name:?}; see `man setrlimit`"))?;
-            let most = rustix_hard_limit(resource);
-            if self.own.0 != 0 && most.is_some_and(|most| *hard > most) {
-                plan.not_enforced.push(format!("ulimit {name}={hard}: only root may raise it"));
+            let most = hard_limit(resource);
+            if !may_raise && most.is_some_and(|most| *hard > most) {
+                plan.not_enforced
+                    .push(format!("ulimit {name}={hard}: we may not raise limits here"));
             } else {
                 all.push((resource, *soft, *hard));
             }
         }
         let score = match limits.oom_score_adj {
-            Some(score) if self.own.0 != 0 && score < 0 => {
-                plan.not_enforced.push(format!("oom_score_adj {score}: only root may lower it"));
+            Some(score) if !may_raise && score < 0 => {
+                plan.not_enforced.push(format!("oom_score_adj {score}: we may not lower it here"));
                 None
             }
             other => other,
@@ -365,7 +368,17 @@ fn resource(name: &str) -> Option<u32> {
     })
 }
 
-fn rustix_hard_limit(resource: u32) -> Option<u64> {
+/// Whether we have `CAP_SYS_RESOURCE`: root has, except in many containers.
+fn may_raise_limits() -> bool {
+    const CAP_SYS_RESOURCE: u64 = 1 << 24;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let held = line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    held.is_some_and(|held| held & CAP_SYS_RESOURCE != 0)
+}
+
+/// Our own hard limit, which we may give to others but not exceed without rights.
+fn hard_limit(resource: u32) -> Option<u64> {
     let text = fs::read_to_string("/proc/self/limits").ok()?;
     let label = match resource {
         libc::RLIMIT_NOFILE => "Max open files",

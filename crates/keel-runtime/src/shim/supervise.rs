@@ -6,9 +6,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use keel_model::{Exit, StartFailure};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
     Pid, PidfdFlags, WaitOptions, getpid, pidfd_open, set_child_subreaper, setsid, wait, waitpid,
 };
@@ -29,10 +30,10 @@ const DRAIN_ROUNDS: usize = 64;
 /// worse than any single workload.
 const SHIM_OOM_SCORE: &str = "-900";
 
-/// After this many bytes of output, the memory that they made us touch is given back at the next quiet moment.
-const TRIM_AFTER: usize = 1 << 20;
-/// What counts as a quiet moment.
-const QUIET: rustix::event::Timespec = rustix::event::Timespec { tv_sec: 2, tv_nsec: 0 };
+/// How long after output the memory that it made us touch is given back, and how often at most: it costs a fraction of
+/// a millisecond, and nearly a megabyte is at stake in each of many shims.
+const TRIM_AFTER: Duration = Duration::from_secs(1);
+const TRIM_EVERY: Duration = Duration::from_secs(10);
 
 /// What is watched once the workload runs.
 struct Watched {
@@ -265,29 +266,20 @@ fn settle(running: &Running) {
 
 /// Waits for output, children and the end of the workload; then records it.
 fn watch(watched: &mut Watched) {
-    let mut since_trim = 0;
+    let mut trimmed_at = Instant::now();
+    let mut trim_at: Option<Instant> = None;
     loop {
-        let busy = since_trim > TRIM_AFTER;
-        let ended = {
-            let [first, second] = &watched.outputs;
-            let mut fds = [
-                PollFd::new(&watched.process, PollFlags::IN),
-                PollFd::new(&watched.children, PollFlags::IN),
-                PollFd::new(first.pipe(), PollFlags::IN),
-                PollFd::new(second.pipe(), PollFlags::IN),
-            ];
-            match poll(&mut fds, busy.then_some(&QUIET)) {
-                Ok(0) => {
-                    sys::trim();
-                    since_trim = 0;
-                }
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(_) => return,
-            }
-            !fds[0].revents().is_empty()
-        };
-        for output in &mut watched.outputs {
-            since_trim += output.pump(&mut watched.log);
+        let left = trim_at.map(|at| at.saturating_duration_since(Instant::now()));
+        if left == Some(Duration::ZERO) {
+            sys::trim();
+            (trimmed_at, trim_at) = (Instant::now(), None);
+            continue;
+        }
+        let Ok(ended) = wait_for_news(watched, left) else { return };
+        let pumped: usize =
+            watched.outputs.iter_mut().map(|output| output.pump(&mut watched.log)).sum();
+        if pumped > 0 && trim_at.is_none() {
+            trim_at = Some((Instant::now() + TRIM_AFTER).max(trimmed_at + TRIM_EVERY));
         }
         reap(watched);
         if ended {
@@ -295,6 +287,22 @@ fn watch(watched: &mut Watched) {
         }
     }
     end(watched);
+}
+
+/// Waits for anything to happen, for at most `limit`; whether the workload has ended.
+fn wait_for_news(watched: &Watched, limit: Option<Duration>) -> io::Result<bool> {
+    let [first, second] = &watched.outputs;
+    let mut fds = [
+        PollFd::new(&watched.process, PollFlags::IN),
+        PollFd::new(&watched.children, PollFlags::IN),
+        PollFd::new(first.pipe(), PollFlags::IN),
+        PollFd::new(second.pipe(), PollFlags::IN),
+    ];
+    let limit = limit.map(|limit| Timespec::try_from(limit).unwrap_or(Timespec::default()));
+    match poll(&mut fds, limit.as_ref()) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(!fds[0].revents().is_empty()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Collects every child that has ended: the workload, and orphans that came to us as their nearest reaper.
@@ -367,7 +375,7 @@ fn kill_rest(watched: &mut Watched) {
         for pid in left {
             let _ = sys::kill(pid, libc::SIGKILL);
         }
-        let pause = rustix::event::Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+        let pause = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
         let _ = poll(&mut [PollFd::new(&watched.children, PollFlags::IN)], Some(&pause));
         reap(watched);
     }
