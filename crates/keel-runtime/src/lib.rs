@@ -1,7 +1,7 @@
 //! Runs instances: the [`Runtime`] trait, the process runtime with its shim, probes, and a scripted fake.
 //!
 //! A runtime starts, watches, stops and describes instances on one machine. It decides nothing about how many
-//! there should be or when they restart. Invariants that every implementation keeps (and that [`conformance`]
+//! there should be or when they restart. Invariants that every implementation keeps (and that the module `conformance`
 //! checks):
 //!
 //! * the death of the process that holds the [`Runtime`] stops no workload; a new one finds them all again;
