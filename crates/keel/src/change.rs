@@ -16,14 +16,14 @@ use crate::ui::time;
 use crate::wait::{Outcome, Until, Wait};
 
 /// How long a command waits.
-#[derive(clap::Args, Clone, Debug, Default)]
+#[derive(clap::Args, Clone, Debug)]
 pub struct WaitArgs {
     /// Return as soon as the server has taken the change
     #[arg(short, long)]
     pub detach: bool,
     /// Give up waiting after this time (seconds, or a duration such as 5m); the change goes on
-    #[arg(long, value_name = "TIME", value_parser = time::parse_seconds)]
-    pub wait_timeout: Option<Duration>,
+    #[arg(long, value_name = "TIME", value_parser = time::parse_seconds, default_value = "10m")]
+    pub wait_timeout: Duration,
 }
 
 /// A change that the server has taken.

@@ -146,17 +146,27 @@ impl Report {
     }
 }
 
+/// Errors of lower layers carry their hint in their text.
+pub fn split_hint(text: &str) -> (&str, Option<&str>) {
+    match text.split_once("\n  hint: ") {
+        Some((message, hint)) => (message, Some(hint)),
+        None => (text, None),
+    }
+}
+
 impl From<client::Error> for Failure {
     fn from(error: client::Error) -> Self {
         let message = error.to_string();
         match error {
-            client::Error::Refused(body) => Self::Told(Report {
-                exit: FAILED,
-                code: body.code,
-                message: body.message,
-                details: Vec::new(),
-                hint: body.hint,
-            }),
+            client::Error::Refused(body) => {
+                let (text, hint) = split_hint(&body.message);
+                let hint = body.hint.as_deref().or(hint).map(str::to_owned);
+                let failure = Self::failed(&body.code, text);
+                match hint {
+                    Some(hint) => failure.hint(hint),
+                    None => failure,
+                }
+            }
             client::Error::NotRunning { .. } => Self::unreachable(message).hint(
                 "`keel up` starts one; `keel server` runs one in the foreground. If it keeps its state \
                  elsewhere, name the directory with --state-dir",

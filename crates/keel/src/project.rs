@@ -12,6 +12,7 @@ use keel_model::{Stack, StackName};
 
 use crate::context::Context;
 use crate::failure::{Failure, INPUT};
+use crate::names;
 use crate::ui::diagnostic::{self, Lines};
 
 /// Largest input file in bytes.
@@ -135,7 +136,9 @@ pub fn load_with(ctx: &Context, services: &[String], phases: Phases) -> Result<P
 /// As [`load_with`].
 pub fn stack(ctx: &Context, services: &[String]) -> Result<Stack, Failure> {
     let disk = Disk::new()?;
-    let mut stack = convert(ctx, &disk, &read(ctx, &disk, services, ALL)?)?;
+    let project = read(ctx, &disk, services, ALL)?;
+    check_profiles(ctx, &project)?;
+    let mut stack = convert(ctx, &disk, &project)?;
     if !services.is_empty() {
         let others = quietly(ctx, &disk)?.services;
         for (name, service) in others {
@@ -143,6 +146,20 @@ pub fn stack(ctx: &Context, services: &[String]) -> Result<Stack, Failure> {
         }
     }
     Ok(stack)
+}
+
+/// A profile that no service has is a misspelled one. `docker compose` ignores it, and so does `keel config`.
+fn check_profiles(ctx: &Context, project: &Project) -> Result<(), Failure> {
+    let known = project.profiles();
+    let unknown =
+        ctx.global.profile.iter().find(|name| *name != "*" && !known.contains(&name.as_str()));
+    let Some(name) = unknown else { return Ok(()) };
+    let failure = Failure::input(format!("no service has the profile {name:?}"));
+    Err(match names::nearest(name, &known) {
+        Some(near) => failure.hint(format!("did you mean {near}?")),
+        None if known.is_empty() => failure.hint("leave out --profile: no service has one"),
+        None => failure.hint(format!("the profiles are {}", known.join(", "))),
+    })
 }
 
 /// The stack that the command line means; nothing is told about it but errors.

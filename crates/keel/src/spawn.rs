@@ -149,9 +149,12 @@ fn program() -> PathBuf {
 
 fn died(path: &Path, begin: u64, how: &str) -> Failure {
     let lines = last_lines(path, begin);
-    Failure::unreachable(format!("the keel server did not start: {how}"))
-        .details(lines)
-        .hint(format!("its whole log is {}", path.display()))
+    let failure = Failure::unreachable(format!("the keel server did not start: {how}"));
+    if lines.is_empty() {
+        // A full disk, for one, leaves no room for the reason.
+        return failure.hint("it left no word why: run `keel server` in the foreground to see");
+    }
+    failure.details(lines).hint(format!("its whole log is {}", path.display()))
 }
 
 /// The last lines that were written since `begin`.

@@ -130,7 +130,6 @@ fn wrong_files_are_refused_with_their_place() {
             "undefined dependency",
             "services:\n  web:\n    command: ./x\n    depends_on: [bd]\n  db:\n    command: ./db\n",
         ),
-        ("alias bomb", BOMB),
     ];
     let mut all = String::new();
     for (name, content) in rows {
@@ -141,6 +140,15 @@ fn wrong_files_are_refused_with_their_place() {
         assert!(!sandbox.state_dir().exists(), "{name} started a server");
     }
     insta::assert_snapshot!(all);
+}
+
+#[test]
+fn an_alias_bomb_is_refused_at_once() {
+    let started = std::time::Instant::now();
+    let done = with(BOMB).run(&["config"]);
+    assert_eq!(done.code, 3, "{}", done.all());
+    assert!(done.stderr.contains("compose.yaml:"), "{}", done.all());
+    assert!(started.elapsed() < std::time::Duration::from_secs(1));
 }
 
 const BOMB: &str = "\

@@ -1,5 +1,7 @@
 //! The real binary with real processes: from `up` to `down`, and everything that goes wrong in between.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod support;
 
 use std::io::{BufRead as _, BufReader};
@@ -215,6 +217,8 @@ fn what_cannot_run_is_explained() {
         assert!(done.stderr.contains(needle), "{name}: {}", done.all());
         keel.run(&["-p", "bad", "down"]);
     }
+    let profile = keel.run(&["--profile", "dev", "up", "-d"]);
+    assert_eq!(profile.code, 3, "{}", profile.all());
     let scale = keel.run(&["scale", "wbe=2"]);
     assert_eq!(scale.code, 1, "{}", scale.all());
     assert!(scale.stderr.contains("web"), "{}", scale.all());

@@ -41,7 +41,7 @@ pub async fn run(ctx: &Context, args: DownArgs) -> Result<(), Failure> {
         applied: &applied,
         services: None,
         until: Until::Gone,
-        limit: args.wait.wait_timeout,
+        limit: Some(args.wait.wait_timeout),
         done: format!("{stack} is removed"),
     };
     if args.wait.detach {

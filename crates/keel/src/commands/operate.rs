@@ -91,7 +91,7 @@ async fn run(
         done: format!("{} is {done}", subject(stack.as_str(), &services)),
         services: (!services.is_empty()).then(|| services.into_iter().collect()),
         until,
-        limit: wait.wait_timeout,
+        limit: Some(wait.wait_timeout),
     };
     if wait.detach {
         return change.print_result("accepted");

@@ -40,7 +40,7 @@ pub async fn run(ctx: &Context, args: RollbackArgs) -> Result<(), Failure> {
         applied: &applied,
         services: None,
         until: Until::Converged,
-        limit: args.wait.wait_timeout,
+        limit: Some(args.wait.wait_timeout),
         done: format!("{stack} is rolled back"),
     };
     if args.wait.detach {

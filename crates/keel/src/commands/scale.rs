@@ -40,7 +40,7 @@ pub async fn run(ctx: &Context, args: ScaleArgs) -> Result<(), Failure> {
         applied: &applied,
         services: Some(services),
         until: Until::Converged,
-        limit: args.wait.wait_timeout,
+        limit: Some(args.wait.wait_timeout),
         done: format!("{stack} is scaled"),
     };
     if args.wait.detach {

@@ -9,7 +9,7 @@ use keel_server::api::types::ServerInfo;
 use tokio::time::{Instant, sleep};
 
 use crate::context::{Context, print, print_json};
-use crate::failure::{Failure, UNREACHABLE};
+use crate::failure::{Failure, UNREACHABLE, split_hint};
 use crate::spawn;
 use crate::ui::time;
 
@@ -103,10 +103,7 @@ pub fn serve(ctx: &Context, args: &ServerArgs) -> Result<(), Failure> {
 /// The parts of a server error that begin with `hint:` are shown as such.
 fn failure(error: &keel_server::Error) -> Failure {
     let text = error.to_string();
-    let (message, hint) = match text.split_once("\n  hint: ") {
-        Some((message, hint)) => (message, Some(hint)),
-        None => (text.as_str(), None),
-    };
+    let (message, hint) = split_hint(&text);
     let in_use = matches!(error, keel_server::Error::Store(keel_store::Error::InUse { .. }));
     let exit = if in_use { EXIT_IN_USE } else { UNREACHABLE };
     let failure = Failure::unreachable(message).exit(exit);

@@ -25,6 +25,9 @@ use crate::{names, project, spawn};
 /// How long `up --detach` waits for the first instances of services, which may wait for others.
 const START_LIMIT: Duration = Duration::from_secs(300);
 
+/// How long `up --wait` waits, unless told otherwise: the progress deadline of a rollout.
+const WAIT_LIMIT: Duration = Duration::from_secs(600);
+
 /// Options of `keel up`.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct UpArgs {
@@ -34,7 +37,7 @@ pub struct UpArgs {
     /// Return when every service has begun to run (at most 5 minutes), instead of following the logs
     #[arg(short, long)]
     pub detach: bool,
-    /// Return when all services are ready; fail when one fails. Implies --detach
+    /// Return when all services are ready (at most 10 minutes); fail when one fails. Implies --detach
     #[arg(long)]
     pub wait: bool,
     /// Give up waiting after this time (seconds, or a duration such as 5m); the change goes on
@@ -108,7 +111,12 @@ fn attached(args: &UpArgs) -> bool {
 }
 
 fn limit(args: &UpArgs) -> Option<Duration> {
-    args.wait_timeout.or((!args.wait && args.detach).then_some(START_LIMIT))
+    let default = match (args.wait, args.detach) {
+        (true, _) => Some(WAIT_LIMIT),
+        (false, true) => Some(START_LIMIT),
+        (false, false) => None,
+    };
+    args.wait_timeout.or(default)
 }
 
 fn done(args: &UpArgs, unchanged: bool, stack: &str) -> String {
