@@ -99,17 +99,18 @@ fn spawn(worker: &Rc<Worker>, target: &Rc<Target>, (stream, peer): (TcpStream, S
     });
 }
 
+/// What is rare is boxed, so that the many connections that only speak HTTP/1 do not pay for it in memory.
 async fn serve(client: Client) {
     match client.target.protocol() {
-        Protocol::Tcp => tunnel::serve(client, Buffer::default()).await,
+        Protocol::Tcp => Box::pin(tunnel::serve(client, Buffer::default())).await,
         Protocol::Http | Protocol::Auto => match look(&client).await {
             Ok((Wire::Http1, first)) => http1::serve(client, first).await,
             Ok((_, first)) if first.is_empty() => {
-                if let Some((client, first)) = tunnel::serve_silent(client).await {
+                if let Some((client, first)) = Box::pin(tunnel::serve_silent(client)).await {
                     http1::serve(client, first).await;
                 }
             }
-            Ok((_, first)) => tunnel::serve(client, first).await,
+            Ok((_, first)) => Box::pin(tunnel::serve(client, first)).await,
             Err(_) => {}
         },
     }
@@ -159,5 +160,20 @@ async fn first_bytes(client: &Client, first: &mut Buffer) -> io::Result<Wire> {
         if let Some(wire) = detect(first.bytes(), more) {
             return Ok(wire);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_task<F: Future>(_: impl FnOnce(Client) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_connection_costs_little_memory() {
+        let size = size_of_task(serve);
+        assert!(size <= 3_000, "{size} bytes for the task of a connection");
     }
 }

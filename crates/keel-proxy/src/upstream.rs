@@ -73,7 +73,7 @@ impl Placement {
                     self.cautious = false;
                     let changed = request.cluster.changed.notified();
                     drop(in_flight);
-                    let _ = tokio::time::timeout(REFUSED_PAUSE, changed).await;
+                    let _ = Box::pin(tokio::time::timeout(REFUSED_PAUSE, changed)).await;
                     continue;
                 }
                 match self.open(worker, request, in_flight, reuse).await {
@@ -82,7 +82,7 @@ impl Placement {
                     None => {}
                 }
             }
-            if let Err(unavailable) = self.wait(worker, request).await {
+            if let Err(unavailable) = Box::pin(self.wait(worker, request)).await {
                 // Better an endpoint that drains or refused before than none.
                 self.avoid.refused.clear();
                 if let Some(in_flight) = self.pick(worker, request, true)
@@ -114,7 +114,7 @@ impl Placement {
             return Some(Upstream { stream, in_flight, reused: true });
         }
         self.connects += 1;
-        match stream::connect(endpoint.shared.address, CONNECT).await {
+        match Box::pin(stream::connect(endpoint.shared.address, CONNECT)).await {
             Ok(stream) => {
                 endpoint.shared.accepted();
                 return Some(Upstream { stream, in_flight, reused: false });

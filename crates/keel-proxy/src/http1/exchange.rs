@@ -182,7 +182,7 @@ impl Exchange<'_> {
         let attempt = if upload.body.is_over() {
             self.answer(&upstream, &waiting, &Progress::uploaded()).await
         } else {
-            self.both_ways(upload, &upstream, &waiting).await
+            Box::pin(self.both_ways(upload, &upstream, &waiting)).await
         };
         match attempt {
             Attempt::Answered(next, Connected::Reusable) => {
@@ -192,7 +192,8 @@ impl Exchange<'_> {
             }
             Attempt::Upgraded(down) => {
                 let up = std::mem::take(upload.input);
-                let ended = tunnel::both_ways(self.client, &upstream.stream, up, down).await;
+                let tunnel = tunnel::both_ways(self.client, &upstream.stream, up, down);
+                let ended = Box::pin(tunnel).await;
                 let next = if ended.is_ok() { Next::Close } else { Next::Reset };
                 Attempt::Answered(next, Connected::Used)
             }
@@ -345,7 +346,7 @@ impl Exchange<'_> {
                 deadline: waiting,
                 unchunk: head.unchunk,
             };
-            match relay.run(&mut body, input).await {
+            match Box::pin(relay.run(&mut body, input)).await {
                 Ok(()) => {}
                 Err(Broken::Sink) => return Attempt::Client(None),
                 Err(Broken::Source | Broken::Malformed) => {

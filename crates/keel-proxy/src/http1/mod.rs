@@ -70,7 +70,8 @@ pub async fn serve(client: Client, first: Buffer) {
     match next {
         Next::Request | Next::Close => {}
         Next::Linger => {
-            stream::linger(&client.stream, &client.worker.scratch, &client.deadline).await;
+            let worker = &client.worker;
+            Box::pin(stream::linger(&client.stream, &worker.scratch, &client.deadline)).await;
         }
         Next::Reset => stream::reset_on_close(&client.stream),
     }
