@@ -229,8 +229,27 @@ pub fn support_table_markdown() -> String {
             page.push_str(&format!("| `{}` | {what} | {note} |\n", row.key));
         }
     }
+    page.push_str(DIFFERENCES);
     page
 }
+
+/// Where this platform differs from Docker Compose 2.40 on purpose.
+const DIFFERENCES: &str = "
+## Differences from Docker Compose 2.40
+
+`keel config` prints the document that `docker compose config` prints, except:
+
+- Services with a `command` and neither `image` nor `build` are accepted; they run as host processes. In their
+  `command`, `entrypoint`, `environment`, `healthcheck.test` and hooks, `$PORT`, `${PORT_<target>}` and
+  `${KEEL_INSTANCE}` are left for each instance to fill in.
+- `container_name` together with several replicas is accepted; it becomes a DNS name.
+- `pre_start` and `build.no_cache_filter`, which are newer, are accepted.
+- Variables, labels and networks whose names begin with `x-` keep their names; Docker prints them as `#extensions`.
+- SSH keys with a path are printed in JSON as `id=path`; Docker fails.
+- Unknown keys of `include` are refused; Docker ignores them. Remote files (`oci://`, Git) are refused.
+- `--no-env-resolution` is honoured; Docker resolves `env_file` nevertheless.
+- `x-keel` is checked strictly.
+";
 
 #[cfg(test)]
 mod tests {

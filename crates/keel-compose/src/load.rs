@@ -85,16 +85,13 @@ pub fn load(options: &LoadOptions, source: &dyn FileSource) -> Result<Project, V
     let name = project_name(&loader, options, &found)?;
     found.variables.insert("COMPOSE_PROJECT_NAME".to_owned(), name.clone());
 
-    let scope = Scope {
-        directory: found.directory.clone(),
-        prefix: found.directory.clone(),
-        variables: Arc::new(if options.interpolate {
-            found.variables
-        } else {
-            // Without interpolation nothing of the caller's environment may reach the model.
-            Variables::from([("COMPOSE_PROJECT_NAME".to_owned(), name.clone())])
-        }),
+    let variables = if options.interpolate {
+        found.variables
+    } else {
+        // Without interpolation nothing of the caller's environment may reach the model.
+        Variables::from([("COMPOSE_PROJECT_NAME".to_owned(), name.clone())])
     };
+    let scope = Scope::new(found.directory.clone(), found.directory.clone(), Arc::new(variables));
     let mut model = loader.project(&found.files, &scope, &[], options.resolve_paths)?;
     if model.as_map().is_none_or(Map::is_empty) {
         let span = model.span.clone();

@@ -41,6 +41,15 @@ pub(crate) struct Scope {
     pub prefix: PathBuf,
     /// The variables of this group.
     pub variables: Arc<Variables>,
+    /// Files that services of this group extend from, as far as they were loaded.
+    bases: RefCell<BTreeMap<PathBuf, (Node, Resets)>>,
+}
+
+impl Scope {
+    /// A group of which nothing is loaded yet.
+    pub fn new(directory: PathBuf, prefix: PathBuf, variables: Arc<Variables>) -> Self {
+        Self { directory, prefix, variables, bases: RefCell::new(BTreeMap::new()) }
+    }
 }
 
 /// Which phases a file goes through.
@@ -168,6 +177,10 @@ impl Loader<'_> {
         let mut notes = self.notes.borrow_mut();
         for (name, span) in report.unset {
             let message = format!("the variable `{name}` is not set; it counts as blank");
+            // One warning for each variable; its first place is enough to find the others.
+            if notes.iter().any(|note| note.message == message) {
+                continue;
+            }
             notes.push(
                 Diagnostic::warning(Code::Interpolation, message)
                     .at(&span)

@@ -156,13 +156,13 @@ impl Project {
     /// The merged model as it is, without types and selection: `docker compose config --no-interpolate`.
     #[must_use]
     pub fn model_json(&self) -> Json {
-        print::plain(&self.model)
+        print::plain(&self.model, Flavor::Json)
     }
 
     /// As [`Project::model_json`], in YAML.
     #[must_use]
     pub fn model_yaml(&self) -> String {
-        emit(&self.model_json())
+        emit(&print::plain(&self.model, Flavor::Yaml))
     }
 
     /// Where a service is defined.

@@ -103,6 +103,9 @@ impl Loader<'_> {
         let name = file.as_str().unwrap_or_default();
         self.refuse_remote(name, &file.span)?;
         let path = join(&scope.directory, name);
+        if let Some(loaded) = scope.bases.borrow().get(&path) {
+            return Ok(loaded.clone());
+        }
         // Read once ahead, so that an absent file is reported where it is named.
         self.read(&path, Some(&file.span))?;
         let empty = Node::new(Value::Map(Map::new()), &file.span);
@@ -110,6 +113,7 @@ impl Loader<'_> {
         let directory = path.parent().unwrap_or(&path);
         let prefix = relative(&scope.directory, directory);
         resolve::paths(&mut model, &self.base(scope, &prefix))?;
+        scope.bases.borrow_mut().insert(path, (model.clone(), resets.clone()));
         Ok((model, resets))
     }
 }
@@ -174,7 +178,11 @@ fn known(services: &Map, other: &Node, file: &str) -> Outcome<()> {
 /// The chain with one more link, unless that link is already in it.
 fn enter(chain: &[Link], file: &str, service: &str, span: &Span) -> Outcome<Vec<Link>> {
     let link = (file.to_owned(), service.to_owned());
-    if chain.contains(&link) || chain.len() >= MAX_CHAIN {
+    if chain.len() >= MAX_CHAIN {
+        let message = format!("more than {MAX_CHAIN} services extend each other in a row");
+        return fail(Diagnostic::error(Code::Budget, message).at(span));
+    }
+    if chain.contains(&link) {
         let way: Vec<&str> = chain.iter().map(|(_, name)| name.as_str()).chain([service]).collect();
         let message = format!("services extend each other in a circle: {}", way.join(" → "));
         return fail(Diagnostic::error(Code::Cycle, message).at(span).help("break the circle"));

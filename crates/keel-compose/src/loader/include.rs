@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Loader, Scope, join, relative};
-use crate::diagnostic::{Code, Diagnostic, Outcome, Span, fail};
+use crate::diagnostic::{Code, Diagnostic, Outcome, Span, fail, nearest};
 use crate::source::PathKind;
 use crate::value::{Map, Node, Value};
 
@@ -61,7 +61,11 @@ impl Loader<'_> {
             self.read(&path, Some(span))?;
             files.push(path);
         }
-        if included.contains(&files[0]) || included.len() >= MAX_DEPTH {
+        if included.len() >= MAX_DEPTH {
+            let message = format!("files include each other more than {MAX_DEPTH} deep");
+            return fail(Diagnostic::error(Code::Budget, message).at(main_span));
+        }
+        if included.contains(&files[0]) {
             let message = format!("{main} includes itself, directly or through other files");
             return fail(
                 Diagnostic::error(Code::Cycle, message).at(main_span).help("break the circle"),
@@ -84,7 +88,7 @@ impl Loader<'_> {
         for (key, value) in scope.variables.iter() {
             variables.insert(key.clone(), value.clone());
         }
-        let inner = Scope { directory, prefix, variables: Arc::new(variables) };
+        let inner = Scope::new(directory, prefix, Arc::new(variables));
         // The paths of an include become relative to the including project even when those stay relative.
         self.project(&files, &inner, included, true)
     }
@@ -133,12 +137,15 @@ fn read(item: &Node) -> Outcome<Include> {
                     "path" => include.files = texts(value, "path")?,
                     "env_file" => include.env_files = texts(value, "env_file")?,
                     "project_directory" => {
-                        include.directory = texts(value, key)?.pop().map(|(text, _)| text);
+                        include.directory = Some(directory_text(value)?);
                     }
                     _ => {
                         let message = format!("`include` has no key `{key}`");
-                        let mut error = Diagnostic::error(Code::UnknownKey, message)
-                            .help("use `path`, `env_file` and `project_directory`");
+                        let help = match nearest(key, ["path", "env_file", "project_directory"]) {
+                            Some(near) => format!("did you mean `{near}`?"),
+                            None => "use `path`, `env_file` and `project_directory`".to_owned(),
+                        };
+                        let mut error = Diagnostic::error(Code::UnknownKey, message).help(help);
                         error.span = map.key_span(key).cloned();
                         return fail(error);
                     }
@@ -155,6 +162,18 @@ fn read(item: &Node) -> Outcome<Include> {
         }
     }
     Ok(include)
+}
+
+/// The project directory; a number is a name too.
+fn directory_text(node: &Node) -> Outcome<String> {
+    match &node.value {
+        Value::String(text) => Ok(text.clone()),
+        Value::Int(number) => Ok(number.to_string()),
+        _ => {
+            let message = "`include.project_directory` must be a string";
+            fail(Diagnostic::error(Code::InvalidValue, message).at(&node.span))
+        }
+    }
 }
 
 /// A string or a list of strings, with places.

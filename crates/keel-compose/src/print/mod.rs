@@ -115,7 +115,7 @@ pub(crate) fn project(
         }
     }
     for (key, node) in model.entries().filter(|(key, _)| key.starts_with("x-")) {
-        out.insert(key.to_owned(), plain(node));
+        out.insert(key.to_owned(), plain(node, flavor));
     }
     if flavor == Flavor::Json {
         out.sort_keys();
@@ -157,8 +157,8 @@ pub(crate) fn service(node: &Node, flavor: Flavor) -> Outcome<Json> {
     Ok(convert(node, &fields::SERVICE, flavor)?.unwrap_or(Json::Null))
 }
 
-/// Any value as it is, for `x-` keys and models without interpolation.
-pub(crate) fn plain(node: &Node) -> Json {
+/// Any value as it is, for `x-` keys and models without interpolation. An empty list is null in Docker's JSON.
+pub(crate) fn plain(node: &Node, flavor: Flavor) -> Json {
     match &node.value {
         Value::Null => Json::Null,
         Value::Bool(value) => Json::from(*value),
@@ -166,8 +166,11 @@ pub(crate) fn plain(node: &Node) -> Json {
         Value::Uint(value) => Json::from(*value),
         Value::Float(value) => scalars::float(*value),
         Value::Time(text) | Value::String(text) => Json::from(text.as_str()),
-        Value::Seq(items) => items.iter().map(plain).collect(),
-        Value::Map(map) => map.iter().map(|(key, node)| (key.to_owned(), plain(node))).collect(),
+        Value::Seq(items) if items.is_empty() && flavor == Flavor::Json => Json::Null,
+        Value::Seq(items) => items.iter().map(|item| plain(item, flavor)).collect(),
+        Value::Map(map) => {
+            map.iter().map(|(key, node)| (key.to_owned(), plain(node, flavor))).collect()
+        }
     }
 }
 
@@ -183,7 +186,7 @@ fn convert(node: &Node, kind: &Kind, flavor: Flavor) -> Outcome<Option<Json>> {
         Kind::Ulimit => scalars::ulimit(node, flavor).map(Some),
         Kind::Ssh => scalars::ssh(node, flavor).map(Some),
         scalar => {
-            let mut value = scalars::convert(node, scalar)?;
+            let mut value = scalars::convert(node, scalar, flavor)?;
             if let (Flavor::Yaml, Json::Object(map)) = (flavor, &mut value) {
                 sort_naturally(map);
             }
@@ -254,7 +257,7 @@ fn structure(node: &Node, fields: &[Field], flavor: Flavor) -> Outcome<Json> {
     }
     if flavor == Flavor::Yaml {
         for (key, node) in map.iter().filter(|(key, _)| key.starts_with("x-")) {
-            out.insert(key.to_owned(), plain(node));
+            out.insert(key.to_owned(), plain(node, flavor));
         }
     }
     Ok(Json::Object(out))

@@ -13,7 +13,7 @@ use crate::number::{
 use crate::shellwords;
 use crate::value::{Node, Value};
 
-pub(super) fn convert(node: &Node, kind: &Kind) -> Outcome<Json> {
+pub(super) fn convert(node: &Node, kind: &Kind, flavor: Flavor) -> Outcome<Json> {
     match kind {
         Kind::Text => text(node).map(Json::from),
         Kind::Flag => flag(node).map(Json::from),
@@ -49,7 +49,7 @@ pub(super) fn convert(node: &Node, kind: &Kind) -> Outcome<Json> {
         Kind::DeviceCount => device_count(node),
         Kind::EnvFile => env_file(node),
         Kind::Ssh | Kind::Ulimit | Kind::List(_) | Kind::MapOf(_) | Kind::Struct(_) => {
-            Ok(super::plain(node))
+            Ok(super::plain(node, flavor))
         }
     }
 }
