@@ -57,6 +57,7 @@ fn a_stack_comes_up_serves_scales_and_goes() {
     assert_eq!(down.code, 0, "{}", down.all());
     assert_eq!(keel.run(&["ls", "-aq"]).ok(), "");
     assert_eq!(keel.run(&["ps"]).code, 1);
+    assert_eq!(keel.run(&["down"]).code, 0);
     assert!(get(port).is_none());
 }
 

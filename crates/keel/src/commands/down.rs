@@ -1,5 +1,6 @@
 //! `keel down`: stops everything of a stack, dependents first, and forgets it.
 
+use keel_server::api::client::Error;
 use keel_server::api::types::DownRequest;
 
 use crate::change::{Change, WaitArgs};
@@ -29,11 +30,18 @@ pub struct DownArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// When there is no such stack, or it is not gone in time.
+/// When the server can't be reached, or the stack is not gone in time.
 pub async fn run(ctx: &Context, args: DownArgs) -> Result<(), Failure> {
     let stack = project::stack_name(ctx)?;
     let client = ctx.client();
-    let applied = client.down(stack.as_str(), &DownRequest { volumes: args.volumes }).await?;
+    let applied = match client.down(stack.as_str(), &DownRequest { volumes: args.volumes }).await {
+        // As `docker compose down`: what is wanted is so already.
+        Err(Error::Refused(body)) if body.code == "no_such_stack" => {
+            ctx.warn(&format!("there is no stack {stack} to remove"));
+            return Ok(());
+        }
+        answer => answer?,
+    };
     let change = Change {
         ctx,
         client: &client,
