@@ -20,6 +20,7 @@ mod keys;
 mod logs;
 mod names;
 mod network;
+mod preflight;
 mod serve;
 mod sockets;
 #[cfg(test)]

@@ -109,30 +109,9 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
     tasks.spawn(board.clone().persist(store.clone()));
     tasks.spawn(events.clone().persist(store.clone()));
     start_dns(&network, &worlds, &board, &events, &mut tasks).await;
-    tasks.spawn(
-        Link {
-            program: options.program.clone(),
-            state_dir: options.state_dir.clone(),
-            worlds: worlds.clone(),
-            board: board.clone(),
-            events: events.clone(),
-            network: network.clone(),
-            state: proxy_sender,
-        }
-        .run(),
-    );
+    tasks.spawn(link(options, &agent, proxy_sender).run());
+    tasks.spawn(controller(&agent).run());
     tasks.spawn(agent.run());
-    tasks.spawn(
-        Controller {
-            node: node.clone(),
-            store: store.clone(),
-            worlds: worlds.clone(),
-            board: board.clone(),
-            events: events.clone(),
-            runtime: runtime.clone(),
-        }
-        .run(),
-    );
 
     let shutdown = Arc::new(Notify::new());
     let limitations = limitation.into_iter().chain(limitations(&*runtime)).collect();
@@ -165,6 +144,29 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
     stop_idle_proxy(&worlds, &proxy);
     tasks.shutdown().await;
     Ok(())
+}
+
+fn link(options: &ServerOptions, shared: &Context, state: watch::Sender<ProxyState>) -> Link {
+    Link {
+        program: options.program.clone(),
+        state_dir: options.state_dir.clone(),
+        worlds: shared.worlds.clone(),
+        board: shared.board.clone(),
+        events: shared.events.clone(),
+        network: shared.network.clone(),
+        state,
+    }
+}
+
+fn controller(shared: &Context) -> Controller {
+    Controller {
+        node: shared.node.clone(),
+        store: shared.store.clone(),
+        worlds: shared.worlds.clone(),
+        board: shared.board.clone(),
+        events: shared.events.clone(),
+        runtime: shared.runtime.clone(),
+    }
 }
 
 /// Serves the API until the server is told to end.

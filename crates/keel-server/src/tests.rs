@@ -160,7 +160,7 @@ fn stack(services: &[(&str, u32)], version: &str) -> Stack {
         .map(|(name, replicas)| {
             let definition = json!({
                 "spec": {
-                    "runtime": "process", "image": null, "command": ["run"],
+                    "runtime": "process", "image": null, "command": ["true"],
                     "environment": {"VERSION": version}, "working_dir": null, "user": null,
                     "mounts": [], "files": [],
                     "limits": {"cpu_milli": null, "cpu_shares": null, "cpuset": null, "memory": null,

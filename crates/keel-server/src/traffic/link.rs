@@ -182,6 +182,8 @@ impl Link {
                 changed = worlds.changed() => if changed.is_err() { return "shutdown".to_owned() },
                 changed = board.changed() => if changed.is_err() { return "shutdown".to_owned() },
                 _ = stats.tick() => {
+                    // The proxy tries a listener that failed again with the next whole snapshot.
+                    first = !self.state.borrow().failed.is_empty();
                     if let Err(reason) = send(&mut writer, vec![ToProxy::Stats]).await {
                         return reason;
                     }
