@@ -18,13 +18,18 @@ const fn opt(key: &'static str, kind: Kind) -> Field {
 }
 
 /// Never left out in JSON.
+const fn in_json(key: &'static str, kind: Kind) -> Field {
+    Field { key, kind, omit: Omit::NeverInJson, json: key }
+}
+
+/// Never left out.
 const fn always(key: &'static str, kind: Kind) -> Field {
     Field { key, kind, omit: Omit::Never, json: key }
 }
 
 /// Never left out, and spelled differently in JSON.
 const fn renamed(key: &'static str, kind: Kind, json: &'static str) -> Field {
-    Field { key, kind, omit: Omit::Absent, json }
+    Field { key, kind, omit: Omit::Never, json }
 }
 
 /// The sections of a project; the first five appear in JSON.
@@ -74,7 +79,7 @@ static BUILD: [Field; 25] = [
 ];
 
 static HOOK_FIELDS: [Field; 5] = [
-    always("command", Command),
+    in_json("command", Command),
     f("user", Text),
     f("privileged", Flag),
     f("working_dir", Text),
@@ -82,7 +87,7 @@ static HOOK_FIELDS: [Field; 5] = [
 ];
 static HOOK: Kind = Struct(&HOOK_FIELDS);
 static PRE_START: Kind = Struct(&[
-    always("command", Command),
+    in_json("command", Command),
     f("image", Text),
     f("user", Text),
     f("privileged", Flag),
@@ -95,7 +100,7 @@ static WATCH: Kind = Struct(&[
     always("path", Text),
     always("action", Text),
     f("target", Text),
-    always("exec", Struct(&HOOK_FIELDS)),
+    in_json("exec", Struct(&HOOK_FIELDS)),
     f("include", Texts),
     f("ignore", Texts),
     f("initial_sync", Flag),
@@ -143,7 +148,7 @@ static DEPLOY: [Field; 9] = [
     f("labels", Labels),
     opt("update_config", Struct(&UPDATE)),
     opt("rollback_config", Struct(&UPDATE)),
-    always(
+    in_json(
         "resources",
         Struct(&[opt("limits", Struct(&RESOURCE)), opt("reservations", Struct(&RESOURCE))]),
     ),
@@ -156,7 +161,7 @@ static DEPLOY: [Field; 9] = [
             opt("window", Duration),
         ]),
     ),
-    always(
+    in_json(
         "placement",
         Struct(&[
             f("constraints", Texts),
@@ -252,7 +257,7 @@ pub(super) static SERVICE: Kind = Struct(&[
     f("cpus", Float),
     f("cpuset", Text),
     f("cpu_shares", Int),
-    always("command", Command),
+    in_json("command", Command),
     f("configs", List(&FILE_MOUNT)),
     f("container_name", Text),
     opt("credential_spec", Struct(&[f("config", Text), f("file", Text), f("registry", Text)])),
@@ -264,7 +269,7 @@ pub(super) static SERVICE: Kind = Struct(&[
     f("dns_opt", Texts),
     f("dns_search", TextOrList),
     f("domainname", Text),
-    always("entrypoint", Command),
+    in_json("entrypoint", Command),
     opt("provider", Struct(&[f("type", Text), f("options", MultiOptions)])),
     f("environment", Environment),
     f("env_file", List(&EnvFile)),
@@ -338,7 +343,7 @@ static NETWORK: Kind = Struct(&[
     f("name", Text),
     f("driver", Text),
     f("driver_opts", Options),
-    always("ipam", Struct(&[f("driver", Text), f("config", List(&POOL))])),
+    in_json("ipam", Struct(&[f("driver", Text), f("config", List(&POOL))])),
     f("external", Flag),
     f("internal", Flag),
     f("attachable", Flag),

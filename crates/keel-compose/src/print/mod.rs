@@ -84,8 +84,10 @@ pub(crate) enum Omit {
     Zero,
     /// When it is absent.
     Absent,
-    /// Never in JSON, where absence shows as `null`, an empty structure or the zero value; in YAML as `Zero`.
+    /// Never; absence shows as the zero value.
     Never,
+    /// Never in JSON, where absence shows as `null` or an empty structure; in YAML when it is absent.
+    NeverInJson,
 }
 
 /// Prints the whole model: `name`, `services` without the inactive ones, and the sections that are not empty.
@@ -225,34 +227,14 @@ fn structure(node: &Node, fields: &[Field], flavor: Flavor) -> Outcome<Json> {
             None => None,
         };
         let key = if flavor == Flavor::Json { field.json } else { field.key };
-        match (field.omit, value) {
-            (Omit::Zero, Some(value)) if !is_zero(&value) && !is_no_time(&field.kind, &value) => {
-                drop(out.insert(key.to_owned(), value))
-            }
-            (Omit::Absent, Some(value)) => drop(out.insert(key.to_owned(), value)),
-            (Omit::Never, value) => {
-                let value = match (value, &field.kind) {
-                    (Some(value), _) => Some(value),
-                    // An absent structure still shows the keys that are never left out.
-                    (None, Kind::Struct(inner)) if flavor == Flavor::Json => {
-                        let empty = Node::new(Value::Map(Map::new()), &node.span);
-                        Some(structure(&empty, inner, flavor)?)
-                    }
-                    (None, _) => None,
-                };
-                let absent = value.is_none();
-                let value = value.unwrap_or(Json::Null);
-                let shown = match (flavor, &field.kind) {
-                    (Flavor::Json, _) => true,
-                    // An explicitly empty command is kept: it overrides the image's.
-                    (Flavor::Yaml, Kind::Command | Kind::Flag) => !absent,
-                    (Flavor::Yaml, _) => !is_zero(&value),
-                };
-                if shown {
-                    out.insert(key.to_owned(), value);
-                }
-            }
-            _ => {}
+        let shown = match (field.omit, value) {
+            (Omit::Zero, Some(value)) if is_zero(&value) || is_no_time(&field.kind, &value) => None,
+            (Omit::Never, None | Some(Json::Null)) => Some(zero(&field.kind)),
+            (Omit::NeverInJson, value) => in_json(node, field, value, flavor)?,
+            (_, value) => value,
+        };
+        if let Some(value) = shown {
+            out.insert(key.to_owned(), value);
         }
     }
     if flavor == Flavor::Yaml {
@@ -271,6 +253,36 @@ fn is_zero(value: &Json) -> bool {
         Json::String(text) => text.is_empty(),
         Json::Array(items) => items.is_empty(),
         Json::Object(map) => map.is_empty(),
+    }
+}
+
+/// What a key that is never left out in JSON shows.
+fn in_json(
+    node: &Node,
+    field: &Field,
+    value: Option<Json>,
+    flavor: Flavor,
+) -> Outcome<Option<Json>> {
+    Ok(match (flavor, &field.kind, value) {
+        // An absent structure still shows the keys that are never left out.
+        (Flavor::Json, Kind::Struct(inner), None) => {
+            let empty = Node::new(Value::Map(Map::new()), &node.span);
+            Some(structure(&empty, inner, flavor)?)
+        }
+        (Flavor::Json, _, None) => Some(Json::Null),
+        (Flavor::Yaml, Kind::Struct(_), value) => value.filter(|value| !is_zero(value)),
+        // An explicitly empty command is kept: it overrides the image's.
+        (_, _, value) => value,
+    })
+}
+
+/// The zero value of a scalar type.
+fn zero(kind: &Kind) -> Json {
+    match kind {
+        Kind::Flag => Json::from(false),
+        Kind::Int | Kind::Uint => Json::from(0),
+        Kind::Bytes => Json::from("0"),
+        _ => Json::from(""),
     }
 }
 

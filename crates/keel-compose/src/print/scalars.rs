@@ -45,7 +45,10 @@ pub(super) fn convert(node: &Node, kind: &Kind, flavor: Flavor) -> Outcome<Json>
             map.iter().map(|(key, value)| Ok((key.to_owned(), Json::from(text(value)?)))).collect()
         }
         Kind::Hosts => hosts_of(node).map(Json::from),
-        Kind::FileMode => file_mode(node).map(|mode| Json::from(format!("0{mode:o}"))),
+        Kind::FileMode => file_mode(node).map(|mode| {
+            let sign = if mode < 0 { "-" } else { "" };
+            Json::from(format!("0{sign}{:o}", mode.unsigned_abs()))
+        }),
         Kind::DeviceCount => device_count(node),
         Kind::EnvFile => env_file(node),
         Kind::Ssh | Kind::Ulimit | Kind::List(_) | Kind::MapOf(_) | Kind::Struct(_) => {
