@@ -15,4 +15,6 @@ demo:
 
 test:
 	@scripts/setup.sh
+	@# In continuous integration a lock file behind the manifests must not be brought up to date in silence.
+	@if [ -n "$$CI" ]; then cargo fetch --locked --quiet; fi
 	@cargo xtask ci
