@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::diagnostic::Span;
+use crate::services::is_process;
 use crate::short::clean;
+use crate::template::is_instance_variable;
 use crate::value::{Map, Node, Value};
 
 /// Applies all rules; `name` is the project's.
@@ -14,8 +16,9 @@ pub(crate) fn normalize(document: &mut Node, name: &str, variables: &BTreeMap<St
     if let Some(services) = model.get_mut("services").and_then(Node::as_map_mut) {
         for (_, service) in services.iter_mut() {
             let span = service.span.clone();
+            let process = is_process(service);
             if let Some(map) = service.as_map_mut() {
-                normalize_service(map, &span, variables);
+                normalize_service(map, &span, variables, process);
             }
         }
     }
@@ -57,7 +60,12 @@ fn networks(model: &mut Map, span: &Span) {
     }
 }
 
-fn normalize_service(service: &mut Map, span: &Span, variables: &BTreeMap<String, String>) {
+fn normalize_service(
+    service: &mut Map,
+    span: &Span,
+    variables: &BTreeMap<String, String>,
+    process: bool,
+) {
     if service.get("pull_policy").and_then(Node::as_str) == Some("if_not_present") {
         service.insert("pull_policy", Node::string("missing", span));
     }
@@ -70,11 +78,14 @@ fn normalize_service(service: &mut Map, span: &Span, variables: &BTreeMap<String
             build.insert("dockerfile", Node::string("Dockerfile", span));
         }
         if let Some(arguments) = build.get_mut("args") {
-            fill_values(arguments, variables, false);
+            fill_values(arguments, &|name| variables.get(name), false);
         }
     }
     if let Some(environment) = service.get_mut("environment") {
-        fill_values(environment, variables, true);
+        // What every instance of a process has for itself is not the caller's.
+        let lookup =
+            |name: &str| variables.get(name).filter(|_| !(process && is_instance_variable(name)));
+        fill_values(environment, &lookup, true);
     }
     implied_dependencies(service, span);
     if let Some(Node { value: Value::Seq(volumes), .. }) = service.get_mut("volumes") {
@@ -88,14 +99,18 @@ fn normalize_service(service: &mut Map, span: &Span, variables: &BTreeMap<String
 }
 
 /// Gives variables without a value the caller's; those that the caller does not have stay or go.
-fn fill_values(node: &mut Node, variables: &BTreeMap<String, String>, keep_absent: bool) {
+fn fill_values<'v>(
+    node: &mut Node,
+    lookup: &dyn Fn(&str) -> Option<&'v String>,
+    keep_absent: bool,
+) {
     match &mut node.value {
         Value::Seq(items) => items.retain_mut(|item| {
             let Value::String(text) = &mut item.value else { return false };
             if text.contains('=') {
                 return true;
             }
-            match variables.get(text.as_str()) {
+            match lookup(text) {
                 Some(value) => {
                     *text = format!("{text}={value}");
                     true
@@ -107,7 +122,7 @@ fn fill_values(node: &mut Node, variables: &BTreeMap<String, String>, keep_absen
             if !value.is_null() {
                 return true;
             }
-            match variables.get(key) {
+            match lookup(key) {
                 Some(found) => {
                     value.value = Value::String(found.clone());
                     true

@@ -9,8 +9,10 @@ use std::path::{Path as FilePath, PathBuf};
 
 use crate::diagnostic::{Code, Diagnostic, Outcome, fail};
 use crate::path::{ITEM, Path};
+use crate::services::is_process;
 use crate::short::clean;
 use crate::source::FileSource;
+use crate::template::is_instance_variable;
 use crate::value::{Map, Node, Value};
 
 /// Where relative paths start, and what `~` means.
@@ -158,11 +160,13 @@ fn is_remote_context(text: &str) -> bool {
 pub(crate) fn environment(document: &mut Node, variables: &BTreeMap<String, String>) {
     let services = document.as_map_mut().and_then(|map| map.get_mut("services"));
     for (_, service) in services.and_then(Node::as_map_mut).into_iter().flat_map(Map::iter_mut) {
+        let process = is_process(service);
         let list = service.as_map_mut().and_then(|map| map.get_mut("environment"));
         let Some(Node { value: Value::Seq(items), .. }) = list else { continue };
         items.retain(|item| item.as_str().is_some());
         for item in items {
             if let Value::String(text) = &mut item.value
+                && !(process && is_instance_variable(text))
                 && let Some(value) = variables.get(text.as_str())
             {
                 *text = format!("{text}={value}");

@@ -87,6 +87,17 @@ fn a_process_with_everything_common() {
     assert_eq!(a.restart.condition, RestartCondition::OnFailure);
 }
 
+/// The caller has PORT set to 1; an instance has a port of its own.
+#[test]
+fn a_named_port_variable_is_the_instances_own() {
+    for environment in ["[PORT, PORT_80, TOKEN]", "{PORT: , PORT_80: , TOKEN: }"] {
+        let a = service(&format!("services: {{a: {{command: ./a, environment: {environment}}}}}"));
+        let seen: Vec<_> =
+            a.spec.environment.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        assert_eq!(seen, [("PORT", "${PORT}"), ("PORT_80", "${PORT_80}"), ("TOKEN", "hush")]);
+    }
+}
+
 #[test]
 fn the_working_directory_is_that_of_the_file() {
     assert_eq!(
