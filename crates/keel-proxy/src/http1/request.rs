@@ -129,6 +129,7 @@ struct Found<'a> {
     forwarded_for: bool,
     forwarded_proto: bool,
     forwarded_host: bool,
+    keyed: bool,
     repeated_length: bool,
 }
 
@@ -183,6 +184,9 @@ impl<'a> Found<'a> {
             Field::ForwardedFor => self.forwarded_for = true,
             Field::ForwardedProto => self.forwarded_proto = true,
             Field::ForwardedHost => self.forwarded_host = true,
+            Field::Other if header.name.eq_ignore_ascii_case("idempotency-key") => {
+                self.keyed = true;
+            }
             Field::Hop | Field::Other => {}
         }
         Ok(())
@@ -190,7 +194,10 @@ impl<'a> Found<'a> {
 
     fn request(&self, method: &str, http10: bool, head: usize) -> Request {
         let body = self.framing.body(Body::EMPTY);
-        let idempotent = ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"].contains(&method);
+        // With an Idempotency-Key the client says that its request may come twice
+        // (draft-ietf-httpapi-idempotency-key-header).
+        let idempotent =
+            self.keyed || ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"].contains(&method);
         let upgrade = self.upgrade && self.connection.upgrade && !http10 && body.is_over();
         Request {
             head,
@@ -317,6 +324,10 @@ mod tests {
                 .unwrap();
         assert!(request.upgrade && !request.idempotent, "a tunnel can't be repeated");
         assert!(out.contains("Upgrade: websocket\r\n") && out.contains("Connection: Upgrade\r\n"));
+
+        let (request, _) =
+            read("POST /pay HTTP/1.1\r\nHost: a\r\nIdempotency-Key: \"k1\"\r\n\r\n").unwrap();
+        assert!(request.idempotent, "its client says that it may come twice");
 
         let (request, out) = read("GET http://other:81/x HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
         assert!(out.starts_with("GET /x HTTP/1.1\r\nHost: other:81\r\n"), "{out}");

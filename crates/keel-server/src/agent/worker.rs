@@ -280,6 +280,7 @@ impl Worker {
             status.ready = false;
             status.pid = None;
             status.exit = Some(exit);
+            status.message.clone_from(&message);
         });
         self.tell(assignment, EventKind::InstanceExited, message);
     }

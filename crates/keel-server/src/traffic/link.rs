@@ -164,6 +164,11 @@ impl Link {
             if let Err(reason) = send(&mut writer, frames).await {
                 return reason;
             }
+            self.board.set_drained(drained(
+                &session.spared,
+                session.acknowledged,
+                &session.in_flight,
+            ));
             tokio::select! {
                 read = read(&mut reader, &mut buffer) => {
                     let frames = match read.and_then(|()| decode(&mut decoder, &mut buffer)) {
@@ -173,11 +178,6 @@ impl Link {
                     for frame in frames {
                         self.hear(&mut session, frame);
                     }
-                    self.board.set_drained(drained(
-                        &session.spared,
-                        session.acknowledged,
-                        &session.in_flight,
-                    ));
                 }
                 changed = worlds.changed() => if changed.is_err() { return "shutdown".to_owned() },
                 changed = board.changed() => if changed.is_err() { return "shutdown".to_owned() },

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Error;
 use super::figure::Figure;
-use super::platform::{Platform, cpu_seconds, resident_mib, root};
+use super::platform::{Platform, cpu_seconds, parent, resident_mib, root};
 
 /// How long the CPU is watched.
 const WATCHED: Duration = Duration::from_secs(30);
@@ -19,7 +19,11 @@ pub fn run() -> Result<Vec<Figure>, Error> {
     std::thread::sleep(SETTLE);
     let server = platform.server_pid()?;
     let proxy = *platform.processes(" proxy ").first().ok_or("no proxy process found")?;
-    let shims = platform.processes(" shim ");
+    let mut shims = Vec::new();
+    for service in ["storefront", "catalog", "cart", "orders", "payments"] {
+        let instances = platform.running(service)?;
+        shims.extend(instances.into_iter().filter_map(|(_, pid)| parent(pid)));
+    }
     if shims.is_empty() {
         return Err("no shim processes found".into());
     }

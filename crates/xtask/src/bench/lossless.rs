@@ -12,9 +12,11 @@ const SECONDS: u64 = 60;
 /// Connections of the client; each asks, waits [`DELAY_MS`], asks again: about 1,000 requests/s.
 const CONNECTIONS: u32 = 50;
 /// Pause of each connection between two requests, in milliseconds.
-const DELAY_MS: u32 = 49;
+const DELAY_MS: u32 = 48;
 /// The storefront.
 const PORT: &str = "18082";
+/// Traffic goes on for this long between two operations.
+const PAUSE: Duration = Duration::from_secs(2);
 /// Something that does not come within this time does not come.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -62,6 +64,7 @@ pub fn run() -> Result<Vec<Figure>, Error> {
 }
 
 fn settled(platform: &Platform) -> Result<(), Error> {
+    std::thread::sleep(PAUSE);
     platform
         .wait("the stack to settle", PATIENCE, |platform| {
             let listing = platform.json(&["ps", "-a"])?;

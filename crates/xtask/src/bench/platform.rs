@@ -185,6 +185,12 @@ pub fn signal(pid: u32, signal: &str) {
     let _ = Command::new("kill").arg(signal).arg(pid.to_string()).output();
 }
 
+/// The parent of a process: an instance's shim.
+pub fn parent(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok())
+}
+
 /// Resident memory of a process, in MiB.
 pub fn resident_mib(pid: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();

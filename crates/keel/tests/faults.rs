@@ -1,0 +1,179 @@
+//! What the platform survives: its own death at any point, a full disk, a directory it may not write.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use support::{Running, Sandbox, free_port, get, is_alive, responder, wait_for};
+
+/// Times that the server is killed in the midst of a change.
+const KILLS: u32 = 12;
+
+fn kill(pid: u32) {
+    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+}
+
+fn replicas(keel: &Running) -> u64 {
+    let history = keel.json(&["history"]);
+    let current = history.as_array().unwrap().iter().find(|entry| entry["current"] == true);
+    let scale = current.unwrap()["services"]["web"]["scale"].as_str().unwrap().to_owned();
+    scale.parse().unwrap()
+}
+
+/// Every acknowledged change is there after `kill -9` of the server at any point of it, an unacknowledged one is there
+/// or not, and no instance that ran before is ended or restarted.
+#[test]
+fn an_acknowledged_change_survives_the_death_of_the_server() {
+    let keel = Running::new("name: demo\nservices:\n  web:\n    command: sleep 100000\n");
+    keel.run(&["up", "-d", "--wait"]).ok();
+    let first = keel.pids();
+    for round in 0..KILLS {
+        let wanted = 2 + u64::from(round % 3);
+        let before = replicas(&keel);
+        let mut change = keel
+            .command(&["scale", &format!("web={wanted}")])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let server = keel.server_pid();
+        // A different point of the change each time; the pause is what is tested, not what is waited for.
+        std::thread::sleep(Duration::from_millis(u64::from(round) * 7));
+        let acknowledged = change.try_wait().unwrap().is_some_and(|status| status.success());
+        kill(server);
+        wait_for("the end of the server", || (!is_alive(server)).then_some(()));
+        let _ = change.kill();
+        let _ = change.wait();
+        keel.run(&["server", "--detach"]).ok();
+        let after = replicas(&keel);
+        assert!(after == wanted || (!acknowledged && after == before), "{before} {wanted} {after}");
+        wait_for("the wanted number of instances", || {
+            (keel.pids().len() as u64 == after).then_some(())
+        });
+        for (name, pid) in &first {
+            assert_eq!(keel.pids().get(name), Some(pid), "round {round}: {name} was restarted");
+        }
+    }
+}
+
+#[test]
+fn a_killed_proxy_is_replaced_and_serves_again() {
+    let port = free_port();
+    let keel = Running::new(&format!(
+        "name: demo\nservices:\n  web:\n    command: {}\n    ports: [\"{port}:80\"]\n",
+        responder("here")
+    ));
+    keel.run(&["up", "-d", "--wait"]).ok();
+    assert_eq!(get(port).as_deref(), Some("here"));
+    let events = || keel.run(&["events", "--output", "json"]).ok();
+    let started = || events().lines().filter(|line| line.contains("proxy started")).count();
+    let line = events().lines().find(|line| line.contains("proxy started")).unwrap().to_owned();
+    let pid = line.split("process ").nth(1).unwrap();
+    let pid: u32 =
+        pid.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap();
+    kill(pid);
+    wait_for("another proxy", || (started() == 2).then_some(()));
+    wait_for("an answer", || (get(port).as_deref() == Some("here")).then_some(()));
+}
+
+#[test]
+fn a_dead_server_stops_no_traffic() {
+    let port = free_port();
+    let keel = Running::new(&format!(
+        "name: demo\nservices:\n  web:\n    command: {}\n    ports: [\"{port}:80\"]\n    deploy: {{replicas: 2}}\n",
+        responder("here")
+    ));
+    keel.run(&["up", "-d", "--wait"]).ok();
+    let before = keel.pids();
+    let server = keel.server_pid();
+    kill(server);
+    wait_for("the end of the server", || (!is_alive(server)).then_some(()));
+    for _ in 0..20 {
+        assert_eq!(get(port).as_deref(), Some("here"), "the proxy serves its last snapshot");
+    }
+    keel.run(&["server", "--detach"]).ok();
+    assert_eq!(keel.pids(), before, "nothing was restarted");
+    assert_eq!(get(port).as_deref(), Some("here"));
+}
+
+#[test]
+fn a_second_server_is_refused() {
+    let keel = Running::new("name: demo\nservices:\n  web:\n    command: sleep 100000\n");
+    keel.run(&["up", "-d", "--wait"]).ok();
+    let second = keel.run(&["server"]);
+    assert_ne!(second.code, 0);
+    let pid = keel.server_pid().to_string();
+    assert!(
+        second.stderr.contains("in use by") && second.stderr.contains(&pid),
+        "{}",
+        second.all()
+    );
+    assert_eq!(keel.pids().len(), 1);
+}
+
+#[test]
+fn a_state_directory_that_cannot_be_written_is_named() {
+    let sandbox = Sandbox::new();
+    sandbox.write("compose.yaml", "name: demo\nservices:\n  web:\n    command: sleep 100000\n");
+    let mut command = sandbox.command(&["up", "-d"]);
+    let done = sandbox.done(command.env("KEEL_STATE_DIR", "/proc/keel").output().unwrap());
+    assert_eq!(done.code, 4, "{}", done.all());
+    assert!(done.stderr.contains("/proc/keel"), "{}", done.all());
+    assert!(done.stderr.contains("hint:"), "{}", done.all());
+}
+
+/// A file system of 4 MiB for the state, where the rights allow it.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn mount(sandbox: &Sandbox) -> Option<Self> {
+        let directory = sandbox.state_dir();
+        std::fs::create_dir(&directory).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=4m,mode=711", "tmpfs"])
+            .arg(&directory)
+            .stderr(Stdio::null())
+            .status();
+        mounted.is_ok_and(|status| status.success()).then_some(Self(directory))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// With a full disk a change is refused with a reason, what runs goes on, and there is no need to restart anything
+/// once there is room again.
+#[test]
+fn a_full_disk_refuses_changes_and_stops_nothing() {
+    let keel = Running::new("name: demo\nservices:\n  web:\n    command: sleep 100000\n");
+    let Some(disk) = SmallDisk::mount(&keel.sandbox) else {
+        eprintln!("skipped: a file system can't be mounted here");
+        return;
+    };
+    keel.run(&["up", "-d", "--wait"]).ok();
+    let before = keel.pids();
+    let filler = disk.0.join("filler");
+    let zeros = vec![0_u8; 64 << 20];
+    assert!(std::fs::write(&filler, zeros).is_err(), "the disk is full now");
+    let refused =
+        (2..60).map(|n| keel.run(&["scale", "--wait-timeout", "2", &format!("web={}", 2 + n % 2)]));
+    let refused = refused.into_iter().find(|done| done.stderr.contains("no space left"));
+    let refused = refused.expect("a change is refused when there is no room for it");
+    assert_eq!(refused.code, 1, "{}", refused.all());
+    for (name, pid) in &before {
+        assert_eq!(keel.pids().get(name), Some(pid), "{name} runs on");
+    }
+    std::fs::remove_file(filler).unwrap();
+    wait_for("a change that is accepted again", || {
+        (keel.run(&["scale", "web=4"]).code == 0).then_some(())
+    });
+    assert_eq!(keel.pids().len(), 4);
+    drop(keel);
+    drop(disk);
+}
