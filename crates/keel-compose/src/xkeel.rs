@@ -29,8 +29,8 @@ pub(crate) const READINESS_KEYS: [&str; 10] = [
     "startup_timeout",
 ];
 /// Keys of `rollout`.
-pub(crate) const ROLLOUT_KEYS: [&str; 4] =
-    ["min_healthy_time", "progress_deadline", "keep_warm", "drain_timeout"];
+pub(crate) const ROLLOUT_KEYS: [&str; 3] =
+    ["min_healthy_time", "progress_deadline", "drain_timeout"];
 /// Keys of `restart_backoff`.
 pub(crate) const BACKOFF_KEYS: [&str; 3] = ["initial", "max", "reset_after"];
 
@@ -44,7 +44,6 @@ pub(crate) struct XKeel {
     pub protocols: BTreeMap<u16, Protocol>,
     pub min_healthy_time: Option<Duration>,
     pub progress_deadline: Option<Duration>,
-    pub keep_warm: Option<(Duration, Span)>,
     pub drain_timeout: Option<Duration>,
     pub backoff_initial: Option<Duration>,
     pub backoff_max: Option<Duration>,
@@ -290,9 +289,6 @@ impl Reader {
             match key {
                 "min_healthy_time" => settings.min_healthy_time = duration,
                 "progress_deadline" => settings.progress_deadline = duration,
-                "keep_warm" => {
-                    settings.keep_warm = duration.map(|duration| (duration, value.span.clone()));
-                }
                 _ => settings.drain_timeout = duration,
             }
         }
@@ -368,7 +364,7 @@ mod tests {
             (json!({"protocol": {"8080": "tcp"}}), true),
             (json!({"protocol": {"web": "tcp"}}), false),
             (json!({"protocol": "smtp"}), false),
-            (json!({"rollout": {"keep_warm": "30s", "drain_timeout": "1m"}}), true),
+            (json!({"rollout": {"min_healthy_time": "30s", "drain_timeout": "1m"}}), true),
             (json!({"rollout": {"drain": "1m"}}), false),
             (
                 json!({"restart_backoff": {"initial": "1s", "max": "1m", "reset_after": "10m"}}),

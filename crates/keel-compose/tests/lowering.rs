@@ -387,9 +387,14 @@ fn a_command_that_wants_a_shell_warns() {
 }
 
 #[test]
-fn a_port_that_nobody_can_reach_warns() {
-    assert!(warnings("services: {a: {command: './a $PORT'}}")[0].contains("expose"));
-    assert!(warnings("services: {a: {command: './a $PORT', expose: [80]}}").is_empty());
+fn a_service_that_listens_on_its_port_and_names_none_is_reached_at_80() {
+    assert_eq!(service("services: {a: {command: './a $PORT'}}").spec.ports, [80]);
+    assert_eq!(
+        service("services: {a: {command: ./a, environment: [P=$PORT]}}").ports[0].target,
+        80
+    );
+    assert_eq!(service("services: {a: {command: './a $PORT', expose: [81]}}").spec.ports, [81]);
+    assert!(service("services: {a: {command: ./a}}").ports.is_empty());
 }
 
 #[test]

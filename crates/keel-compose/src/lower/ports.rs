@@ -10,6 +10,9 @@ use crate::value::Node;
 /// Most ports of one service, so that a range cannot exhaust the platform.
 const MAX_PORTS: usize = 1024;
 
+/// Where others reach a service that listens on `${PORT}` and names no port: `http://web` then just works.
+const IMPLIED_PORT: u16 = 80;
+
 /// The ports of a service.
 #[derive(Default)]
 pub(super) struct Ports {
@@ -40,6 +43,11 @@ impl Lower<'_> {
         }
         for item in context.node.get("expose").map(Node::items).unwrap_or_default() {
             self.exposed(context, item, &mut ports);
+        }
+        if ports.inside.is_empty() && uses_port(context.node) {
+            let protocol = protocol(context, IMPLIED_PORT, Transport::Tcp, None);
+            let (target, transport) = (IMPLIED_PORT, Transport::Tcp);
+            ports.add(ServicePort { target, name: None, transport, protocol });
         }
         if ports.inside.len() > MAX_PORTS {
             let message = format!("the service `{}` has more than {MAX_PORTS} ports", context.name);
@@ -145,6 +153,20 @@ impl Lower<'_> {
 }
 
 /// What is spoken on a port: `x-keel.protocol` for the port or the service, else `app_protocol`.
+/// Whether the service speaks of the port that it is given.
+fn uses_port(service: &Node) -> bool {
+    ["command", "entrypoint", "environment", "healthcheck"]
+        .iter()
+        .filter_map(|key| service.get(key))
+        .any(mentions_port)
+}
+
+fn mentions_port(node: &Node) -> bool {
+    node.as_str().is_some_and(|text| text.contains("${PORT}"))
+        || node.items().iter().any(mentions_port)
+        || node.entries().any(|(_, value)| mentions_port(value))
+}
+
 fn protocol(
     context: &Context<'_>,
     target: u16,

@@ -25,7 +25,6 @@ impl Lower<'_> {
             return None;
         }
         let environment = self.environment(node.get("environment"));
-        self.check_port_use(context, &command, &environment, ports);
         let directory = node.text("working_dir").unwrap_or_default();
         Some(Spec {
             runtime: RuntimeKind::Process,
@@ -69,30 +68,6 @@ impl Lower<'_> {
         let Some(node) = node.filter(|node| !node.is_null()) else { return BTreeMap::new() };
         let variables = self.take(environment_of(node)).unwrap_or_default();
         variables.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
-    }
-
-    /// A service that takes a port but names none cannot be reached by others.
-    fn check_port_use(
-        &mut self,
-        context: &Context<'_>,
-        command: &[String],
-        environment: &BTreeMap<String, String>,
-        ports: &[u16],
-    ) {
-        let uses = command.iter().chain(environment.values()).any(|text| text.contains("${PORT}"));
-        if uses && ports.is_empty() {
-            let key = if environment.values().any(|text| text.contains("${PORT}")) {
-                "environment"
-            } else {
-                "command"
-            };
-            let span = context.node.get(key).map_or(&context.node.span, |node| &node.span).clone();
-            let message = format!(
-                "the service `{}` uses ${{PORT}} but names no port, so that no other service can reach it; add `expose`",
-                context.name
-            );
-            self.warn(&span, message);
-        }
     }
 
     fn hosts(&mut self, node: Option<&Node>) -> BTreeMap<String, Vec<String>> {

@@ -65,13 +65,6 @@ impl Lower<'_> {
                 "`dnsrr` has no effect: a service always has an address of its own",
             );
         }
-        if let Some((_, span)) = &context.settings.keep_warm {
-            let span = span.clone();
-            self.warn(
-                &span,
-                "`keep_warm` has no effect in this version: the old set is withdrawn at once",
-            );
-        }
         for volume in context.node.get("volumes_from").map(Node::items).unwrap_or_default() {
             if volume.as_str().is_some_and(|text| text.starts_with("container:")) {
                 self.warn(&volume.span, "`container:` has no effect: there are no containers");
