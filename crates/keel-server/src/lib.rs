@@ -4,7 +4,7 @@
 //! end. Ending the server, in whatever way, ends no instance and not the proxy.
 //!
 //! Wake-ups carry nothing: the store and the board say *that* something changed, and each loop looks at the whole
-//! [`world`] again.
+//! world again.
 
 pub mod api;
 

@@ -88,7 +88,7 @@ pub fn print(text: &str) -> Result<(), Failure> {
 /// Writes a value to standard output as indented JSON.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| Failure::failed("internal", format!("cannot write JSON: {error}")))?;
@@ -98,7 +98,7 @@ pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
 /// Writes a value to standard output as one line of JSON.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_json_line(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(value)
         .map_err(|error| Failure::failed("internal", format!("cannot write JSON: {error}")))?;

@@ -55,6 +55,11 @@ fn parse_filter(text: &str) -> Result<State, String> {
     })
 }
 
+/// A command may hold whole scripts; a table has one line for it.
+fn one_line(command: &str) -> String {
+    command.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -117,7 +122,7 @@ fn render(rows: &[Row<'_>], now: Timestamp, full: bool) -> String {
                 instance.revision.to_string(),
                 status::line(instance, now),
                 status::ports(service),
-                table::cut(&instance.command, width),
+                table::cut(&one_line(&instance.command), width),
             ]
         })
         .collect();
