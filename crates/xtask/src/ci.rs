@@ -21,6 +21,8 @@ enum How {
     Check(Check, &'static [&'static str]),
     /// By a cargo command, with this addition to its environment.
     Cargo(&'static [&'static str], Option<(&'static str, &'static str)>),
+    /// By a program of the project.
+    Program(&'static [&'static str]),
     /// By the tests, with nextest where it is installed.
     Tests,
 }
@@ -51,12 +53,17 @@ const GATES: &[Gate] = &[
         cheap: false,
         how: How::Cargo(&["doc", "--locked", "--workspace", "--no-deps"], WARNINGS_DENIED),
     },
-    Gate { name: "tests", cheap: false, how: How::Tests },
     Gate {
         name: "doctests",
         cheap: false,
         how: How::Cargo(&["test", "--locked", "--workspace", "--doc"], None),
     },
+    Gate {
+        name: "examples",
+        cheap: false,
+        how: How::Program(&["python3", "examples/test_examples.py"]),
+    },
+    Gate { name: "tests", cheap: false, how: How::Tests },
     Gate { name: "docs", cheap: false, how: How::Check(docs::run, &["--check"]) },
 ];
 
@@ -113,6 +120,10 @@ fn pass(workspace: &Workspace, gate: &Gate, more: &[&str], style: Style) -> Resu
             }
         }
         How::Cargo(arguments, variable) => cargo(workspace, arguments, *variable)?,
+        How::Program(words) => {
+            let mut command = Command::new(words[0]);
+            command.current_dir(&workspace.root).args(&words[1..]).status()?.success()
+        }
         How::Tests if has_nextest() => cargo(
             workspace,
             &["nextest", "run", "--locked", "--workspace", "--no-fail-fast"],
