@@ -8,10 +8,49 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
+use crate::process::users::Accounts;
 use crate::shim::plan::{ProcessPlan, Surroundings};
-use crate::types::ExecSpec;
+use crate::types::{Error, ExecSpec, Identity, StartError};
 
 impl ExecSpec {
+    /// Makes the command run as `user` (`name`, `uid`, `name:group`, …, by this machine's `/etc/passwd` and
+    /// `/etc/group`) instead of as the instance's own user, with `HOME` and `USER` to match.
+    ///
+    /// # Errors
+    /// When there is no such user or group, or becoming that user needs rights that the calling process lacks.
+    pub fn become_user(&mut self, user: &str) -> Result<(), Error> {
+        let own = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        let failed = |message: String| {
+            Error::Start(StartError {
+                failure: keel_model::StartFailure::Environment,
+                message: format!("instance {}: {message}", self.instance),
+            })
+        };
+        let found = Accounts::read().find(Some(user), &self.groups, own).map_err(failed)?;
+        if found.switch && own.0 != 0 {
+            let Identity { name, uid, gid, .. } = found;
+            return Err(failed(format!(
+                "running a command as {name} ({uid}:{gid}) needs root; run keel as root"
+            )));
+        }
+        self.set_user(found);
+        Ok(())
+    }
+
+    /// Takes `user`, and its home and name where the environment has the former user's; what the service sets
+    /// itself stays.
+    pub(crate) fn set_user(&mut self, user: Identity) {
+        let home = |user: &Identity| user.home.display().to_string();
+        let old = [("HOME", home(&self.user)), ("USER", self.user.name.clone())];
+        let new = [home(&user), user.name.clone()];
+        for ((key, old), new) in old.into_iter().zip(new) {
+            if let Some(value) = self.environment.get_mut(key).filter(|value| **value == old) {
+                *value = new;
+            }
+        }
+        self.user = user;
+    }
+
     /// The plan for a helper that becomes `command` inside the instance.
     pub(crate) fn plan(
         &self,

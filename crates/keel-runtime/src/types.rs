@@ -227,8 +227,11 @@ pub struct ExecSpec {
     pub environment: BTreeMap<String, String>,
     /// Where it was started.
     pub working_dir: PathBuf,
-    /// As whom.
+    /// As whom; see [`ExecSpec::become_user`].
     pub user: Identity,
+    /// Groups that its service adds to those of whatever user (`group_add`).
+    #[serde(default)]
+    pub groups: Vec<String>,
     /// Which namespaces to enter.
     pub namespaces: Namespaces,
     /// The `cgroup.procs` files to join.

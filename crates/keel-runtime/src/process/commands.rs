@@ -37,6 +37,7 @@ pub(super) fn exec_spec(inner: &Inner, id: &InstanceId) -> Result<ExecSpec, Erro
         environment: kept.environment,
         working_dir: kept.working_dir,
         user: kept.user,
+        groups: kept.launch.spec.groups,
         namespaces: kept.namespaces,
         cgroups: running.group.procs_files(),
         shim_program: inner.options.shim_program.clone(),
@@ -52,9 +53,8 @@ pub(super) async fn exec(
     let mut spec = exec_spec(inner, id)?;
     let (kept, _) = inner.running(id)?;
     if let Some(user) = &request.user {
-        spec.user = Accounts::read()
-            .resolve(Some(user), &kept.launch.spec.groups, inner.own)
-            .map_err(|message| start_error(id, &message))?;
+        let found = Accounts::read().resolve(Some(user), &spec.groups, inner.own);
+        spec.set_user(found.map_err(|message| start_error(id, &message))?);
     }
     let command = request.command.iter().map(|word| expand(word, &kept.placeholders)).collect();
     let environment = expand_all(&request.environment, &kept.placeholders);

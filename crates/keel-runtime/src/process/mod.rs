@@ -9,7 +9,7 @@ mod network;
 mod ports;
 mod start;
 mod surroundings;
-mod users;
+pub(crate) mod users;
 mod watch;
 
 use std::collections::BTreeMap;

@@ -6,14 +6,14 @@ use std::path::PathBuf;
 use crate::types::Identity;
 
 /// The text of `/etc/passwd` and `/etc/group`.
-pub(super) struct Accounts {
+pub(crate) struct Accounts {
     passwd: String,
     group: String,
 }
 
 impl Accounts {
     /// Reads them as they are now.
-    pub(super) fn read() -> Self {
+    pub(crate) fn read() -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         Self { passwd: read("/etc/passwd"), group: read("/etc/group") }
     }
@@ -21,6 +21,23 @@ impl Accounts {
     /// Who `user` (`name`, `uid`, `name:group`, …; the platform's own user when absent) with the further `groups` is.
     /// `own` is the platform's uid and gid.
     pub(super) fn resolve(
+        &self,
+        user: Option<&str>,
+        groups: &[String],
+        own: (u32, u32),
+    ) -> Result<Identity, String> {
+        let found = self.find(user, groups, own)?;
+        if found.switch && own.0 != 0 {
+            let Identity { name, uid, gid, .. } = found;
+            return Err(format!(
+                "running as {name} ({uid}:{gid}) needs root; start `keel server` as root or remove `user`"
+            ));
+        }
+        Ok(found)
+    }
+
+    /// As [`Self::resolve`], whether or not we may become that user.
+    pub(crate) fn find(
         &self,
         user: Option<&str>,
         groups: &[String],
@@ -68,11 +85,6 @@ impl Accounts {
         all.sort_unstable();
         all.dedup();
         let switch = uid != own.0 || gid != own.1 || (own.0 == 0 && !groups.is_empty());
-        if switch && own.0 != 0 {
-            return Err(format!(
-                "running as {name} ({uid}:{gid}) needs root; start `keel server` as root or remove `user`"
-            ));
-        }
         Ok(Identity { uid, gid, groups: all, name, home, switch })
     }
 

@@ -37,6 +37,9 @@ pub struct ExecArgs {
     /// Where to run (default: the instance's directory)
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<PathBuf>,
+    /// As whom to run (default: the instance's user), by name or number; needs root for any other user
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
     /// Keep standard input open; it always is, so that scripts written for docker compose run unchanged
     #[arg(short, long)]
     pub interactive: bool,
@@ -64,8 +67,11 @@ pub async fn run(ctx: &Context, args: ExecArgs) -> Result<(), Failure> {
     let client = ctx.client();
     let view = client.stack(stack.as_str()).await?;
     let instance = choose(&view, &args)?;
-    let spec: ExecSpec = client.exec_spec(instance.id.as_str()).await?;
+    let mut spec: ExecSpec = client.exec_spec(instance.id.as_str()).await?;
     let environment = environment(&args.env, |name| std::env::var_os(name))?;
+    if let Some(user) = args.user.as_deref().filter(|user| !user.is_empty()) {
+        spec.become_user(user).map_err(|error| Failure::failed("exec", error.to_string()))?;
+    }
     let error = keel_runtime::exec_into(&spec, args.command, &environment, args.workdir);
     let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
     let failure =
