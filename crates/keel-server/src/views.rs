@@ -11,8 +11,8 @@ use keel_plan::{ChangeKind, Outcome, ServiceState, ServiceSummary};
 use tokio::sync::watch;
 
 use crate::api::types::{
-    ChangeView, FieldChange, HistoryEntry, HistoryService, InstanceView, PublishedView,
-    ServiceView, StackSummary, StackView,
+    ChangeView, HistoryEntry, HistoryService, InstanceView, PublishedView, ServiceView,
+    StackSummary, StackView,
 };
 use crate::board::{Board, BoardView};
 use crate::controller;
@@ -297,15 +297,7 @@ pub fn changes(old: Option<&StackRecord>, new: &StackRecord) -> Vec<ChangeView> 
                 (ChangeKind::Remove, _) => "remove",
             }
             .to_owned(),
-            fields: change
-                .fields
-                .into_iter()
-                .map(|field| FieldChange {
-                    path: field.path,
-                    before: field.before,
-                    after: field.after,
-                })
-                .collect(),
+            fields: change.fields,
         })
         .collect()
 }

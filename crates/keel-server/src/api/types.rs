@@ -12,6 +12,8 @@ use keel_model::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use keel_plan::FieldChange;
+
 /// Answer to `GET /v1/version`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerInfo {
@@ -79,17 +81,6 @@ pub struct ChangeView {
     pub how: String,
     /// The fields that differ; secret values are masked.
     pub fields: Vec<FieldChange>,
-}
-
-/// One field that differs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FieldChange {
-    /// Dotted path (`environment.LOG_LEVEL`).
-    pub path: String,
-    /// Value before; absent when it is new.
-    pub before: Option<String>,
-    /// Value after; absent when it is gone.
-    pub after: Option<String>,
 }
 
 /// Body of `POST /v1/stacks/{stack}/scale`.
