@@ -103,7 +103,8 @@ impl Context {
                 if stored.value.node != self.node || board.gone.contains(id) {
                     continue;
                 }
-                match workers.get(id) {
+                // A worker that panicked is replaced; its instance is taken over from the board.
+                match workers.get(id).filter(|worker| !worker.is_closed()) {
                     Some(worker) => {
                         worker.send_if_modified(|held| newer(held, &stored.value));
                     }

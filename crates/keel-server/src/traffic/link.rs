@@ -34,6 +34,8 @@ const START_TIME: Duration = Duration::from_secs(3);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often counters are asked for.
 const STATS_INTERVAL: Duration = Duration::from_secs(5);
+/// A log of the proxy larger than this, in bytes, is begun anew with the next proxy.
+const MAX_LOG: u64 = 10 << 20;
 /// Bytes read at a time.
 const READ_SIZE: usize = 64 << 10;
 
@@ -110,10 +112,12 @@ impl Link {
     }
 
     fn start(&self) {
-        let log = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.state_dir.join("proxy.log"));
+        let path = self.state_dir.join("proxy.log");
+        let full = std::fs::metadata(&path).is_ok_and(|log| log.len() > MAX_LOG);
+        if full && let Err(error) = std::fs::remove_file(&path) {
+            tracing::warn!(%error, "the proxy's log can't be begun anew");
+        }
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(path);
         let mut command = tokio::process::Command::new(&self.program);
         command
             .arg("proxy")
