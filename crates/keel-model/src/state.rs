@@ -20,6 +20,10 @@ pub struct Intent {
 pub struct StackRecord {
     /// Rises with every change.
     pub generation: Generation,
+    /// The generation of the last `up` or `rollback`. A revision that failed is tried again only under a newer one:
+    /// scaling another service is no wish to see it fail again.
+    #[serde(default)]
+    pub applied: Generation,
     /// The definition.
     pub stack: Stack,
     /// Per service, what else was asked.

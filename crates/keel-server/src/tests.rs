@@ -310,6 +310,15 @@ async fn a_revision_that_fails_is_rolled_back() {
     let revisions: Vec<_> =
         view.services["cart"].instances.iter().filter(|i| i.ready).map(|i| &i.revision).collect();
     assert!(revisions.iter().all(|revision| **revision == good), "{revisions:?}");
+
+    // Scaling is no wish to see it fail again; saying `up` once more is one to try again.
+    let wanted = ScaleRequest { replicas: BTreeMap::from([(service("cart"), 3)]) };
+    server.changes.scale(&name(), &wanted).await.unwrap();
+    let view = server.until("three", |v| v.converged && ready(v, "cart") == 3).await;
+    assert_eq!(view.services["cart"].state, "rolled back");
+    server.apply(stack(&[("cart", 3)], "2")).await;
+    let view = server.until("the new one", |v| v.converged && !v.failed).await;
+    assert!(view.services["cart"].instances.iter().all(|i| !i.ready || i.revision != good));
 }
 
 #[tokio::test(flavor = "multi_thread")]

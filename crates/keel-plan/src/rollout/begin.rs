@@ -61,7 +61,7 @@ pub(crate) fn occasion(
         Some(Occasion::NewRevision)
     } else if restarts_asked(draft, name, service) > rollout.restarts {
         Some(Occasion::Restart)
-    } else if failed && draft.desired.record.generation > rollout.generation {
+    } else if failed && draft.desired.record.applied > rollout.generation {
         Some(Occasion::AnotherTry)
     } else {
         None

@@ -80,6 +80,7 @@ pub fn after(mut service: Service, on: &str, condition: Condition) -> Service {
 pub fn record<const N: usize>(services: [(&str, Service); N]) -> StackRecord {
     StackRecord {
         generation: Generation(1),
+        applied: Generation(1),
         stack: Stack {
             name: StackName::new("shop").expect("a valid name"),
             directory: PathBuf::from("/"),

@@ -115,6 +115,7 @@ impl World {
         edit(&mut self.desired.record);
         let record = &mut self.desired.record;
         record.generation = Generation(record.generation.0 + 1);
+        record.applied = record.generation;
         for (name, service) in &before.stack.services {
             let key = (name.clone(), service.spec.revision());
             self.desired.revisions.insert(key, service.clone());

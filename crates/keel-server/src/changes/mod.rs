@@ -32,6 +32,15 @@ const TRIES: usize = 5;
 /// Writes in one transaction that prepares a change.
 const PREPARE_BATCH: usize = 100;
 
+/// What a change is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Change {
+    /// What the stack is: a revision that failed before is tried again.
+    Definition,
+    /// How much of it runs.
+    Operation,
+}
+
 /// Makes changes.
 pub struct Changes {
     /// Where they are written.
@@ -55,7 +64,7 @@ impl Changes {
     /// [`Refusal`]; nothing is changed then.
     pub async fn apply(&self, request: ApplyRequest) -> Result<Applied, Refusal> {
         let name = request.stack.name.clone();
-        self.change(&name, |stack| wish::applied(stack, &request)).await
+        self.change(&name, Change::Definition, |stack| wish::applied(stack, &request)).await
     }
 
     /// What [`Self::apply`] would change.
@@ -80,7 +89,7 @@ impl Changes {
         name: &StackName,
         request: &ScaleRequest,
     ) -> Result<Applied, Refusal> {
-        self.change(name, |stack| wish::scaled(name, stack, request)).await
+        self.change(name, Change::Operation, |stack| wish::scaled(name, stack, request)).await
     }
 
     /// Stops, starts or restarts services.
@@ -93,7 +102,10 @@ impl Changes {
         operation: Operation,
         request: &ServicesRequest,
     ) -> Result<Applied, Refusal> {
-        self.change(name, |stack| wish::operated(name, stack, operation, request)).await
+        self.change(name, Change::Operation, |stack| {
+            wish::operated(name, stack, operation, request)
+        })
+        .await
     }
 
     /// Stops everything and forgets it.
@@ -101,7 +113,7 @@ impl Changes {
     /// # Errors
     /// [`Refusal`]; nothing is changed then.
     pub async fn down(&self, name: &StackName, request: &DownRequest) -> Result<Applied, Refusal> {
-        self.change(name, |stack| {
+        self.change(name, Change::Operation, |stack| {
             let mut next = wish::existing(name, stack)?;
             next.removing = true;
             next.remove_volumes |= request.volumes;
@@ -120,7 +132,8 @@ impl Changes {
         name: &StackName,
         request: &RollbackRequest,
     ) -> Result<Applied, Refusal> {
-        self.change(name, |stack| wish::rolled_back(name, stack, request.to)).await
+        self.change(name, Change::Definition, |stack| wish::rolled_back(name, stack, request.to))
+            .await
     }
 
     /// Forgets the instances of stopped services.
@@ -164,6 +177,7 @@ impl Changes {
     async fn change(
         &self,
         name: &StackName,
+        kind: Change,
         next: impl Fn(&StackState) -> Result<StackRecord, Refusal>,
     ) -> Result<Applied, Refusal> {
         let _turn = self.turn.lock().await;
@@ -181,6 +195,9 @@ impl Changes {
             let last = stack.history.keys().next_back().copied().unwrap_or(0);
             let last = old.map_or(last, |old| last.max(old.generation.0));
             wanted.generation = Generation(last + 1);
+            if kind == Change::Definition {
+                wanted.applied = wanted.generation;
+            }
             wanted.changed_at = clock::now();
             if !wanted.removing {
                 check_programs(stack, &wanted)?;

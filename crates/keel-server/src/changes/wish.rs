@@ -58,6 +58,7 @@ pub(super) fn applied(stack: &StackState, request: &ApplyRequest) -> Result<Stac
     }
     let mut next = StackRecord {
         generation: old.map_or(Generation(0), |old| old.generation),
+        applied: old.map_or(Generation(0), |old| old.applied),
         stack: request.stack.clone(),
         intents: old.map(|old| old.intents.clone()).unwrap_or_default(),
         removing: false,
