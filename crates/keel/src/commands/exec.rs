@@ -1,6 +1,8 @@
 //! `keel exec`: runs a command inside an instance, with the caller's own terminal.
 //!
 //! The server only tells how to enter the instance; this process then becomes the command. Its exit code is the command's.
+//! It stays in the caller's session and process group, so that job control, Ctrl-C and the size of the window are the
+//! command's own without a pseudo-terminal in between.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -60,7 +62,8 @@ pub struct ExecArgs {
 /// When no instance runs, or it can't be entered. On success this process has become the command.
 pub async fn run(ctx: &Context, args: ExecArgs) -> Result<(), Failure> {
     use std::io::IsTerminal as _;
-    if args.tty && !std::io::stdin().is_terminal() {
+    let terminal = std::io::stdin().is_terminal();
+    if args.tty && !terminal {
         return Err(Failure::usage("standard input is not a terminal").hint("leave out -t"));
     }
     let stack = project::stack_name(ctx)?;
@@ -68,6 +71,10 @@ pub async fn run(ctx: &Context, args: ExecArgs) -> Result<(), Failure> {
     let view = client.stack(stack.as_str()).await?;
     let instance = choose(&view, &args)?;
     let mut spec: ExecSpec = client.exec_spec(instance.id.as_str()).await?;
+    if terminal && !args.no_tty {
+        let term = std::env::var("TERM").unwrap_or_default();
+        describe_terminal(&mut spec.environment, term);
+    }
     let environment = environment(&args.env, |name| std::env::var_os(name))?;
     if let Some(user) = args.user.as_deref().filter(|user| !user.is_empty()) {
         spec.become_user(user).map_err(|error| Failure::failed("exec", error.to_string()))?;
@@ -77,6 +84,15 @@ pub async fn run(ctx: &Context, args: ExecArgs) -> Result<(), Failure> {
     let failure =
         Failure::failed("exec", format!("cannot enter instance {}: {error}", instance.id));
     Err(if denied { failure.hint("run keel as the user that the server runs as") } else { failure })
+}
+
+/// Tells the command what kind of terminal it has: `vi` and `less` need to know, and an instance, which has none, has no
+/// such variable. One that the service sets itself stays. What is said when the caller does not know either is what
+/// container engines say.
+fn describe_terminal(environment: &mut BTreeMap<String, String>, own: String) {
+    const UNKNOWN: &str = "xterm";
+    let term = if own.is_empty() { UNKNOWN.to_owned() } else { own };
+    environment.entry("TERM".to_owned()).or_insert(term);
 }
 
 /// The instance that is meant: by its own name, or the n-th of a service that runs.
@@ -143,5 +159,18 @@ mod tests {
         let expected = [("A", "1"), ("B", "x=y"), ("HOME", "/root")];
         assert!(environment.iter().map(|(k, v)| (k.as_str(), v.as_str())).eq(expected));
         assert!(super::environment(&["=1".to_owned()], own).is_err());
+    }
+
+    #[test]
+    fn the_kind_of_terminal_is_the_callers_unless_the_service_says() {
+        let told = |set: &[(&str, &str)], own: &str| {
+            let pairs = set.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+            let mut environment = pairs.collect();
+            describe_terminal(&mut environment, own.to_owned());
+            environment["TERM"].clone()
+        };
+        assert_eq!(told(&[], "tmux-256color"), "tmux-256color");
+        assert_eq!(told(&[], ""), "xterm");
+        assert_eq!(told(&[("TERM", "dumb")], "tmux-256color"), "dumb");
     }
 }
