@@ -25,6 +25,12 @@ pub enum RolloutState {
 }
 
 impl RolloutState {
+    /// Whether the new revision has failed, whatever is done about it.
+    #[must_use]
+    pub fn has_failed(self) -> bool {
+        matches!(self, Self::RollingBack | Self::RolledBack | Self::Paused | Self::Failed)
+    }
+
     /// Whether nothing more will happen by itself.
     #[must_use]
     pub fn is_final(self) -> bool {

@@ -63,7 +63,7 @@ pub fn check(service: &ServiceName, spec: &Spec) -> Result<(), Refusal> {
         .hint(if program.contains('/') {
             format!("there is no {}", candidates[0].display())
         } else {
-            "install it, or write its whole path".to_owned()
+            format!("install it, or write its whole path; the server looks in {searched}")
         }),
     })
 }

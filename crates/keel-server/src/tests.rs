@@ -318,7 +318,8 @@ async fn a_revision_that_fails_is_rolled_back() {
     assert_eq!(view.services["cart"].state, "rolled back");
     server.apply(stack(&[("cart", 3)], "2")).await;
     let view = server.until("the new one", |v| v.converged && !v.failed).await;
-    assert!(view.services["cart"].instances.iter().all(|i| !i.ready || i.revision != good));
+    let wanted = view.services["cart"].instances.iter().filter(|i| i.goal == Goal::Run);
+    assert!(wanted.into_iter().all(|i| i.revision != good));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -378,4 +379,24 @@ async fn a_host_port_that_is_taken_is_refused_with_its_holder() {
     assert_eq!(refusal.code, "port_in_use");
     assert!(refusal.message.contains(&std::process::id().to_string()), "{}", refusal.message);
     assert!(server.viewer.stack(&name()).is_err(), "nothing was changed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rollback_does_not_return_to_what_failed() {
+    let server = Server::new().await;
+    server.apply(stack(&[("cart", 1)], "1")).await;
+    let good = server.settled().await.services["cart"].revision.clone();
+    let script = Script { exit_after: Some((Duration::from_millis(10), 3)), ..Script::default() };
+    server.runtime.script(&service("cart"), script);
+    server.apply(stack(&[("cart", 1)], "2")).await;
+    server.until("a verdict", |view| view.failed).await;
+    server.runtime.script(&service("cart"), Script::default());
+    server.until("the end", |v| v.converged && ready(v, "cart") == 1).await;
+    let wanted = ScaleRequest { replicas: BTreeMap::from([(service("cart"), 2)]) };
+    server.changes.scale(&name(), &wanted).await.unwrap();
+    let history = server.viewer.history(&name()).unwrap();
+    assert!(history[0].change.contains("(failed: cart)"), "{history:?}");
+    server.changes.rollback(&name(), &RollbackRequest::default()).await.unwrap();
+    let view = server.until("the good one", |v| v.converged && !v.failed).await;
+    assert_eq!(view.services["cart"].revision, good);
 }

@@ -191,7 +191,10 @@ impl Viewer {
             .map(|record| HistoryEntry {
                 generation: record.generation,
                 at: record.changed_at,
-                change: record.change.clone(),
+                change: match failed_services(stack, record) {
+                    failed if failed.is_empty() => record.change.clone(),
+                    failed => format!("{} (failed: {failed})", record.change),
+                },
                 services: record
                     .stack
                     .services
@@ -211,6 +214,16 @@ impl Viewer {
             })
             .collect())
     }
+}
+
+/// The services whose revision in `record` failed at its last try.
+fn failed_services(stack: &StackState, record: &StackRecord) -> String {
+    let failed = record.stack.services.iter().filter(|(name, service)| {
+        stack.rollouts.get(*name).is_some_and(|rollout| {
+            rollout.value.state.has_failed() && rollout.value.to == service.spec.revision()
+        })
+    });
+    failed.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 fn count(number: usize) -> u32 {

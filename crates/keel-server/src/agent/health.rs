@@ -152,7 +152,8 @@ async fn run(
         Ok(output) if output.code == 0 => Ok(()),
         Ok(output) => {
             let words = last_words(&output.output);
-            Err(format!("the check ended with code {}: {words}", output.code))
+            let colon = if words.is_empty() { "" } else { ": " };
+            Err(format!("the check ended with code {}{colon}{words}", output.code))
         }
         Err(error) => Err(format!("the check could not run: {error}")),
     }

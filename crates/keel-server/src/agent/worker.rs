@@ -280,7 +280,7 @@ impl Worker {
             status.ready = false;
             status.pid = None;
             status.exit = Some(exit);
-            status.message.clone_from(&message);
+            status.message.clear();
         });
         self.tell(assignment, EventKind::InstanceExited, message);
     }

@@ -180,7 +180,7 @@ pub(super) fn rolled_back(
             .range(..next.generation.0)
             .rev()
             .map(|(_, record)| record)
-            .find(|record| record.stack != next.stack && !record.removing)
+            .find(|record| record.stack != next.stack && !record.removing && proved(stack, record))
             .ok_or_else(|| {
                 Refusal::new("invalid", format!("stack `{name}` has no earlier definition"))
             })?,
@@ -189,6 +189,16 @@ pub(super) fn rolled_back(
     next.change = format!("rollback to {}", target.generation);
     next.intents.retain(|service, _| target.stack.services.contains_key(service));
     Ok(next)
+}
+
+/// Where a rollout failed, only the revision that it returned to is known to be good.
+fn proved(stack: &StackState, record: &StackRecord) -> bool {
+    stack.rollouts.iter().all(|(name, rollout)| {
+        let rollout = &rollout.value;
+        let service = record.stack.services.get(name);
+        !rollout.state.has_failed()
+            || service.is_none_or(|s| rollout.from.as_ref() == Some(&s.spec.revision()))
+    })
 }
 
 /// The services that a request names; all when it names none.
