@@ -17,7 +17,7 @@ use crate::{Desired, Observed, restart, scale, service};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ServiceState {
-    /// Its first instances are on their way, or wait for what they depend on.
+    /// Instances are on their way, or wait for what they depend on; none has failed.
     Starting,
     /// All instances are ready.
     Ready,
@@ -214,6 +214,15 @@ fn in_force(
     } else {
         let (ready, desired) = (summary.ready + summary.completed, summary.desired);
         summary.reason = format!("{ready} of {desired} instances are ready");
+        let was_ready = |i: &crate::Instance| {
+            !i.is_ready() && i.status.as_ref().is_some_and(|s| s.ready_since.is_some())
+        };
+        if ready > desired {
+            summary.state = ServiceState::Ready;
+            summary.reason = format!("{} instances leave", ready - desired);
+        } else if !draft.slots(name).any(was_ready) {
+            summary.state = ServiceState::Starting;
+        }
     }
 }
 
