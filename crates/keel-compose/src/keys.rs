@@ -132,7 +132,7 @@ pub const SERVICE_KEYS: [KeyRow; 93] = [
     row("platform", NOT_BUILT),
     row(
         "ports",
-        Partly("published by the load balancer; a range of published ports takes its first"),
+        Partly("TCP, published by the load balancer; a range of published ports takes its first; UDP has no effect"),
     ),
     row("post_start", Honoured),
     row("pre_start", Honoured),
@@ -240,8 +240,9 @@ const DIFFERENCES: &str = "
 `keel config` prints the document that `docker compose config` prints, except:
 
 - Services with a `command` and neither `image` nor `build` are accepted; they run as host processes. In their
-  `command`, `entrypoint`, `environment`, `healthcheck.test` and hooks, `$PORT`, `${PORT_<target>}` and
-  `${KEEL_INSTANCE}` are left for each instance to fill in.
+  `command`, `entrypoint`, `environment`, `healthcheck.test` and hooks, `$PORT`, `${PORT_<target>}`,
+  `${KEEL_ADDRESS}`, `${KEEL_INSTANCE}`, `${KEEL_SERVICE}`, `${KEEL_STACK}`, `${KEEL_REVISION}`, `${KEEL_ATTEMPT}`
+  and `${KEEL_SECRETS_DIR}` are left for each instance to fill in.
 - `container_name` together with several replicas is accepted; it becomes a DNS name.
 - `pre_start` and `build.no_cache_filter`, which are newer, are accepted.
 - Variables, labels and networks whose names begin with `x-` keep their names; Docker prints them as `#extensions`.

@@ -151,7 +151,6 @@ fn finish(loader: &Loader<'_>, options: &LoadOptions, project: &mut Project) -> 
     if options.consistency {
         services::check_container_names(project)?;
     }
-    project.notes.append(&mut loader.notes.borrow_mut());
     Ok(())
 }
 

@@ -174,19 +174,10 @@ impl Loader<'_> {
     }
 
     fn note_interpolation(&self, report: interpolate::Report) {
-        let mut notes = self.notes.borrow_mut();
         for (name, span) in report.unset {
-            let message = format!("the variable `{name}` is not set; it counts as blank");
-            // One warning for each variable; its first place is enough to find the others.
-            if notes.iter().any(|note| note.message == message) {
-                continue;
-            }
-            notes.push(
-                Diagnostic::warning(Code::Interpolation, message)
-                    .at(&span)
-                    .help(format!("set it, or write `${{{name}:-default}}`")),
-            );
+            self.note_unset(&name, &span);
         }
+        let mut notes = self.notes.borrow_mut();
         for (text, span) in report.old_booleans {
             let message = format!("`{text}` is not a boolean in YAML 1.2");
             notes.push(
@@ -195,6 +186,21 @@ impl Loader<'_> {
                     .help("write `true` or `false`"),
             );
         }
+    }
+
+    /// Warns once for each variable; its first place is enough to find the others.
+    fn note_unset(&self, name: &str, span: &Span) {
+        let message =
+            format!("the variable `{name}` is not set; it is replaced by an empty string");
+        let mut notes = self.notes.borrow_mut();
+        if notes.iter().any(|note| note.message == message) {
+            return;
+        }
+        notes.push(
+            Diagnostic::warning(Code::Interpolation, message)
+                .at(span)
+                .help(format!("set it, or write `${{{name}:-default}}`")),
+        );
     }
 
     fn drop_version(&self, model: &mut Node) {
@@ -268,12 +274,9 @@ impl Loader<'_> {
 
     /// Warns about variables that a variable file uses without a value.
     pub fn note_unset_in_file(&self, path: &Path, unset: impl IntoIterator<Item = String>) {
+        let span = Span::start_of(&path.to_string_lossy());
         for name in unset {
-            let message = format!("the variable `{name}` is not set; it counts as blank");
-            let span = Span::start_of(&path.to_string_lossy());
-            self.notes
-                .borrow_mut()
-                .push(Diagnostic::warning(Code::Interpolation, message).at(&span));
+            self.note_unset(&name, &span);
         }
     }
 }

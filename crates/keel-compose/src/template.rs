@@ -4,7 +4,7 @@
 //! nested in defaults, and `$$` for a dollar. A default may contain balanced braces but no line break, and it is
 //! evaluated even when it is not used, as compose-go does.
 //!
-//! A variable of an instance (`PORT`) can be *deferred*: whether it means the caller's environment or the instance's
+//! A variable of an instance (`PORT`, `KEEL_ADDRESS`, …) can be *deferred*: whether it means the caller's environment or the instance's
 //! own port depends on what kind of service uses it, which is known only after all files are merged. Its place is
 //! taken by a mark that holds both readings; [`settle`] picks one.
 
@@ -211,10 +211,21 @@ fn balanced(text: &str) -> Option<usize> {
     None
 }
 
+/// The variables that every instance has for itself, besides `PORT_<target>`; the runtime fills them in.
+const INSTANCE_VARIABLES: [&str; 8] = [
+    "PORT",
+    "KEEL_ADDRESS",
+    "KEEL_INSTANCE",
+    "KEEL_SERVICE",
+    "KEEL_STACK",
+    "KEEL_REVISION",
+    "KEEL_ATTEMPT",
+    "KEEL_SECRETS_DIR",
+];
+
 /// Whether a name is a variable that every instance has for itself.
 pub(crate) fn is_instance_variable(name: &str) -> bool {
-    name == "PORT"
-        || name == "KEEL_INSTANCE"
+    INSTANCE_VARIABLES.contains(&name)
         || name
             .strip_prefix("PORT_")
             .is_some_and(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()))
@@ -350,6 +361,11 @@ mod tests {
             Some(Ok("--port ${PORT} ${PORT_8080} yes a".to_owned()))
         );
         assert_eq!(settle(&text, Reading::Compose), Some(Ok("--port 99  yes a".to_owned())));
+        for name in INSTANCE_VARIABLES {
+            let text = run(&format!("${name}"), true).unwrap();
+            let placeholder = format!("${{{name}}}");
+            assert_eq!(settle(&text, Reading::Instance), Some(Ok(placeholder)));
+        }
         let text = run("${PORT_1:?no}", true).unwrap();
         assert_eq!(settle(&text, Reading::Instance), Some(Ok("${PORT_1}".to_owned())));
         assert!(settle(&text, Reading::Compose).unwrap().is_err());

@@ -403,3 +403,57 @@ fn the_same_file_gives_the_same_revision() {
     let other = "services: {a: {environment: {A: a, B: b}, command: [./a]}}";
     assert_eq!(service(text).spec.revision(), service(other).spec.revision());
 }
+
+fn load_warnings(source: &MemorySource, interpolate: bool) -> Vec<String> {
+    let mut options = LoadOptions::new("/app", BTreeMap::new());
+    options.interpolate = interpolate;
+    let project = load(&options, source).unwrap_or_else(|errors| panic!("{errors:#?}"));
+    project.warnings().iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn variables_without_a_value_are_warned_about_once() {
+    let files = source(
+        "services:
+  a:
+    command: ./a $MISSING ${MISSING} ${DEFAULT:-x} ${EMPTY-} ${OPTION:+y} $$LITERAL $PORT ${KEEL_ADDRESS}
+    environment: {A: '${MISSING}', B: '${KEEL_SECRETS_DIR}/key'}
+    working_dir: /${OTHER}
+    env_file: a.env
+",
+    )
+    .with("/app/a.env", "C=${MISSING}${THIRD}\n");
+    let warning = |place: &str, name: &str| {
+        format!(
+            "{place}: warning: the variable `{name}` is not set; it is replaced by an empty string\n  \
+             help: set it, or write `${{{name}:-default}}`"
+        )
+    };
+    assert_eq!(
+        load_warnings(&files, true),
+        [
+            warning("/app/compose.yaml:3:14", "MISSING"),
+            warning("/app/compose.yaml:5:18", "OTHER"),
+            warning("/app/a.env:1:1", "THIRD"),
+        ]
+    );
+    assert_eq!(load_warnings(&files, false), Vec::<String>::new());
+}
+
+#[test]
+fn warnings_of_loading_reach_the_project() {
+    let files = source("version: '3'\nservices: {a: {command: ./a, init: 'yes'}}");
+    let warnings = load_warnings(&files, true);
+    assert!(warnings.iter().any(|text| text.contains("`version` is obsolete")), "{warnings:?}");
+    assert!(warnings.iter().any(|text| text.contains("`yes` is not a boolean")), "{warnings:?}");
+}
+
+#[test]
+fn variables_of_the_instance_survive() {
+    let a = service(
+        "services: {a: {command: './a $KEEL_ADDRESS:${PORT}', environment: {S: '${KEEL_SERVICE}', KEEL_STACK: }}}",
+    );
+    assert_eq!(a.spec.command, ["./a", "${KEEL_ADDRESS}:${PORT}"]);
+    assert_eq!(a.spec.environment["S"], "${KEEL_SERVICE}");
+    assert_eq!(a.spec.environment["KEEL_STACK"], "${KEEL_STACK}");
+}

@@ -257,7 +257,9 @@ fn wrong_type(node: &Node, shape: &Shape, path: &Path<'_>) -> Diagnostic {
     if wanted.len() > 1 {
         wanted.retain(|kind| *kind != "null");
     }
+    let duration = path.with_parts(is_duration);
     let list = match wanted.split_last() {
+        _ if duration => "a duration".to_owned(),
         Some((last, [])) => (*last).to_owned(),
         Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
         None => "something else".to_owned(),
@@ -269,6 +271,14 @@ fn wrong_type(node: &Node, shape: &Shape, path: &Path<'_>) -> Diagnostic {
         format!("{place} must be {list}, not {}", node.kind_name()),
     )
     .at(&node.span);
+    if duration {
+        return error.help(match &node.value {
+            Value::Int(seconds) if *seconds >= 0 => {
+                format!("write a duration with its unit, such as `{seconds}s`")
+            }
+            _ => "write a duration, such as `2s` or `1m30s`".to_owned(),
+        });
+    }
     if !wanted.contains(&"a string") || node.is_null() {
         return error;
     }
@@ -278,6 +288,18 @@ fn wrong_type(node: &Node, shape: &Shape, path: &Path<'_>) -> Diagnostic {
         (_, Some(text)) => error.help(format!("put it in quotes: \"{text}\"")),
         _ => error,
     }
+}
+
+/// Whether a place wants a duration, which the schema knows only as a string.
+fn is_duration(path: &[&str]) -> bool {
+    let ["services", _, rest @ ..] = path else { return false };
+    matches!(
+        rest,
+        ["stop_grace_period"]
+            | ["healthcheck", "interval" | "timeout" | "start_period" | "start_interval"]
+            | ["deploy", "update_config" | "rollback_config", "delay" | "monitor"]
+            | ["deploy", "restart_policy", "delay" | "window"]
+    )
 }
 
 fn describe(shape: &Shape, wanted: &mut Vec<&'static str>) {
