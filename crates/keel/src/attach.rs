@@ -1,20 +1,22 @@
 //! `keel up` without `--detach`: follows the logs of a stack until its services end or the user stops them.
 //!
 //! The first Ctrl-C stops the services as `keel stop` does and ends with 0; the second ends this command at once with 130, the
-//! server goes on stopping. When services fail before the stack was ready once, the command tells why and ends with 1;
-//! what runs, runs on.
+//! server goes on stopping. A service that fails is told of once, with its last lines; the others are followed on, and the
+//! exit code at the end is 1.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use keel_model::{Event, EventKind, ServiceName, Timestamp};
+use keel_model::{Event, EventKind, RevisionId, ServiceName, Timestamp};
 use keel_server::api::client::{Lines, ServiceOperation};
-use keel_server::api::types::{EventsQuery, LogRecord, LogsQuery, ServicesRequest, StackView};
+use keel_server::api::types::{
+    EventsQuery, LogRecord, LogsQuery, ServiceView, ServicesRequest, StackView,
+};
 use tokio::time::{Instant, timeout};
 
 use crate::change::Change;
 use crate::evidence::Evidence;
-use crate::failure::{Failure, INTERRUPTED};
+use crate::failure::{FAILED, Failure, INTERRUPTED};
 use crate::follow::{LogPrinter, LogStream, LogStyle, short_name};
 use crate::interrupt::Interrupts;
 use crate::ui::progress::Progress;
@@ -36,11 +38,12 @@ pub struct Attach<'a> {
 }
 
 /// Why following ended.
+#[derive(Clone, Copy)]
 enum End {
-    /// The services have ended, or the stack is gone.
-    Over(Option<StackView>),
-    /// Services failed before the stack was ready once.
-    Failed(StackView),
+    /// The services have ended.
+    Over,
+    /// The stack is gone.
+    Gone,
 }
 
 /// Waits for the start, then follows.
@@ -64,10 +67,8 @@ pub async fn run(attach: Attach<'_>, mut interrupts: Interrupts) -> Result<(), F
                 return Ok(());
             }
         }
-        Some(outcome @ Outcome::Failed(_)) => {
-            return change.conclude(&wait, outcome, progress, &evidence).map(|_| ());
-        }
-        Some(Outcome::TimedOut(_)) | None => drop(progress),
+        // The session tells what failed.
+        Some(Outcome::Failed(_) | Outcome::TimedOut(_)) | None => drop(progress),
     }
     let mut session = Session::open(&attach, evidence).await?;
     if interrupted {
@@ -85,8 +86,8 @@ struct Session<'a> {
     watch: Watch,
     printer: LogPrinter,
     evidence: Evidence,
-    /// The stack was ready once: later failures are told but end nothing.
-    settled: bool,
+    /// The failures that were told.
+    told: BTreeSet<(ServiceName, RevisionId)>,
     stopping: bool,
 }
 
@@ -108,7 +109,7 @@ impl<'a> Session<'a> {
             watch: Watch::new(change.client.clone(), change.stack.clone()),
             printer: LogPrinter::new(change.ctx, change.stack, attach.style.clone()),
             evidence,
-            settled: false,
+            told: BTreeSet::new(),
             stopping: false,
         })
     }
@@ -124,7 +125,7 @@ impl<'a> Session<'a> {
                     Some(event) => self.tell(&event),
                     None => self.events = None,
                 },
-                view = self.watch.next() => if let Some(end) = self.judge(view?).await {
+                view = self.watch.next() => if let Some(end) = self.judge(view?).await? {
                     return self.end(end).await;
                 },
                 () = interrupts.next() => {
@@ -149,8 +150,8 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    async fn judge(&mut self, view: Option<StackView>) -> Option<End> {
-        let Some(view) = view else { return Some(End::Over(None)) };
+    async fn judge(&mut self, view: Option<StackView>) -> Result<Option<End>, Failure> {
+        let Some(view) = view else { return Ok(Some(End::Gone)) };
         let wait = self.change.wait();
         for (_, service) in wait.scope(&view) {
             for instance in &service.instances {
@@ -159,45 +160,49 @@ impl<'a> Session<'a> {
         }
         let covered: BTreeSet<ServiceName> = wait.scope(&view).map(|(n, _)| n.clone()).collect();
         self.evidence.gather(self.change.client, &view, |name| covered.contains(name)).await;
-        let all = |test: fn(&keel_server::api::types::ServiceView) -> bool| {
-            wait.scope(&view).all(|(_, service)| test(service))
-        };
-        let failed = wait.scope(&view).any(|(_, service)| service.failed && settled(service));
-        let ended = all(|service| idle(service) && settled(service));
+        let idle = wait.scope(&view).all(|(_, service)| idle(service));
         if self.stopping {
-            return all(idle).then_some(End::Over(Some(view)));
+            return Ok(idle.then_some(End::Over));
         }
-        if failed && (ended || !self.settled) {
-            return Some(End::Failed(view));
+        self.tell_failures(&view).await?;
+        Ok((idle && wait.scope(&view).all(|(_, service)| settled(service))).then_some(End::Over))
+    }
+
+    /// Tells of each failure once: with the service's last lines and what to do.
+    async fn tell_failures(&mut self, view: &StackView) -> Result<(), Failure> {
+        let wait = self.change.wait();
+        let fresh: Vec<_> = wait
+            .scope(view)
+            .filter(|(_, service)| has_failed(service))
+            .filter(|(name, service)| {
+                !self.told.contains(&((*name).clone(), service.revision.clone()))
+            })
+            .collect();
+        if fresh.is_empty() {
+            return Ok(());
         }
-        if ended {
-            return Some(End::Over(Some(view)));
+        self.told.extend(fresh.iter().map(|(name, s)| ((*name).clone(), s.revision.clone())));
+        self.last_lines().await?;
+        let ctx = self.change.ctx;
+        let stack = self.change.stack.as_str();
+        self.evidence.failure(stack, fresh.into_iter(), ctx.talk).report(ctx.talk, ctx.json());
+        if wait.scope(view).any(|(_, service)| service.running > 0) {
+            ctx.note("what runs, runs on and is followed; Ctrl-C stops it");
         }
-        self.settled |= !failed && all(settled);
-        None
+        Ok(())
     }
 
     async fn end(mut self, end: End) -> Result<(), Failure> {
         self.last_lines().await?;
         let ctx = self.change.ctx;
         match end {
-            End::Over(None) => ctx.note(&format!("{} was removed", self.change.stack)),
-            End::Over(Some(_)) if self.stopping => {
+            End::Gone => ctx.note(&format!("{} was removed", self.change.stack)),
+            End::Over if self.stopping => {
                 ctx.note(&format!("{} {} is stopped", ctx.talk.good("✔"), self.change.stack));
             }
-            End::Over(Some(_)) => ctx.note("all services have ended"),
-            End::Failed(view) => {
-                let wait = self.change.wait();
-                if view.services.values().any(|service| service.running > 0) {
-                    ctx.note(
-                        "what runs, runs on: `keel logs -f` follows it, `keel down` removes it",
-                    );
-                }
-                let stack = self.change.stack.as_str();
-                return Err(self.evidence.failure(stack, wait.scope(&view), ctx.talk));
-            }
+            End::Over => ctx.note("all services have ended"),
         }
-        Ok(())
+        if self.told.is_empty() { Ok(()) } else { Err(Failure::Quiet(FAILED)) }
     }
 
     /// Lines may still be on their way when the process has ended.
@@ -244,6 +249,11 @@ impl<'a> Session<'a> {
         let text = format!("{subject}: {}", event.message);
         self.change.ctx.note(&self.change.ctx.talk.dim(text));
     }
+}
+
+/// Whether the server has given a service up.
+fn has_failed(service: &ServiceView) -> bool {
+    service.failed && settled(service)
 }
 
 fn joined(services: &BTreeSet<ServiceName>) -> String {

@@ -155,6 +155,33 @@ fn a_job_that_ends_ends_an_attached_up() {
 }
 
 #[test]
+fn a_failed_service_does_not_end_an_attached_up() {
+    let keel = Running::new(
+        "name: mixed\nservices:\n  bad:\n    command: [\"sh\", \"-c\", \"echo so sad; exit 4\"]\n    restart: \"no\"\n  good:\n    command: [\"sh\", \"-c\", \"while :; do echo still here; sleep 0.2; done\"]\n  late:\n    command: sleep 1000\n    depends_on: { bad: { condition: service_completed_successfully } }\n",
+    );
+    let mut child =
+        keel.command(&["up"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut talk = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let mut logs = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    assert!(talk.any(|line| line.contains("what runs, runs on and is followed")));
+    assert!(logs.any(|line| line.contains("still here")));
+    assert_eq!(keel.pids().len(), 1);
+    signal(&child, rustix::process::Signal::INT);
+    let rest: Vec<String> = talk.collect();
+    assert_eq!(logs.filter(|line| line.contains("so sad")).count(), 0, "told once");
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{rest:?}");
+
+    keel.sandbox.write(
+        "compose.yaml",
+        "name: alone\nservices:\n  bad:\n    command: [\"sh\", \"-c\", \"echo so sad; exit 4\"]\n    restart: \"no\"\n  late:\n    command: sleep 1000\n    depends_on: { bad: { condition: service_completed_successfully } }\n",
+    );
+    let done = keel.run(&["up"]);
+    assert_eq!(done.code, 1, "{}", done.all());
+    assert_eq!(done.stderr.matches("error: ").count(), 1, "{}", done.all());
+    assert!(done.stderr.contains("all services have ended"), "{}", done.all());
+}
+
+#[test]
 fn a_revision_that_fails_is_rolled_back_and_explained() {
     let port = free_port();
     let file = |command: &str| {
