@@ -132,7 +132,9 @@ pub const SERVICE_KEYS: [KeyRow; 93] = [
     row("platform", NOT_BUILT),
     row(
         "ports",
-        Partly("TCP, published by the load balancer; a range of published ports takes its first; UDP has no effect"),
+        Partly(
+            "TCP, published by the load balancer; a range of published ports takes its first; UDP has no effect",
+        ),
     ),
     row("post_start", Honoured),
     row("pre_start", Honoured),

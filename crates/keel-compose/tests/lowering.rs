@@ -441,6 +441,12 @@ fn variables_without_a_value_are_warned_about_once() {
 }
 
 #[test]
+fn udp_is_not_silently_ignored() {
+    let told = warnings("services: {a: {command: ./a, ports: ['53:53/udp']}}");
+    assert!(told.iter().any(|text| text.contains("UDP has no effect")), "{told:?}");
+}
+
+#[test]
 fn warnings_of_loading_reach_the_project() {
     let files = source("version: '3'\nservices: {a: {command: ./a, init: 'yes'}}");
     let warnings = load_warnings(&files, true);

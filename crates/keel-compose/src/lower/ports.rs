@@ -13,6 +13,9 @@ const MAX_PORTS: usize = 1024;
 /// Where others reach a service that listens on `${PORT}` and names no port: `http://web` then just works.
 const IMPLIED_PORT: u16 = 80;
 
+const NO_UDP: &str = "UDP has no effect in this version: the load balancer speaks TCP; let the program listen on the \
+                      host's port itself";
+
 /// The ports of a service.
 #[derive(Default)]
 pub(super) struct Ports {
@@ -142,7 +145,10 @@ impl Lower<'_> {
     fn transport(&mut self, item: &Node, name: &str) -> Option<Transport> {
         match name.to_ascii_lowercase().as_str() {
             "tcp" | "" => Some(Transport::Tcp),
-            "udp" => Some(Transport::Udp),
+            "udp" => {
+                self.warn(&item.span, NO_UDP);
+                Some(Transport::Udp)
+            }
             other => {
                 let message = format!("the load balancer does not speak `{other}`");
                 self.error(Code::Unsupported, &item.span, message, "use tcp or udp");
