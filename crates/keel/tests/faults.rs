@@ -174,6 +174,8 @@ fn a_full_disk_refuses_changes_and_stops_nothing() {
         (keel.run(&["scale", "web=4"]).code == 0).then_some(())
     });
     assert_eq!(keel.pids().len(), 4);
-    drop(keel);
+    // The file system goes before the directory that it is mounted on.
+    keel.run(&["down"]).ok();
+    keel.run(&["server", "stop"]).ok();
     drop(disk);
 }
