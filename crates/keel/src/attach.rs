@@ -27,6 +27,9 @@ const QUIET: Duration = Duration::from_millis(300);
 /// And how long lines are waited for at most.
 const LAST_LINES: Duration = Duration::from_secs(3);
 
+/// How the server's reason of a service begins that waits for another one.
+const WAITS: &str = "waits for ";
+
 /// What to follow.
 pub struct Attach<'a> {
     /// The change that `up` made.
@@ -178,6 +181,10 @@ impl<'a> Session<'a> {
                 !self.told.contains(&((*name).clone(), service.revision.clone()))
             })
             .collect();
+        // That a service fails which waits for one that has failed is no news.
+        let consequence = |service: &ServiceView| service.reason.starts_with(WAITS);
+        let news = self.told.is_empty() && fresh.iter().all(|(_, s)| consequence(s));
+        let fresh: Vec<_> = fresh.into_iter().filter(|(_, s)| news || !consequence(s)).collect();
         if fresh.is_empty() {
             return Ok(());
         }
@@ -186,7 +193,7 @@ impl<'a> Session<'a> {
         let ctx = self.change.ctx;
         let stack = self.change.stack.as_str();
         self.evidence.failure(stack, fresh.into_iter(), ctx.talk).report(ctx.talk, ctx.json());
-        if wait.scope(view).any(|(_, service)| service.running > 0) {
+        if wait.scope(view).any(|(_, service)| !settled(service) || !idle(service)) {
             ctx.note("what runs, runs on and is followed; Ctrl-C stops it");
         }
         Ok(())
