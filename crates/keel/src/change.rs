@@ -106,7 +106,7 @@ impl Change<'_> {
             Outcome::TimedOut(view) => {
                 drop(progress);
                 self.print_result("timeout")?;
-                Err(self.timed_out(wait, view.as_ref()))
+                Err(self.timed_out(wait, view.as_ref(), evidence))
             }
         }
     }
@@ -129,7 +129,7 @@ impl Change<'_> {
         format!("{} {}{counts}  {elapsed}", self.ctx.talk.good("✔"), self.done)
     }
 
-    fn timed_out(&self, wait: &Wait, view: Option<&StackView>) -> Failure {
+    fn timed_out(&self, wait: &Wait, view: Option<&StackView>, evidence: &Evidence) -> Failure {
         let limit = time::short(self.limit.unwrap_or_default());
         let details = view
             .into_iter()
@@ -139,9 +139,16 @@ impl Change<'_> {
                 format!("{name}: {} {}/{} ready  {}", s.state, s.ready, s.desired, s.reason)
             })
             .collect();
+        let mut hint =
+            "the change goes on in the background: see `keel ps` and `keel events -f`".to_owned();
+        if let Some(view) = view
+            && let Some(port_hint) = evidence.port_hint(wait.scope(view))
+        {
+            hint = format!("{port_hint}\nhint: {hint}");
+        }
         Failure::failed("timeout", format!("stack {} was not done within {limit}", self.stack))
             .details(details)
-            .hint("the change goes on in the background: see `keel ps` and `keel events -f`")
+            .hint(hint)
     }
 
     const fn reached(&self) -> &'static str {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use keel_model::{Goal, InstanceId, RolloutState, ServiceName};
+use keel_model::{Goal, Health, InstanceId, Phase, RolloutState, ServiceName};
 use keel_server::api::client::Client;
 use keel_server::api::types::{InstanceView, LogsQuery, ServiceView, StackView};
 use tokio::time::{sleep, timeout};
@@ -23,6 +23,12 @@ const LOG_DELAY: Duration = Duration::from_millis(150);
 const FETCH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Instances whose logs are fetched at most per service: a crash loop shows the same every time.
 const MAX_FETCHES: u32 = 20;
+
+/// Trouble of an instance that runs, as half a sentence.
+const NEVER_READY: &str = "did not become ready";
+/// What to do about a program that listens on another port than its own.
+const PORT_HINT: &str = "each instance must listen on the port that $PORT names; the service's own port belongs to its \
+     virtual address (see docs/processes.md), or give it `x-keel: {network: isolated}`";
 
 /// What is known of one service's failure.
 #[derive(Clone, Debug)]
@@ -84,12 +90,14 @@ impl Evidence {
     ) -> Failure {
         let mut details = Vec::new();
         let mut names = Vec::new();
+        let mut port_hint = false;
         let mut code = "service_failed";
         for (name, service) in services.filter(|(_, service)| service.failed) {
             names.push(name.as_str());
             if service.state == "rolled back" {
                 code = "rolled_back";
             }
+            port_hint |= self.wrong_port(name, service);
             details.extend(self.describe(name, service, paint));
         }
         let message = match (names.as_slice(), code) {
@@ -109,7 +117,31 @@ impl Evidence {
                 "see `keel logs {first}` and `keel ps -a`; correct the file and run `keel up` again"
             )
         };
+        let hint = if port_hint { format!("{PORT_HINT}\nhint: {hint}") } else { hint };
         Failure::failed(code, message).details(details).hint(hint)
+    }
+
+    /// What to do when one of the services seems to listen on the wrong port.
+    pub fn port_hint<'a>(
+        &self,
+        mut services: impl Iterator<Item = (&'a ServiceName, &'a ServiceView)>,
+    ) -> Option<&'static str> {
+        services.any(|(name, service)| self.wrong_port(name, service)).then_some(PORT_HINT)
+    }
+
+    /// Whether a service's port was taken, by its own words, or nothing ever answered at the one it was given.
+    fn wrong_port(&self, name: &ServiceName, service: &ServiceView) -> bool {
+        let note = self.notes.get(name);
+        let taken = note.is_some_and(|n| n.log.iter().any(|l| l.contains("ddress already in use")));
+        let silent = |instance: &InstanceView| {
+            instance.phase == Some(Phase::Running)
+                && !instance.ready
+                && instance.health != Health::Unhealthy
+        };
+        let never_ready = service.reason.contains("was not ready within")
+            || note.is_some_and(|note| note.trouble == NEVER_READY);
+        let mute = never_ready || (!service.converged && service.instances.iter().any(silent));
+        taken || (!service.ports.is_empty() && mute)
     }
 
     fn describe(&self, name: &ServiceName, service: &ServiceView, paint: Paint) -> Vec<String> {
@@ -145,10 +177,16 @@ impl Evidence {
             .flat_map(|(name, service)| self.describe(name, service, paint))
             .collect();
         let note = self.notes.get(first)?;
+        let mut hint = format!(
+            "see `keel ps -a` and `keel logs {first}`; `keel up --wait` tells whether it recovers"
+        );
+        if let Some(port_hint) = self.port_hint(view.services.iter().filter(|s| s.0 == first)) {
+            hint = format!("{port_hint}\nhint: {hint}");
+        }
         Some(
             Failure::failed("service_failed", format!("instance {} {trouble}", note.instance))
                 .details(details)
-                .hint(format!("see `keel ps -a` and `keel logs {first}`; `keel up --wait` tells whether it recovers")),
+                .hint(hint),
         )
     }
 }
@@ -172,7 +210,7 @@ fn suspect(service: &ServiceView) -> Option<(&InstanceView, String)> {
         .as_ref()
         .and_then(|id| service.instances.iter().find(|instance| instance.id == *id))
     {
-        let trouble = status::trouble(found).unwrap_or_else(|| "did not become ready".to_owned());
+        let trouble = status::trouble(found).unwrap_or_else(|| NEVER_READY.to_owned());
         return Some((found, trouble));
     }
     let turning_back = rollout.is_some_and(|r| {
@@ -183,7 +221,7 @@ fn suspect(service: &ServiceView) -> Option<(&InstanceView, String)> {
     }
     of_target
         .find(|instance| instance.goal != Goal::Run || !instance.ready)
-        .map(|instance| (instance, "did not become ready".to_owned()))
+        .map(|instance| (instance, NEVER_READY.to_owned()))
 }
 
 async fn last_lines(client: &Client, view: &StackView, instance: &InstanceId) -> Vec<String> {
