@@ -16,6 +16,7 @@ mod names;
 mod project;
 mod spawn;
 mod ui;
+mod usage;
 mod wait;
 
 use std::io::Write as _;
@@ -26,14 +27,20 @@ use clap::Parser as _;
 use crate::cli::{Cli, Command, OutputForm};
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::ui::paint::Paint;
+use crate::ui::paint::{ColorChoice, Paint};
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_some_and(|first| first == "shim") {
         return keel_runtime::shim_main(arguments);
     }
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let talk = Paint::new(ColorChoice::Auto, &std::io::stderr());
+            return usage::explain(&error).report(talk, false);
+        }
+    };
     let json = cli.global.output == OutputForm::Json;
     let talk = Paint::new(cli.global.color, &std::io::stderr());
     match run(cli) {

@@ -81,6 +81,27 @@ fn a_wrong_command_line_ends_with_2() {
 }
 
 #[test]
+fn what_docker_compose_has_and_keel_has_not_is_explained() {
+    let sandbox = with(GOOD);
+    for (line, needle) in [
+        ("compose up -d", "leave out `compose`: keel up -d"),
+        ("kill web", "keel stop"),
+        ("pull", "not in this version"),
+        ("up --dry-run", "keel diff"),
+    ] {
+        let arguments: Vec<&str> = line.split(' ').collect();
+        let done = sandbox.run(&arguments);
+        assert_eq!(done.code, 2, "{line}: {}", done.all());
+        assert!(done.stderr.contains(needle), "{line}: {}", done.all());
+        assert!(!done.stderr.contains("similar"), "{line}: {}", done.all());
+    }
+    let bare = sandbox.run(&[]);
+    assert_eq!(bare.code, 2, "{}", bare.all());
+    assert!(bare.stderr.contains("Commands:"), "{}", bare.all());
+    assert!(!bare.stderr.contains("help-markdown"), "{}", bare.all());
+}
+
+#[test]
 fn config_prints_the_canonical_document() {
     insta::assert_snapshot!(with(GOOD).run(&["config"]).ok());
 }
