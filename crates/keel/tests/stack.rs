@@ -150,8 +150,25 @@ fn a_job_that_ends_ends_an_attached_up() {
     let keel = Running::new(
         "name: job\nservices:\n  once:\n    command: [\"sh\", \"-c\", \"echo one; echo two >&2\"]\n",
     );
-    let done = keel.run(&["up", "--no-log-prefix"]);
+    let done = keel.run(&["up", "--no-log-prefix", "--build", "--pull", "always"]);
+    assert!(done.stderr.contains("nothing is built or pulled"), "{}", done.all());
     assert_eq!((done.code, done.stdout.as_str()), (0, "one\ntwo\n"), "{}", done.all());
+}
+
+#[test]
+fn a_program_on_the_wrong_port_is_explained() {
+    let rows = [
+        r#"command: ["sh", "-c", "echo bind: Address already in use; exit 1"]"#,
+        "command: sleep 1000\n    expose: [\"80\"]",
+    ];
+    for service in rows {
+        let keel = Running::new(&format!(
+            "name: demo\nservices:\n  web:\n    {service}\n    restart: \"no\"\n"
+        ));
+        let done = keel.run(&["up", "--wait", "--wait-timeout", "5"]);
+        assert_eq!(done.code, 1, "{service}: {}", done.all());
+        assert!(done.stderr.contains("$PORT names"), "{service}: {}", done.all());
+    }
 }
 
 #[test]

@@ -58,12 +58,38 @@ pub struct UpArgs {
     /// Do not ask; `up` never does, so that scripts written for docker compose run unchanged
     #[arg(short = 'y', long)]
     pub yes: bool,
+    /// What docker compose would build or pull
+    #[command(flatten)]
+    pub images: ImageArgs,
     /// How log lines look
     #[command(flatten)]
     pub style: LogStyle,
     /// Compose files
     #[command(flatten)]
     pub files: FileArgs,
+}
+
+/// Options of docker compose that mean nothing here; that is said, so that scripts can be used unchanged.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct ImageArgs {
+    /// Build images first
+    #[arg(long, hide = true)]
+    pub build: bool,
+    /// Build no images
+    #[arg(long, hide = true)]
+    pub no_build: bool,
+    /// Which images to pull first
+    #[arg(long, hide = true, value_name = "POLICY")]
+    pub pull: Option<String>,
+    /// Show nothing while images are pulled
+    #[arg(long, hide = true)]
+    pub quiet_pull: bool,
+}
+
+impl ImageArgs {
+    const fn any(&self) -> bool {
+        self.build || self.no_build || self.quiet_pull || self.pull.is_some()
+    }
 }
 
 /// Runs the command.
@@ -74,6 +100,9 @@ pub async fn run(ctx: &Context, args: UpArgs) -> Result<(), Failure> {
     let mut stack = project::stack(ctx, &args.services)?;
     scale(&mut stack, &args.scale)?;
     let services = selection(&stack, &args)?;
+    if args.images.any() {
+        ctx.note("nothing is built or pulled: services are host processes");
+    }
     let client = spawn::ensure_server(ctx).await?;
     let interrupts = attached(&args).then(Interrupts::listen).transpose()?;
     let name = stack.name.clone();
