@@ -2,6 +2,7 @@
 
 use keel_server::api::types::StackSummary;
 
+use crate::cli::OutputForm;
 use crate::context::{Context, print, print_json};
 use crate::failure::Failure;
 use crate::ui::{table, time};
@@ -15,6 +16,9 @@ pub struct LsArgs {
     /// Only names
     #[arg(short, long)]
     pub quiet: bool,
+    /// As --output
+    #[arg(long, hide = true, value_name = "FORM")]
+    pub format: Option<OutputForm>,
 }
 
 /// Runs the command.
@@ -27,7 +31,7 @@ pub async fn run(ctx: &Context, args: LsArgs) -> Result<(), Failure> {
     if args.quiet {
         return print(&stacks.iter().map(|stack| format!("{}\n", stack.name)).collect::<String>());
     }
-    if ctx.json() {
+    if ctx.json() || args.format == Some(OutputForm::Json) {
         return print_json(&stacks.iter().map(json).collect::<Vec<_>>());
     }
     let rows: Vec<Vec<String>> = stacks

@@ -4,7 +4,7 @@ use keel_model::{Goal, ServiceName, Timestamp};
 use keel_server::api::types::{InstanceView, ServiceView, StackView};
 use serde::Serialize;
 
-use crate::cli::FileArgs;
+use crate::cli::{FileArgs, OutputForm};
 use crate::context::{Context, print, print_json};
 use crate::failure::Failure;
 use crate::ui::status::{self, State};
@@ -38,6 +38,9 @@ pub struct PsArgs {
     /// Do not cut long commands
     #[arg(long)]
     pub no_trunc: bool,
+    /// As --output
+    #[arg(long, hide = true, value_name = "FORM")]
+    pub format: Option<OutputForm>,
     /// Compose files
     #[command(flatten)]
     pub files: FileArgs,
@@ -77,7 +80,7 @@ pub async fn run(ctx: &Context, args: PsArgs) -> Result<(), Failure> {
     if args.quiet {
         return print(&shown.iter().map(|row| format!("{}\n", row.2.id)).collect::<String>());
     }
-    if ctx.json() {
+    if ctx.json() || args.format == Some(OutputForm::Json) {
         return print_json(&shown.iter().map(|row| json(row, now)).collect::<Vec<_>>());
     }
     print(&render(&shown, now, args.no_trunc))

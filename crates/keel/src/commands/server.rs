@@ -161,6 +161,7 @@ fn in_use(ctx: &Context, info: &ServerInfo) -> Failure {
 async fn stop(ctx: &Context) -> Result<(), Failure> {
     let client = ctx.client();
     let info = client.info().await?;
+    let left = running(&client).await;
     client.shutdown().await?;
     let deadline = Instant::now() + STOP_LIMIT;
     while answers(&client).await || is_alive(info.pid) {
@@ -177,11 +178,23 @@ async fn stop(ctx: &Context) -> Result<(), Failure> {
         return print_json(&serde_json::json!({ "stopped": info.pid }));
     }
     ctx.note(&format!(
-        "{} the server (pid {}) is stopped; instances run on",
+        "{} the server (pid {}) is stopped{}",
         ctx.talk.good("✔"),
-        info.pid
+        info.pid,
+        if left { "; instances run on" } else { "" }
     ));
     Ok(())
+}
+
+/// Whether any instance runs, as far as the server tells.
+async fn running(client: &Client) -> bool {
+    for stack in client.stacks().await.unwrap_or_default() {
+        let view = client.stack(stack.name.as_str()).await;
+        if view.is_ok_and(|view| view.services.values().any(|service| service.running > 0)) {
+            return true;
+        }
+    }
+    false
 }
 
 async fn answers(client: &Client) -> bool {
