@@ -35,6 +35,25 @@ finish() {
 }
 trap finish EXIT
 
+up=''
+interrupted() {
+  trap - INT TERM
+  if [[ -n $up ]]; then
+    printf '\n%s\n  stop the shop      %s\n  stop the server    %s\n' "interrupted; the shop and the server run on" \
+      "$KEEL -f $FILE down" "$KEEL server stop" >&2
+  else
+    printf '\ninterrupted; nothing was started\n' >&2
+  fi
+  exit 130
+}
+trap interrupted INT TERM
+
+# Whether something listens on a port of this machine that is not the shop itself.
+port_is_taken() {
+  if "$KEEL" -p "$STACK" port storefront 80 2>/dev/null | grep -q ":$1\$"; then return 1; fi
+  (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null
+}
+
 # Instances of a service that take requests, one `name pid` per line.
 ready_instances() {
   "$KEEL" -p "$STACK" ps "$1" --output json | awk -F'"' '
@@ -67,7 +86,12 @@ command -v cargo >/dev/null || fail "cargo was not found: install Rust from http
 step "Building keel and the shop"
 cargo build --release -p keel -p shop
 
+if port_is_taken "${SHOP_PORT:-8080}"; then
+  fail "port ${SHOP_PORT:-8080} is in use: choose another one, such as SHOP_PORT=8090 make demo"
+fi
+
 step "Bringing up the shop: five services, each with two or three instances"
+up=1
 "$KEEL" -f "$FILE" up --detach --wait
 
 address=$("$KEEL" -p "$STACK" port storefront 80 | head -n 1)
