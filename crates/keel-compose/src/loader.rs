@@ -174,7 +174,12 @@ impl Loader<'_> {
     }
 
     fn note_interpolation(&self, report: interpolate::Report) {
-        for (name, span) in report.unset {
+        // A variable of the instance in an `x-` section usually reaches a host process through an alias.
+        let unset = report
+            .unset
+            .into_iter()
+            .filter(|(name, _)| !crate::template::is_instance_variable(name));
+        for (name, span) in unset {
             self.note_unset(&name, &span);
         }
         let mut notes = self.notes.borrow_mut();

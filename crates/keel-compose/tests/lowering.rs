@@ -463,3 +463,13 @@ fn variables_of_the_instance_survive() {
     assert_eq!(a.spec.environment["S"], "${KEEL_SERVICE}");
     assert_eq!(a.spec.environment["KEEL_STACK"], "${KEEL_STACK}");
 }
+
+#[test]
+fn a_port_in_a_shared_section_is_not_called_unset() {
+    let files = source(
+        "x-check: &check {test: 'probe $PORT'}\nservices: {a: {command: './a $GONE', healthcheck: *check}}",
+    );
+    let warnings = load_warnings(&files, true);
+    assert!(warnings.iter().any(|text| text.contains("`GONE` is not set")), "{warnings:?}");
+    assert!(!warnings.iter().any(|text| text.contains("PORT")), "{warnings:?}");
+}
