@@ -233,7 +233,7 @@ impl Client {
         self.get(&format!("/v1/instances/{instance}/exec")).await
     }
 
-    /// Ends the server and its proxy; instances run on.
+    /// Ends the server. Instances run on, and so does the proxy while there is a stack to serve.
     ///
     /// # Errors
     /// [`Error`].
