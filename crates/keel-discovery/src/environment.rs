@@ -54,7 +54,7 @@ fn describe(names: &ServiceNames) -> Vec<(String, String)> {
     let scheme = match (main.transport, main.protocol) {
         (Transport::Udp, _) => "udp",
         (Transport::Tcp, Protocol::Tcp) => "tcp",
-        (Transport::Tcp, Protocol::Auto | Protocol::Http) => "http",
+        (Transport::Tcp, Protocol::Auto | Protocol::Http | Protocol::Http2) => "http",
     };
     let address = SocketAddr::new(names.vip, main.target);
     lines.push(("URL".to_owned(), format!("{scheme}://{address}")));

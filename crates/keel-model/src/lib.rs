@@ -9,7 +9,9 @@ mod event;
 mod health;
 mod id;
 mod instance;
+mod policy;
 mod rollout;
+mod routing;
 mod stack;
 mod state;
 mod time;
@@ -22,7 +24,16 @@ pub use id::{Generation, InstanceId, InvalidName, NodeName, RevisionId, ServiceN
 pub use instance::{
     Assignment, Exit, Goal, Health, InstanceStatus, Phase, PortBinding, StartFailure,
 };
+pub use policy::{
+    ActiveCheck, AdaptiveConcurrency, Balance, Outlier, ProxyVersion, Retry, StickyCookie,
+    Timeouts, TrafficLimits, TrafficPolicy, UpstreamTls,
+};
 pub use rollout::{Mark, Rollout, RolloutState};
+pub use routing::{
+    Acme, AcmeChallenge, BasicAuth, ClientAuth, ClientKey, Compress, Cors, Encoding, Entrypoint,
+    EntrypointName, Filters, HeaderEdits, PathRewrite, RateLimit, Redirect, Rewrite, Route,
+    RouteKind, RouteTls, Rule, Split, TlsVersion,
+};
 pub use stack::{
     Condition, Dependency, FailureAction, FileMount, Hook, Limits, LogPolicy, Mount, MountSource,
     NetworkMode, Order, Protocol, PublishedPort, RestartCondition, RestartPolicy, RolloutPolicy,

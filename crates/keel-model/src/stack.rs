@@ -12,7 +12,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{Content, HealthCheck, Readiness, RevisionId, ServiceName, StackName};
+use crate::{
+    Acme, Content, Entrypoint, EntrypointName, HealthCheck, Readiness, RevisionId, Route,
+    ServiceName, StackName, TrafficPolicy,
+};
 
 /// One Compose project.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +28,12 @@ pub struct Stack {
     pub services: BTreeMap<ServiceName, Service>,
     /// Named volumes by the key that services use.
     pub volumes: BTreeMap<String, Volume>,
+    /// Addresses at which its routes are served (top-level `x-keel.entrypoints`, and the default ones in use).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub entrypoints: BTreeMap<EntrypointName, Entrypoint>,
+    /// Who issues certificates for routes that want them (top-level `x-keel.acme`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acme: Option<Acme>,
 }
 
 /// A named volume.
@@ -67,6 +76,12 @@ pub struct Service {
     /// `deploy.labels`: about the service, not the instances.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Which requests from outside lead here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<Route>,
+    /// How the load balancer treats its traffic.
+    #[serde(default)]
+    pub traffic: TrafficPolicy,
 }
 
 /// Everything that an instance was started with. Its hash is the revision.
@@ -208,6 +223,8 @@ pub enum Protocol {
     Auto,
     /// HTTP.
     Http,
+    /// HTTP/2 without TLS (prior knowledge), which gRPC servers speak.
+    Http2,
     /// Opaque bytes; needed where the server speaks first.
     Tcp,
 }

@@ -103,7 +103,7 @@ fn spawn(worker: &Rc<Worker>, target: &Rc<Target>, (stream, peer): (TcpStream, S
 async fn serve(client: Client) {
     match client.target.protocol() {
         Protocol::Tcp => Box::pin(tunnel::serve(client, Buffer::default())).await,
-        Protocol::Http | Protocol::Auto => match look(&client).await {
+        Protocol::Http | Protocol::Http2 | Protocol::Auto => match look(&client).await {
             Ok((Wire::Http1, first)) => http1::serve(client, first).await,
             Ok((_, first)) if first.is_empty() => {
                 if let Some((client, first)) = Box::pin(tunnel::serve_silent(client)).await {

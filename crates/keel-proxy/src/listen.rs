@@ -129,6 +129,7 @@ mod tests {
             protocol: keel_model::Protocol::Auto,
             cluster: "a/b:1".into(),
             published: true,
+            ..Listener::default()
         };
         let first = open(&listener("127.41.0.1"), 2).unwrap();
         assert_eq!(first.len(), 2);

@@ -182,7 +182,10 @@ impl Registry {
     /// Counters of all clusters.
     pub fn stats(&self) -> Stats {
         let stats = |known: &Known| -> ClusterStats { known.change.shared.stats() };
-        Stats { clusters: self.clusters.iter().map(|(id, k)| (id.clone(), stats(k))).collect() }
+        Stats {
+            clusters: self.clusters.iter().map(|(id, k)| (id.clone(), stats(k))).collect(),
+            edges: Vec::new(),
+        }
     }
 }
 

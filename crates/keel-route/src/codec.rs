@@ -116,7 +116,7 @@ mod tests {
 
     fn cluster() -> impl Strategy<Value = Cluster> {
         (prop::collection::vec(endpoint(), 0..4), any::<bool>())
-            .prop_map(|(endpoints, expected)| Cluster { endpoints, expected })
+            .prop_map(|(endpoints, expected)| Cluster { endpoints, expected, ..Cluster::default() })
     }
 
     fn message() -> impl Strategy<Value = ToProxy> {
@@ -133,11 +133,13 @@ mod tests {
                     protocol: Protocol::Auto,
                     cluster: id.clone(),
                     published: id.len().is_multiple_of(2),
+                    ..Listener::default()
                 });
                 ToProxy::Snapshot(Snapshot {
                     generation: Generation(generation),
                     listeners: listeners.collect(),
                     clusters: clusters.clone(),
+                    ..Snapshot::default()
                 })
             }),
         ]

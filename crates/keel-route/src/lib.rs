@@ -8,5 +8,6 @@ pub mod balance;
 pub mod codec;
 pub mod detect;
 pub mod eject;
+pub mod histogram;
 pub mod retry;
 pub mod snapshot;

@@ -9,14 +9,22 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use keel_model::{Endpoint, Generation, InstanceId, Protocol};
+use ipnet::IpNet;
+use keel_model::{
+    ClientAuth, Endpoint, Filters, Generation, InstanceId, Protocol, RouteKind, Rule, TlsVersion,
+    TrafficPolicy,
+};
 use serde::{Deserialize, Serialize};
+
+use crate::histogram::Histogram;
 
 /// Largest frame that either side accepts, in bytes.
 pub const MAX_FRAME: usize = 64 << 20;
 
 /// The instances behind one port of one service, in the form `stack/service:port`.
 pub type ClusterId = String;
+/// A set of routes that one or more listeners share; the bind address of its entrypoint.
+pub type TableId = String;
 
 /// Everything that the data plane needs to know.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +35,35 @@ pub struct Snapshot {
     pub listeners: Vec<Listener>,
     /// Where traffic goes.
     pub clusters: BTreeMap<ClusterId, Cluster>,
+    /// Routes of the entrypoints.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tables: BTreeMap<TableId, RouteTable>,
+    /// Certificates for TLS that ends here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<Certificate>,
+    /// Proofs that certificate authorities ask for.
+    #[serde(default, skip_serializing_if = "Challenges::is_empty")]
+    pub challenges: Challenges,
+    /// Who calls from an address of its own, as `stack/service`; others call from outside.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub callers: BTreeMap<std::net::IpAddr, String>,
+    /// The zone of this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+}
+
+impl Default for Listener {
+    fn default() -> Self {
+        Self {
+            bind: (std::net::Ipv4Addr::LOCALHOST, 0).into(),
+            protocol: Protocol::Auto,
+            cluster: ClusterId::new(),
+            published: false,
+            table: None,
+            tls: None,
+            accept_proxy_from: Vec::new(),
+        }
+    }
 }
 
 /// One socket to listen on.
@@ -36,10 +73,101 @@ pub struct Listener {
     pub bind: SocketAddr,
     /// What is spoken there.
     pub protocol: Protocol,
-    /// Where its traffic goes.
+    /// Where its traffic goes; with a table, where traffic goes that no route wants (nowhere if empty).
     pub cluster: ClusterId,
     /// Opened for clients outside (`ports:`) rather than at a virtual address.
     pub published: bool,
+    /// Chooses by route.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<TableId>,
+    /// TLS ends here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ListenerTls>,
+    /// Connections from these networks begin with a PROXY protocol header.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accept_proxy_from: Vec<IpNet>,
+}
+
+/// How TLS is spoken at a listener. Certificates are chosen by server name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ListenerTls {
+    /// The oldest version.
+    pub min: TlsVersion,
+    /// Certificates of clients.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_auth: Option<ClientAuth>,
+}
+
+/// The routes of an entrypoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteTable {
+    /// In any order; the one with the highest priority that matches is taken, the first by name among equals.
+    pub routes: Vec<RouteEntry>,
+    /// Requests that no route wants go to this scheme and port instead of 404 (308).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redirect_https: Option<u16>,
+}
+
+/// One route, with its services resolved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteEntry {
+    /// `stack/route`.
+    pub name: String,
+    /// Which requests.
+    pub rule: Rule,
+    /// The highest wins.
+    pub priority: i64,
+    /// Requests or connections.
+    #[serde(default)]
+    pub kind: RouteKind,
+    /// Where they go, with weights; never empty.
+    pub clusters: Vec<(ClusterId, u32)>,
+    /// What is done to them.
+    #[serde(default)]
+    pub filters: Filters,
+    /// The whole answer must have come by then, in milliseconds; overrides the cluster's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+/// A certificate chain and its key.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// Names that it is shown for, exact or `*.example.com`; those in the certificate when empty.
+    #[serde(default)]
+    pub names: Vec<String>,
+    /// PEM: the chain, leaf first.
+    pub chain: String,
+    /// PEM: the private key (PKCS #8, PKCS #1 or SEC 1).
+    pub key: String,
+}
+
+impl std::fmt::Debug for Certificate {
+    /// Without the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Certificate").field("names", &self.names).finish_non_exhaustive()
+    }
+}
+
+/// Proofs that certificate authorities ask for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Challenges {
+    /// Token → key authorization (RFC 8555, 8.3), answered on every plain listener with a table.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub http: BTreeMap<String, String>,
+    /// Certificates shown to handshakes that offer `acme-tls/1` (RFC 8737).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tls_alpn: Vec<Certificate>,
+}
+
+impl Challenges {
+    /// Nothing is to be proved.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.http.is_empty() && self.tls_alpn.is_empty()
+    }
 }
 
 /// The endpoints of one port of one service.
@@ -50,6 +178,20 @@ pub struct Cluster {
     /// With no ready endpoint, requests are held for a while because one is expected soon; otherwise they
     /// are refused at once.
     pub expected: bool,
+    /// What the endpoints speak, where that is declared.
+    #[serde(default, skip_serializing_if = "is_auto")]
+    pub protocol: Protocol,
+    /// How traffic is treated; `None` is the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Box<TrafficPolicy>>,
+    /// Zones of the endpoints that are in one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub zones: BTreeMap<InstanceId, String>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // The form that serde wants.
+fn is_auto(protocol: &Protocol) -> bool {
+    *protocol == Protocol::Auto
 }
 
 /// Server → proxy.
@@ -122,6 +264,33 @@ pub struct ListenerFailure {
 pub struct Stats {
     /// Per cluster.
     pub clusters: BTreeMap<ClusterId, ClusterStats>,
+    /// Per route, caller and cluster.
+    #[serde(default)]
+    pub edges: Vec<EdgeStats>,
+}
+
+/// Counters of the traffic from one caller over one route to one cluster, since the proxy started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EdgeStats {
+    /// The route's name; empty for traffic at a virtual address or a published port.
+    #[serde(default)]
+    pub route: String,
+    /// `stack/service` of the caller; empty for callers outside.
+    #[serde(default)]
+    pub caller: String,
+    /// Where it went; empty if the proxy answered by itself.
+    #[serde(default)]
+    pub cluster: ClusterId,
+    /// Answers by status (0: none could be sent, or an opaque connection).
+    pub statuses: BTreeMap<u16, u64>,
+    /// Tries beyond the first.
+    pub retries: u64,
+    /// Bytes of bodies from callers.
+    pub bytes_in: u64,
+    /// Bytes of bodies to callers.
+    pub bytes_out: u64,
+    /// Microseconds to the end of the answer.
+    pub latency: Histogram,
 }
 
 /// Counters of one cluster since the proxy started.

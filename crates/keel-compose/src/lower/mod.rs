@@ -119,6 +119,8 @@ impl Lower<'_> {
             directory: project.directory.clone(),
             services,
             volumes: self.volumes(),
+            entrypoints: BTreeMap::new(),
+            acme: None,
         })
     }
 
@@ -164,6 +166,8 @@ impl Lower<'_> {
             labels: self.labels(context.node.at(&["deploy", "labels"])),
             ports: ports.inside,
             publish: ports.published,
+            routes: Vec::new(),
+            traffic: keel_model::TrafficPolicy::default(),
         })
     }
 

@@ -39,6 +39,8 @@ pub fn service(replicas: u32, mode: &str) -> Service {
         stop: StopPolicy::default(),
         readiness: Readiness { startup_timeout: Duration::from_secs(20), ..Readiness::default() },
         labels: BTreeMap::new(),
+        routes: Vec::new(),
+        traffic: keel_model::TrafficPolicy::default(),
     }
 }
 
@@ -86,6 +88,8 @@ pub fn record<const N: usize>(services: [(&str, Service); N]) -> StackRecord {
             directory: PathBuf::from("/"),
             services: services.into_iter().map(|(n, service)| (name(n), service)).collect(),
             volumes: BTreeMap::new(),
+            entrypoints: BTreeMap::new(),
+            acme: None,
         },
         intents: BTreeMap::new(),
         removing: false,

@@ -141,7 +141,7 @@ impl Proxy {
 }
 
 pub fn listener(bind: SocketAddr, protocol: Protocol) -> Listener {
-    Listener { bind, protocol, cluster: CART.into(), published: false }
+    Listener { bind, protocol, cluster: CART.into(), ..Listener::default() }
 }
 
 /// A cluster of endpoints; the instance is named after its address.
@@ -154,7 +154,7 @@ pub fn cluster(endpoints: &[(SocketAddr, EndpointState)], expected: bool) -> Clu
             state: *state,
         })
         .collect();
-    Cluster { endpoints, expected }
+    Cluster { endpoints, expected, ..Cluster::default() }
 }
 
 pub fn instance(address: SocketAddr) -> InstanceId {
@@ -228,7 +228,12 @@ impl Server {
     ) -> Vec<ListenerFailure> {
         self.generation += 1;
         let generation = Generation(self.generation);
-        self.send(&ToProxy::Snapshot(Snapshot { generation, listeners, clusters }));
+        self.send(&ToProxy::Snapshot(Snapshot {
+            generation,
+            listeners,
+            clusters,
+            ..Snapshot::default()
+        }));
         self.acknowledged()
     }
 

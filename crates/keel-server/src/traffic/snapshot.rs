@@ -97,7 +97,10 @@ fn clusters(
                     })
                 })
                 .collect();
-            (cluster_id(stack_name, name, target), Cluster { endpoints, expected })
+            (
+                cluster_id(stack_name, name, target),
+                Cluster { endpoints, expected, ..Cluster::default() },
+            )
         })
         .collect()
 }
@@ -121,7 +124,7 @@ fn listeners(
             bind: SocketAddr::new(address.address, network.client_port(port.target)),
             protocol: port.protocol,
             cluster: cluster_id(stack_name, name, port.target),
-            published: false,
+            ..Listener::default()
         });
     }
     for port in service.publish.iter().filter(|port| port.transport == Transport::Tcp) {
@@ -139,6 +142,7 @@ fn listeners(
             protocol: port.protocol,
             cluster: cluster_id(stack_name, name, port.target),
             published: true,
+            ..Listener::default()
         }));
     }
     listeners
