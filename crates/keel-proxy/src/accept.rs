@@ -10,6 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
 use crate::buffer::Buffer;
+use crate::conn::Conn;
 use crate::deadline::Deadline;
 use crate::limits::{ACCEPT_PAUSE, BUFFER, CLIENT_IDLE, DETECT, REQUEST_HEAD};
 use crate::worker::{Target, Worker};
@@ -18,7 +19,7 @@ use crate::{http1, stream, tunnel};
 /// A client's connection and what belongs to it.
 #[derive(Debug)]
 pub struct Client {
-    pub stream: TcpStream,
+    pub stream: Conn,
     pub peer: SocketAddr,
     pub target: Rc<Target>,
     pub worker: Rc<Worker>,
@@ -87,7 +88,7 @@ impl Drop for Open {
 fn spawn(worker: &Rc<Worker>, target: &Rc<Target>, (stream, peer): (TcpStream, SocketAddr)) {
     let open = Open::new(worker);
     let client = Client {
-        stream,
+        stream: stream.into(),
         peer,
         target: Rc::clone(target),
         worker: Rc::clone(worker),
@@ -147,7 +148,7 @@ async fn first_bytes(client: &Client, first: &mut Buffer) -> io::Result<Wire> {
             *first = client.worker.buffers.take();
             client.deadline.set(REQUEST_HEAD);
         }
-        let more = match stream::try_read(&client.stream, first.room(BUFFER.max(MAX_LOOK))) {
+        let more = match client.stream.try_read(first.room(BUFFER.max(MAX_LOOK))) {
             Ok(0) if first.is_empty() => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(0) => More::Not,
             Ok(n) => {

@@ -13,12 +13,11 @@ use keel_model::EndpointState;
 use keel_route::balance::{self, Random};
 use keel_route::retry::Budget;
 use keel_route::snapshot::ClusterId;
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
+use crate::conn::Conn;
 use crate::limits::{MAX_IDLE_PER_ENDPOINT, UPSTREAM_FRESH, UPSTREAM_IDLE};
 use crate::shared::{ClusterShared, Counters, EndpointShared, Shared};
-use crate::stream;
 
 /// The state of a cluster, to be applied by every worker.
 #[derive(Clone, Debug)]
@@ -40,7 +39,7 @@ pub struct WorkerEndpoint {
 
 #[derive(Debug)]
 struct IdleStream {
-    stream: TcpStream,
+    stream: Conn,
     since_ms: u64,
 }
 
@@ -63,14 +62,14 @@ impl WorkerEndpoint {
 
     /// A kept-alive connection that still looks alive. For a request that must not be repeated it must have been
     /// used a moment ago and is asked once more.
-    pub fn check_out(&self, now_ms: u64, repeatable: bool) -> Option<TcpStream> {
+    pub fn check_out(&self, now_ms: u64, repeatable: bool) -> Option<Conn> {
         loop {
             let IdleStream { stream, since_ms } = self.idle.borrow_mut().pop()?;
             let idle_ms = u128::from(now_ms.saturating_sub(since_ms));
             let usable = if repeatable {
-                idle_ms < UPSTREAM_IDLE.as_millis() && stream::is_quiet(&stream)
+                idle_ms < UPSTREAM_IDLE.as_millis() && stream.is_quiet()
             } else {
-                idle_ms < UPSTREAM_FRESH.as_millis() && stream::is_quiet_now(&stream)
+                idle_ms < UPSTREAM_FRESH.as_millis() && stream.is_quiet_now()
             };
             if usable {
                 return Some(stream);
@@ -79,7 +78,7 @@ impl WorkerEndpoint {
     }
 
     /// Keeps a connection for the next request.
-    pub fn check_in(&self, stream: TcpStream, now_ms: u64) {
+    pub fn check_in(&self, stream: Conn, now_ms: u64) {
         let mut idle = self.idle.borrow_mut();
         if self.ready.get() && idle.len() < MAX_IDLE_PER_ENDPOINT {
             idle.push(IdleStream { stream, since_ms: now_ms });
@@ -89,7 +88,7 @@ impl WorkerEndpoint {
     fn close_idle(&self, now_ms: u64) {
         self.idle.borrow_mut().retain(|idle| {
             u128::from(now_ms.saturating_sub(idle.since_ms)) < UPSTREAM_IDLE.as_millis()
-                && stream::is_quiet(&idle.stream)
+                && idle.stream.is_quiet()
         });
     }
 }

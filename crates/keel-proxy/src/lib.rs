@@ -12,6 +12,7 @@
 mod accept;
 mod buffer;
 mod cluster;
+mod conn;
 mod control;
 mod deadline;
 mod http1;
@@ -20,6 +21,7 @@ mod listen;
 mod persist;
 mod registry;
 mod shared;
+mod splice;
 mod stream;
 mod tunnel;
 mod upstream;

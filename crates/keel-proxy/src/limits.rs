@@ -81,3 +81,11 @@ pub const SPARE_DESCRIPTORS: u64 = 128;
 pub const COMMAND_QUEUE: usize = 16;
 /// Refused connections waiting to be reported; more are not reported.
 pub const REFUSED_QUEUE: usize = 256;
+/// Bytes that move through the kernel at once.
+pub const PIPE: usize = 1 << 20;
+/// Unused pipes kept by each worker.
+pub const SPARE_PIPES: usize = 32;
+/// Turns in a row with less than a scratch buffer's worth after which copying is cheaper again.
+pub const SMALL_TURNS: u32 = 8;
+/// What is left of a body from this length on moves through the kernel.
+pub const SPLICE_BODY: u64 = 128 * 1024;

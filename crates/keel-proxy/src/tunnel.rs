@@ -6,22 +6,20 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
-use std::os::fd::AsFd;
 use std::pin::pin;
 use std::task::Poll;
 
 use keel_route::detect::Wire;
-use rustix::net::Shutdown;
-use tokio::net::TcpStream;
 
 use crate::accept::{self, Client};
 use crate::buffer::Buffer;
 use crate::cluster::Counted;
+use crate::conn::Conn;
 use crate::deadline::Deadline;
-use crate::limits::{CLIENT_IDLE, MAX_MOVES};
-use crate::stream;
+use crate::limits::{CLIENT_IDLE, MAX_MOVES, SCRATCH, SMALL_TURNS};
 use crate::upstream::{Placement, Reuse, Upstream};
 use crate::worker::Worker;
+use crate::{splice, stream};
 
 /// Serves a connection that is not HTTP/1; `first` was read from it already.
 pub async fn serve(client: Client, first: Buffer) {
@@ -111,7 +109,7 @@ async fn place(client: &Client, counted: &Counted) -> Option<Upstream> {
         Err(why) => {
             counted.failed();
             tracing::debug!(cluster = counted.cluster.id(), ?why, "a connection found no endpoint");
-            stream::reset_on_close(&client.stream);
+            client.stream.reset_on_close();
             None
         }
     }
@@ -120,15 +118,15 @@ async fn place(client: &Client, counted: &Counted) -> Option<Upstream> {
 async fn pass(client: &Client, counted: &Counted, upstream: &Upstream, first: Buffer) {
     if let Err(error) = both_ways(client, &upstream.stream, first, Buffer::default()).await {
         tracing::debug!(cluster = counted.cluster.id(), %error, "a connection broke");
-        stream::reset_on_close(&client.stream);
-        stream::reset_on_close(&upstream.stream);
+        client.stream.reset_on_close();
+        upstream.stream.reset_on_close();
     }
 }
 
 /// Copies in both directions until both have ended; what has been read already goes first.
 pub async fn both_ways(
     client: &Client,
-    upstream: &TcpStream,
+    upstream: &Conn,
     up: Buffer,
     down: Buffer,
 ) -> io::Result<()> {
@@ -157,44 +155,84 @@ pub async fn both_ways(
 
 async fn one_way(
     worker: &Worker,
-    from: &TcpStream,
-    to: &TcpStream,
+    from: &Conn,
+    to: &Conn,
     early: Buffer,
     never: &Deadline,
 ) -> io::Result<()> {
     write(worker, to, early, never).await?;
     loop {
         stream::readable(from, never).await?;
-        let left = {
-            let mut scratch = worker.scratch.borrow_mut();
-            let read = match stream::try_read(from, &mut scratch[..]) {
-                Ok(0) => break,
-                Ok(n) => n,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(e) => return Err(e),
-            };
-            let written = match stream::try_write(to, &scratch[..read], &[]) {
-                Ok(n) => n,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
-                Err(e) => return Err(e),
-            };
-            if written == read {
-                continue;
+        match copy(worker, from, to)? {
+            Copied::All => {}
+            Copied::End => return to.shutdown_write(),
+            Copied::Left(left) => write(worker, to, left, never).await?,
+            Copied::Bulk(left) => {
+                write(worker, to, left, never).await?;
+                bulk(worker, from, to, never).await?;
             }
-            let mut left = worker.buffers.take();
-            left.extend(&scratch[written..read]);
-            left
-        };
-        write(worker, to, left, never).await?;
-    }
-    match rustix::net::shutdown(to.as_fd(), Shutdown::Write) {
-        // It has closed already.
-        Ok(()) | Err(rustix::io::Errno::NOTCONN) => Ok(()),
-        Err(error) => Err(error.into()),
+        }
     }
 }
 
-async fn write(worker: &Worker, to: &TcpStream, bytes: Buffer, never: &Deadline) -> io::Result<()> {
+enum Copied {
+    All,
+    /// Nothing more comes.
+    End,
+    /// The other side took only a part; this is the rest.
+    Left(Buffer),
+    /// As `Left`, and there is much more.
+    Bulk(Buffer),
+}
+
+/// One read and one write.
+fn copy(worker: &Worker, from: &Conn, to: &Conn) -> io::Result<Copied> {
+    let mut scratch = worker.scratch.borrow_mut();
+    let read = match from.try_read(&mut scratch[..]) {
+        Ok(0) => return Ok(Copied::End),
+        Ok(n) => n,
+        Err(e) if is_passing(&e) => return Ok(Copied::All),
+        Err(e) => return Err(e),
+    };
+    let written = match to.try_write(&scratch[..read], &[]) {
+        Ok(n) => n,
+        Err(e) if is_passing(&e) => 0,
+        Err(e) => return Err(e),
+    };
+    let is_bulk = read == scratch.len();
+    if written == read && to.flushed() && !is_bulk {
+        return Ok(Copied::All);
+    }
+    let mut left = Buffer::default();
+    if written < read {
+        left = worker.buffers.take();
+        left.extend(&scratch[written..read]);
+    }
+    Ok(if is_bulk { Copied::Bulk(left) } else { Copied::Left(left) })
+}
+
+/// Lets the system move the bytes for as long as many come.
+async fn bulk(worker: &Worker, from: &Conn, to: &Conn, never: &Deadline) -> io::Result<()> {
+    let (Some(source), Some(sink)) = (from.plain(), to.plain()) else { return Ok(()) };
+    let mut small = 0;
+    while small < SMALL_TURNS {
+        let turn = splice::turn(&worker.pipes, source, sink, u64::MAX, never).await;
+        match turn.map_err(|(splice::Broken::Source(e) | splice::Broken::Sink(e))| e)? {
+            // The end shows in the next read, too.
+            splice::Turn::Moved(0) | splice::Turn::Unavailable => return Ok(()),
+            splice::Turn::Moved(n) if n >= SCRATCH => small = 0,
+            splice::Turn::Moved(_) => small += 1,
+            splice::Turn::Nothing => stream::readable(from, never).await?,
+        }
+    }
+    Ok(())
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+async fn write(worker: &Worker, to: &Conn, bytes: Buffer, never: &Deadline) -> io::Result<()> {
     let written = stream::write_all(to, bytes.bytes(), never).await;
     worker.buffers.give(bytes);
     written.map_err(|(_, error)| error)

@@ -7,10 +7,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use keel_route::retry::{Failure, MAX_CONNECTS};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::cluster::{Avoid, Counted, InFlight, WorkerEndpoint};
+use crate::conn::Conn;
 use crate::limits::{CONNECT, REFUSED_GRACE, REFUSED_PAUSE, REFUSED_PAUSE_MOST};
 use crate::shared::Held;
 use crate::stream::{self, ConnectError};
@@ -19,7 +19,7 @@ use crate::worker::Worker;
 /// A connection to an endpoint, and the request's place in its count.
 #[derive(Debug)]
 pub struct Upstream {
-    pub stream: TcpStream,
+    pub stream: Conn,
     pub in_flight: InFlight,
     /// It has served another request before.
     pub reused: bool,
@@ -117,6 +117,7 @@ impl Placement {
         match Box::pin(stream::connect(endpoint.shared.address, CONNECT)).await {
             Ok(stream) => {
                 endpoint.shared.accepted();
+                let stream = Conn::from(stream);
                 return Some(Upstream { stream, in_flight, reused: false });
             }
             Err(ConnectError::Refused) => {

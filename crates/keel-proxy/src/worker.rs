@@ -22,6 +22,7 @@ use crate::cluster::{ClusterChange, WorkerCluster};
 use crate::deadline::Deadlines;
 use crate::limits::{CLIENT_IDLE_ENDING, SCRATCH, TICK};
 use crate::shared::{ClusterShared, Shared};
+use crate::splice::Pipes;
 
 /// Control thread → worker.
 #[derive(Debug)]
@@ -92,6 +93,8 @@ pub struct Worker {
     pub buffers: Buffers,
     /// Bytes on their way through; never in use across an `await`.
     pub scratch: RefCell<Vec<u8>>,
+    /// For bulk.
+    pub pipes: Pipes,
     pub random: RefCell<Random>,
     /// Open client connections.
     pub connections: Cell<usize>,
@@ -116,6 +119,7 @@ pub fn run(
         deadlines: Rc::default(),
         buffers: Buffers::default(),
         scratch: RefCell::new(vec![0; SCRATCH]),
+        pipes: Pipes::default(),
         random: RefCell::new(Random::new(u64::from(std::process::id()) << 16 | index as u64)),
         connections: Cell::new(0),
         ended: Notify::new(),

@@ -12,11 +12,11 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use keel_route::retry::{self, Failure, Verdict};
-use tokio::net::TcpStream;
 
 use crate::accept::Client;
 use crate::buffer::Buffer;
 use crate::cluster::Counted;
+use crate::conn::Conn;
 use crate::deadline::Deadline;
 use crate::http1::body::{Body, Malformed};
 use crate::http1::relay::{Broken, Relay};
@@ -385,7 +385,7 @@ impl Upload<'_> {
     }
 
     /// Sends the rest of the body as it comes, keeping what fits to be repeated.
-    async fn rest(&mut self, client: &Client, to: &TcpStream, head: usize) -> Result<(), Broken> {
+    async fn rest(&mut self, client: &Client, to: &Conn, head: usize) -> Result<(), Broken> {
         while self.repeatable && !self.body.is_over() {
             client.deadline.set(BODY_STALL);
             let room = self.input.room(BUFFER);

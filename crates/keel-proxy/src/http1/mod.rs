@@ -73,7 +73,7 @@ pub async fn serve(client: Client, first: Buffer) {
             let worker = &client.worker;
             Box::pin(stream::linger(&client.stream, &worker.scratch, &client.deadline)).await;
         }
-        Next::Reset => stream::reset_on_close(&client.stream),
+        Next::Reset => client.stream.reset_on_close(),
     }
     client.worker.buffers.give(std::mem::take(&mut connection.input));
 }
