@@ -10,22 +10,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
 use crate::buffer::Buffer;
-use crate::conn::Conn;
 use crate::deadline::Deadline;
 use crate::limits::{ACCEPT_PAUSE, BUFFER, CLIENT_IDLE, DETECT, REQUEST_HEAD};
+use crate::session::{Client, Session};
 use crate::worker::{Target, Worker};
-use crate::{http1, stream, tunnel};
-
-/// A client's connection and what belongs to it.
-#[derive(Debug)]
-pub struct Client {
-    pub stream: Conn,
-    pub peer: SocketAddr,
-    pub target: Rc<Target>,
-    pub worker: Rc<Worker>,
-    /// For waiting on the client.
-    pub deadline: Deadline,
-}
+use crate::{http1, http2, stream, tunnel};
 
 /// Accepts until told to stop; then takes what is still queued and closes the socket.
 pub async fn run(worker: Rc<Worker>, listener: TcpListener, target: Rc<Target>, stop: Rc<Notify>) {
@@ -87,12 +76,11 @@ impl Drop for Open {
 
 fn spawn(worker: &Rc<Worker>, target: &Rc<Target>, (stream, peer): (TcpStream, SocketAddr)) {
     let open = Open::new(worker);
+    let session = Session::new(peer, Rc::clone(target), Rc::clone(worker), None);
     let client = Client {
         stream: stream.into(),
-        peer,
-        target: Rc::clone(target),
-        worker: Rc::clone(worker),
         deadline: Deadline::new(&worker.deadlines),
+        session: Rc::new(session),
     };
     tokio::task::spawn_local(async move {
         serve(client).await;
@@ -106,6 +94,7 @@ async fn serve(client: Client) {
         Protocol::Tcp => Box::pin(tunnel::serve(client, Buffer::default())).await,
         Protocol::Http | Protocol::Http2 | Protocol::Auto => match look(&client).await {
             Ok((Wire::Http1, first)) => http1::serve(client, first).await,
+            Ok((Wire::Http2, first)) => Box::pin(http2::serve(client, first)).await,
             Ok((_, first)) if first.is_empty() => {
                 if let Some((client, first)) = Box::pin(tunnel::serve_silent(client)).await {
                     http1::serve(client, first).await;

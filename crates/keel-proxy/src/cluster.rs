@@ -6,16 +6,18 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
-use keel_model::EndpointState;
+use keel_model::{EndpointState, Protocol, Timeouts, TrafficPolicy};
 use keel_route::balance::{self, Random};
 use keel_route::retry::Budget;
 use keel_route::snapshot::ClusterId;
 use tokio::sync::Notify;
 
 use crate::conn::Conn;
+use crate::edge::{Edge, Record};
+use crate::http2::Pool;
 use crate::limits::{MAX_IDLE_PER_ENDPOINT, UPSTREAM_FRESH, UPSTREAM_IDLE};
 use crate::shared::{ClusterShared, Counters, EndpointShared, Shared};
 
@@ -25,6 +27,8 @@ pub struct ClusterChange {
     pub shared: Arc<ClusterShared>,
     pub endpoints: Arc<[(Arc<EndpointShared>, EndpointState)]>,
     pub expected: bool,
+    pub protocol: Protocol,
+    pub policy: Arc<TrafficPolicy>,
 }
 
 /// An endpoint, with the idle connections that this worker keeps to it.
@@ -35,6 +39,7 @@ pub struct WorkerEndpoint {
     /// Takes new requests. A connection to one that does not is closed instead of kept.
     ready: Cell<bool>,
     idle: RefCell<Vec<IdleStream>>,
+    pub http2: Pool,
 }
 
 #[derive(Debug)]
@@ -45,7 +50,13 @@ struct IdleStream {
 
 impl WorkerEndpoint {
     fn new(shared: Arc<EndpointShared>, proxy: Arc<Shared>) -> Self {
-        Self { shared, proxy, ready: Cell::new(false), idle: RefCell::default() }
+        Self {
+            shared,
+            proxy,
+            ready: Cell::new(false),
+            idle: RefCell::default(),
+            http2: Pool::default(),
+        }
     }
 
     /// Takes new requests.
@@ -57,6 +68,7 @@ impl WorkerEndpoint {
         self.ready.set(ready);
         if !ready {
             self.idle.take();
+            self.http2.clear();
         }
     }
 
@@ -138,6 +150,8 @@ struct View {
     ready: Vec<Rc<WorkerEndpoint>>,
     draining: Vec<Rc<WorkerEndpoint>>,
     expected: bool,
+    protocol: Protocol,
+    policy: Arc<TrafficPolicy>,
 }
 
 /// One cluster in one worker.
@@ -179,6 +193,16 @@ impl WorkerCluster {
         self.view.borrow().expected
     }
 
+    /// What its endpoints speak, where that is declared.
+    pub fn protocol(&self) -> Protocol {
+        self.view.borrow().protocol
+    }
+
+    /// How long things may take.
+    pub fn timeouts(&self) -> Timeouts {
+        self.view.borrow().policy.timeouts.clone()
+    }
+
     /// Whether any endpoint takes new requests.
     pub fn has_ready(&self) -> bool {
         !self.view.borrow().ready.is_empty()
@@ -189,7 +213,12 @@ impl WorkerCluster {
     pub fn apply(&self, change: &ClusterChange) {
         let old = self.view.take();
         let known: Vec<_> = old.ready.into_iter().chain(old.draining).collect();
-        let mut view = View { expected: change.expected, ..View::default() };
+        let mut view = View {
+            expected: change.expected,
+            protocol: change.protocol,
+            policy: Arc::clone(&change.policy),
+            ..View::default()
+        };
         for (shared, state) in change.endpoints.iter() {
             let endpoint = known
                 .iter()
@@ -218,7 +247,13 @@ impl WorkerCluster {
     pub fn clear(&self) {
         let endpoints = Arc::from([]);
         let shared = Arc::clone(&self.shared);
-        self.apply(&ClusterChange { shared, endpoints, expected: false });
+        self.apply(&ClusterChange {
+            shared,
+            endpoints,
+            expected: false,
+            protocol: Protocol::Auto,
+            policy: Arc::default(),
+        });
     }
 
     /// Closes connections that were idle for too long or were closed by the endpoint.
@@ -261,34 +296,72 @@ impl WorkerCluster {
 #[derive(Debug)]
 pub struct Counted {
     pub cluster: Rc<WorkerCluster>,
+    edge: Rc<Edge>,
     begun: Instant,
     none: Cell<bool>,
+    record: Cell<Record>,
 }
 
 impl Counted {
-    pub fn begin(cluster: Rc<WorkerCluster>) -> Self {
-        cluster.counters().requests.fetch_add(1, Relaxed);
-        Self { cluster, begun: Instant::now(), none: Cell::new(false) }
+    pub fn begin(cluster: Rc<WorkerCluster>, edge: Rc<Edge>) -> Self {
+        let counted = Self {
+            cluster,
+            edge,
+            begun: Instant::now(),
+            none: Cell::new(false),
+            record: Cell::default(),
+        };
+        add(&counted.cluster.counters().requests, 1);
+        counted
     }
 
     /// It turned out to be none: what came on the connection is counted request by request.
     pub fn was_none(self) {
-        self.cluster.counters().requests.fetch_sub(1, Relaxed);
+        let requests = &self.cluster.counters().requests;
+        requests.store(requests.load(Relaxed).wrapping_sub(1), Relaxed);
         self.none.set(true);
     }
 
-    pub fn failed(&self) {
-        self.cluster.counters().failed.fetch_add(1, Relaxed);
+    fn note(&self, change: impl FnOnce(&mut Record)) {
+        let mut record = self.record.get();
+        change(&mut record);
+        self.record.set(record);
+    }
+
+    /// The platform failed it, and said so with `status` (0: not at all).
+    pub fn failed(&self, status: u16) {
+        add(&self.cluster.counters().failed, 1);
+        self.note(|record| {
+            if record.status == 0 {
+                record.status = status;
+            }
+        });
     }
 
     pub fn retried(&self) {
-        self.cluster.counters().retries.fetch_add(1, Relaxed);
+        add(&self.cluster.counters().retries, 1);
+        self.note(|record| record.retries += 1);
     }
 
     pub fn answered(&self, status: u16) {
         if status >= 500 {
-            self.cluster.counters().server_errors.fetch_add(1, Relaxed);
+            add(&self.cluster.counters().server_errors, 1);
         }
+        self.note(|record| record.status = status);
+    }
+
+    /// Bytes of bodies passed: from the caller, and to it.
+    pub fn moved(&self, bytes_in: u64, bytes_out: u64) {
+        self.note(|record| {
+            record.bytes_in += bytes_in;
+            record.bytes_out += bytes_out;
+        });
+    }
+
+    /// What is known of it so far.
+    pub fn so_far(&self) -> Record {
+        let latency_us = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        Record { latency_us, ..self.record.get() }
     }
 }
 
@@ -297,9 +370,15 @@ impl Drop for Counted {
         if self.none.get() {
             return;
         }
-        let time = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let record = self.so_far();
         let counters = self.cluster.counters();
-        counters.total_us.fetch_add(time, Relaxed);
-        counters.ended.fetch_add(1, Relaxed);
+        add(&counters.total_us, record.latency_us);
+        add(&counters.ended, 1);
+        self.edge.add(record);
     }
+}
+
+/// Each worker writes its own counters, so that no read-modify-write is needed.
+fn add(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
 }

@@ -9,7 +9,7 @@ use std::io;
 
 use keel_model::InstanceId;
 use keel_route::codec::{Decoder, encode};
-use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, ToProxy};
+use keel_route::snapshot::{EdgeStats, FromProxy, ListenerFailure, Snapshot, ToProxy};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::SocketAddr;
@@ -23,7 +23,7 @@ use crate::persist::{self, Saver};
 use crate::registry::Registry;
 use crate::shared::Shared;
 use crate::worker::{Change, Command};
-use crate::{ControlSocket, Error};
+use crate::{ControlSocket, Error, edge};
 
 /// Bytes read from the server at once.
 const READ: usize = 64 * 1024;
@@ -216,7 +216,8 @@ impl Running {
     async fn obey(&mut self, message: ToProxy) -> Result<bool, Error> {
         let failed = match message {
             ToProxy::Stats => {
-                let stats = self.registry.stats();
+                let mut stats = self.registry.stats();
+                stats.edges = self.edges().await?;
                 self.send(&FromProxy::Stats(stats)).await;
                 return Ok(false);
             }
@@ -244,6 +245,18 @@ impl Running {
         }
         self.apply(changes).await?;
         Ok(failed)
+    }
+
+    /// What the workers have counted, added up.
+    async fn edges(&self) -> Result<Vec<EdgeStats>, Error> {
+        let mut parts = Vec::new();
+        for (index, worker) in self.workers.iter().enumerate() {
+            let (answer, answered) = oneshot::channel();
+            let sent = worker.send(Command::Stats(answer)).await;
+            sent.map_err(|_| Error::WorkerDied(index))?;
+            parts.extend(answered.await.map_err(|_| Error::WorkerDied(index))?);
+        }
+        Ok(edge::merge(parts))
     }
 
     /// Brings a change to every worker and waits until all use it.

@@ -10,16 +10,22 @@
 //! queue and buffer has a bound in `limits`; hostile bytes are an error, never a panic.
 
 mod accept;
+mod bridge;
 mod buffer;
 mod cluster;
 mod conn;
 mod control;
 mod deadline;
+mod edge;
 mod http1;
+mod http2;
+mod ids;
 mod limits;
 mod listen;
 mod persist;
 mod registry;
+mod reply;
+mod session;
 mod shared;
 mod splice;
 mod stream;

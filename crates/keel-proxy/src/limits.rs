@@ -89,3 +89,18 @@ pub const SPARE_PIPES: usize = 32;
 pub const SMALL_TURNS: u32 = 8;
 /// What is left of a body from this length on moves through the kernel.
 pub const SPLICE_BODY: u64 = 128 * 1024;
+/// Edges that each worker tells apart.
+pub const MAX_EDGES: usize = 10_000;
+/// Largest piece of a body that is handed to HTTP/2 without asking whether the peer takes it.
+pub const MAX_H2_PIECE: usize = 64 * 1024;
+/// Requests at a time on one connection of HTTP/2.
+pub const MAX_H2_STREAMS: u32 = 256;
+/// Streams of one connection of HTTP/2 that its client reset and that are still remembered or waiting; a client with
+/// more is cut off (CVE-2023-44487).
+pub const MAX_H2_RESETS: usize = 64;
+/// Bytes of a request that may be on their way on one stream of HTTP/2.
+pub const H2_STREAM_WINDOW: u32 = 256 * 1024;
+/// Bytes of all requests that may be on their way on one connection of HTTP/2.
+pub const H2_CONNECTION_WINDOW: u32 = 1 << 20;
+/// Bytes that one stream of HTTP/2 may keep waiting for the peer.
+pub const MAX_H2_SEND_BUFFER: usize = 256 * 1024;

@@ -35,6 +35,7 @@ pub struct Registry {
     endpoints: HashMap<EndpointKey, Weak<EndpointShared>>,
     /// Open listeners, and where they lead.
     open: BTreeMap<SocketAddr, (Protocol, ClusterId)>,
+    callers: BTreeMap<std::net::IpAddr, String>,
 }
 
 impl Registry {
@@ -46,6 +47,7 @@ impl Registry {
             clusters: BTreeMap::new(),
             endpoints: HashMap::new(),
             open: BTreeMap::new(),
+            callers: BTreeMap::new(),
         }
     }
 
@@ -74,6 +76,7 @@ impl Registry {
             changes.iter_mut().for_each(|c| c.removed_clusters.push(id.clone()));
         }
         let failed = self.set_listeners(&mut changes);
+        self.set_callers(&mut changes);
         self.endpoints.retain(|_, endpoint| endpoint.strong_count() > 0);
         (changes, failed)
     }
@@ -116,7 +119,13 @@ impl Registry {
                 (shared, e.state)
             })
             .collect();
-        let change = ClusterChange { shared, endpoints, expected: cluster.expected };
+        let change = ClusterChange {
+            shared,
+            endpoints,
+            expected: cluster.expected,
+            protocol: cluster.protocol,
+            policy: cluster.policy.as_deref().map_or_else(Arc::default, |p| Arc::new(p.clone())),
+        };
         changes.iter_mut().for_each(|c| c.clusters.push(change.clone()));
         self.clusters.insert(id.clone(), Known { state: cluster, change });
     }
@@ -157,6 +166,16 @@ impl Registry {
             stays
         });
         failed
+    }
+
+    fn set_callers(&mut self, changes: &mut [Change]) {
+        let callers = &self.snapshot.callers;
+        if self.callers != *callers {
+            self.callers.clone_from(callers);
+            let by_address: Arc<HashMap<_, _>> =
+                Arc::new(callers.iter().map(|(ip, name)| (*ip, name.clone())).collect());
+            changes.iter_mut().for_each(|c| c.callers = Some(Arc::clone(&by_address)));
+        }
     }
 
     /// What is in flight at each instance that drains, over all its clusters.

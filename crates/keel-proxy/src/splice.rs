@@ -81,9 +81,8 @@ pub async fn turn(
     let Ok(mut pipe) = pipes.take() else { return Ok(Turn::Unavailable) };
     let most = usize::try_from(most).unwrap_or(PIPE).min(PIPE);
     let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
-    let filled = from.try_io(Interest::READABLE, || {
-        Ok(splice(from, None, &pipe.into, None, most, flags)?)
-    });
+    let filled =
+        from.try_io(Interest::READABLE, || Ok(splice(from, None, &pipe.into, None, most, flags)?));
     let n = match filled {
         Ok(n) => n,
         Err(e) if is_passing(&e) => {

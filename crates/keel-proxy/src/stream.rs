@@ -101,11 +101,7 @@ pub fn is_exhaustion(error: &io::Error) -> bool {
 }
 
 /// Ends the connection so that the peer can read our last words although it is still sending.
-pub async fn linger(
-    stream: &Conn,
-    scratch: &std::cell::RefCell<Vec<u8>>,
-    deadline: &Deadline,
-) {
+pub async fn linger(stream: &Conn, scratch: &std::cell::RefCell<Vec<u8>>, deadline: &Deadline) {
     if stream.shutdown_write().is_err() {
         return;
     }

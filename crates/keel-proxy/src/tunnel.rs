@@ -11,19 +11,20 @@ use std::task::Poll;
 
 use keel_route::detect::Wire;
 
-use crate::accept::{self, Client};
+use crate::accept;
 use crate::buffer::Buffer;
 use crate::cluster::Counted;
 use crate::conn::Conn;
 use crate::deadline::Deadline;
 use crate::limits::{CLIENT_IDLE, MAX_MOVES, SCRATCH, SMALL_TURNS};
+use crate::session::Client;
 use crate::upstream::{Placement, Reuse, Upstream};
 use crate::worker::Worker;
 use crate::{splice, stream};
 
 /// Serves a connection that is not HTTP/1; `first` was read from it already.
 pub async fn serve(client: Client, first: Buffer) {
-    let counted = Counted::begin(client.target.cluster());
+    let counted = client.session.count(client.target.cluster(), None);
     if let Some(upstream) = place(&client, &counted).await {
         pass(&client, &counted, &upstream, first).await;
     }
@@ -35,7 +36,7 @@ pub async fn serve(client: Client, first: Buffer) {
 /// client that speaks HTTP/1 after all is handed back with its first bytes. While nobody has spoken,
 /// the connection moves on when its endpoint drains.
 pub async fn serve_silent(client: Client) -> Option<(Client, Buffer)> {
-    let counted = Counted::begin(client.target.cluster());
+    let counted = client.session.count(client.target.cluster(), None);
     let silence = Deadline::never(&client.worker.deadlines);
     silence.set_idle(CLIENT_IDLE);
     let mut moves = 0;
@@ -89,7 +90,7 @@ async fn first_to_speak(
             return Ok(Event::Moved);
         }
         let spoken = silence.until(|cx| {
-            if let Poll::Ready(result) = upstream.stream.poll_read_ready(cx) {
+            if let Poll::Ready(result) = upstream.line.poll_read_ready(cx) {
                 return Poll::Ready(result.map(|()| Event::Server));
             }
             client.stream.poll_read_ready(cx).map_ok(|()| Event::Client)
@@ -107,7 +108,7 @@ async fn place(client: &Client, counted: &Counted) -> Option<Upstream> {
     match placement.acquire(&client.worker, counted, Reuse::No).await {
         Ok(upstream) => Some(upstream),
         Err(why) => {
-            counted.failed();
+            counted.failed(0);
             tracing::debug!(cluster = counted.cluster.id(), ?why, "a connection found no endpoint");
             client.stream.reset_on_close();
             None
@@ -116,10 +117,10 @@ async fn place(client: &Client, counted: &Counted) -> Option<Upstream> {
 }
 
 async fn pass(client: &Client, counted: &Counted, upstream: &Upstream, first: Buffer) {
-    if let Err(error) = both_ways(client, &upstream.stream, first, Buffer::default()).await {
+    if let Err(error) = both_ways(client, &upstream.line, first, Buffer::default()).await {
         tracing::debug!(cluster = counted.cluster.id(), %error, "a connection broke");
         client.stream.reset_on_close();
-        upstream.stream.reset_on_close();
+        upstream.line.reset_on_close();
     }
 }
 

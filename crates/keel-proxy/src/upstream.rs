@@ -11,15 +11,50 @@ use tokio::time::Instant;
 
 use crate::cluster::{Avoid, Counted, InFlight, WorkerEndpoint};
 use crate::conn::Conn;
+use crate::http2::Lane;
 use crate::limits::{CONNECT, REFUSED_GRACE, REFUSED_PAUSE, REFUSED_PAUSE_MOST};
 use crate::shared::Held;
 use crate::stream::{self, ConnectError};
 use crate::worker::Worker;
 
-/// A connection to an endpoint, and the request's place in its count.
+/// A way to speak to an endpoint: a connection of HTTP/1 (or of opaque bytes) for one request at a time, or a place
+/// on one of HTTP/2.
+pub trait Line: Sized {
+    /// One that is kept open.
+    fn kept(endpoint: &WorkerEndpoint, now_ms: u64, reuse: Reuse) -> Option<Self>;
+
+    /// A new one.
+    fn open(endpoint: &WorkerEndpoint) -> impl Future<Output = Result<Self, ConnectError>>;
+}
+
+impl Line for Conn {
+    fn kept(endpoint: &WorkerEndpoint, now_ms: u64, reuse: Reuse) -> Option<Self> {
+        match reuse {
+            Reuse::No => None,
+            Reuse::Any | Reuse::Checked => endpoint.check_out(now_ms, reuse == Reuse::Any),
+        }
+    }
+
+    async fn open(endpoint: &WorkerEndpoint) -> Result<Self, ConnectError> {
+        stream::connect(endpoint.shared.address, CONNECT).await.map(Self::from)
+    }
+}
+
+impl Line for Lane {
+    fn kept(endpoint: &WorkerEndpoint, _now_ms: u64, _reuse: Reuse) -> Option<Self> {
+        // Whether it is alive shows when the request is sent, and then nothing has been lost.
+        endpoint.http2.take()
+    }
+
+    async fn open(endpoint: &WorkerEndpoint) -> Result<Self, ConnectError> {
+        endpoint.http2.open(Conn::open(endpoint)).await
+    }
+}
+
+/// A line to an endpoint, and the request's place in its count.
 #[derive(Debug)]
-pub struct Upstream {
-    pub stream: Conn,
+pub struct Upstream<L = Conn> {
+    pub line: L,
     pub in_flight: InFlight,
     /// It has served another request before.
     pub reused: bool,
@@ -60,12 +95,12 @@ pub struct Placement {
 
 impl Placement {
     /// The next connection to try.
-    pub async fn acquire(
+    pub async fn acquire<L: Line>(
         &mut self,
         worker: &Worker,
         request: &Counted,
         reuse: Reuse,
-    ) -> Result<Upstream, Unavailable> {
+    ) -> Result<Upstream<L>, Unavailable> {
         loop {
             let last_resort = !request.cluster.expected();
             if let Some(in_flight) = self.pick(worker, request, last_resort) {
@@ -100,25 +135,22 @@ impl Placement {
         request.cluster.pick(&self.avoid, last_resort, random)
     }
 
-    async fn open(
+    async fn open<L: Line>(
         &mut self,
         worker: &Worker,
         request: &Counted,
         in_flight: InFlight,
         reuse: Reuse,
-    ) -> Option<Upstream> {
+    ) -> Option<Upstream<L>> {
         let endpoint = &in_flight.endpoint;
-        if reuse != Reuse::No
-            && let Some(stream) = endpoint.check_out(worker.deadlines.now_ms(), reuse == Reuse::Any)
-        {
-            return Some(Upstream { stream, in_flight, reused: true });
+        if let Some(line) = L::kept(endpoint, worker.deadlines.now_ms(), reuse) {
+            return Some(Upstream { line, in_flight, reused: true });
         }
         self.connects += 1;
-        match Box::pin(stream::connect(endpoint.shared.address, CONNECT)).await {
-            Ok(stream) => {
+        match Box::pin(L::open(endpoint)).await {
+            Ok(line) => {
                 endpoint.shared.accepted();
-                let stream = Conn::from(stream);
-                return Some(Upstream { stream, in_flight, reused: false });
+                return Some(Upstream { line, in_flight, reused: false });
             }
             Err(ConnectError::Refused) => {
                 endpoint.shared.refused(worker.shared.now_ms());

@@ -5,13 +5,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use keel_model::Protocol;
 use keel_route::balance::Random;
-use keel_route::snapshot::ClusterId;
+use keel_route::snapshot::{ClusterId, EdgeStats};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{JoinHandle, LocalSet};
@@ -20,6 +20,7 @@ use crate::accept;
 use crate::buffer::Buffers;
 use crate::cluster::{ClusterChange, WorkerCluster};
 use crate::deadline::Deadlines;
+use crate::edge::Edges;
 use crate::limits::{CLIENT_IDLE_ENDING, SCRATCH, TICK};
 use crate::shared::{ClusterShared, Shared};
 use crate::splice::Pipes;
@@ -29,6 +30,8 @@ use crate::splice::Pipes;
 pub enum Command {
     /// Apply, then confirm.
     Apply(Change, oneshot::Sender<()>),
+    /// Say what was counted.
+    Stats(oneshot::Sender<Vec<EdgeStats>>),
     /// Accept no more and end idle connections.
     Drain {
         /// To be told when nothing listens any more.
@@ -49,6 +52,8 @@ pub struct Change {
     pub listeners: Vec<ListenerChange>,
     /// Listeners that are gone.
     pub removed_listeners: Vec<SocketAddr>,
+    /// Who calls from where, if that changed.
+    pub callers: Option<Arc<HashMap<IpAddr, String>>>,
 }
 
 /// A listener that is new or leads elsewhere now.
@@ -96,12 +101,24 @@ pub struct Worker {
     /// For bulk.
     pub pipes: Pipes,
     pub random: RefCell<Random>,
+    pub edges: Edges,
+    /// Services by the address that they call from.
+    callers: RefCell<Arc<HashMap<IpAddr, String>>>,
     /// Open client connections.
     pub connections: Cell<usize>,
     /// Woken when a client connection ends.
     pub ended: Notify,
     /// The proxy is about to end.
     pub ending: Cell<bool>,
+    /// Woken when it is.
+    pub draining: Notify,
+}
+
+impl Worker {
+    /// `stack/service` of who calls from `address`; empty if it is outside.
+    pub fn caller(&self, address: IpAddr) -> Rc<str> {
+        self.callers.borrow().get(&address).map_or_else(|| "".into(), |name| name.as_str().into())
+    }
 }
 
 /// Runs a worker until the control thread is gone.
@@ -121,9 +138,12 @@ pub fn run(
         scratch: RefCell::new(vec![0; SCRATCH]),
         pipes: Pipes::default(),
         random: RefCell::new(Random::new(u64::from(std::process::id()) << 16 | index as u64)),
+        edges: Edges::default(),
+        callers: RefCell::default(),
         connections: Cell::new(0),
         ended: Notify::new(),
         ending: Cell::new(false),
+        draining: Notify::new(),
         shared,
     });
     LocalSet::new().block_on(&runtime, serve(worker, commands));
@@ -143,6 +163,10 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
                     state.apply(change).await;
                     // Nobody waits any more if the proxy is about to end.
                     let _ = done.send(());
+                }
+                Some(Command::Stats(answer)) => {
+                    // Nobody waits any more if the server is gone.
+                    let _ = answer.send(worker.edges.stats());
                 }
                 Some(Command::Drain { closed, ended }) => {
                     state.drain().await;
@@ -195,6 +219,10 @@ impl State {
             if let Some(cluster) = self.clusters.remove(&id) {
                 cluster.clear();
             }
+            self.worker.edges.forget(&id);
+        }
+        if let Some(callers) = change.callers {
+            self.worker.callers.replace(callers);
         }
     }
 
@@ -233,6 +261,7 @@ impl State {
 
     async fn drain(&mut self) {
         self.worker.ending.set(true);
+        self.worker.draining.notify_waiters();
         self.worker.deadlines.shorten_idle(CLIENT_IDLE_ENDING);
         for (_, listening) in self.listeners.drain() {
             close(listening).await;

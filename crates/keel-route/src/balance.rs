@@ -17,12 +17,17 @@ impl Random {
         Self(if mixed == 0 { 1 } else { mixed })
     }
 
-    /// A number below `bound`; 0 when `bound` is 0.
-    pub fn below(&mut self, bound: usize) -> usize {
+    /// 64 random bits.
+    pub fn word(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
-        let high = self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+
+    /// A number below `bound`; 0 when `bound` is 0.
+    pub fn below(&mut self, bound: usize) -> usize {
+        let high = self.word() >> 32;
         // Multiply-shift: the upper 32 bits of high · bound.
         let bound = u64::try_from(bound).unwrap_or(u64::MAX).min(u64::from(u32::MAX));
         usize::try_from((high * bound) >> 32).unwrap_or(0)

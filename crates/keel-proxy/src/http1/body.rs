@@ -33,7 +33,7 @@ impl Body {
                 *left -= n as u64;
                 Ok(n)
             }
-            Self::Chunked(chunks) => chunks.take(bytes, None),
+            Self::Chunked(chunks) => chunks.take(bytes, None, None),
             Self::UntilClose => Ok(bytes.len()),
         }
     }
@@ -44,8 +44,18 @@ impl Body {
         bytes: &[u8],
         content: &mut Vec<u8>,
     ) -> Result<usize, Malformed> {
+        self.take_parts(bytes, content, None)
+    }
+
+    /// As [`Body::take_content`], and copies the lines of the trailer section to `trailers`.
+    pub fn take_parts(
+        &mut self,
+        bytes: &[u8],
+        content: &mut Vec<u8>,
+        trailers: Option<&mut Vec<u8>>,
+    ) -> Result<usize, Malformed> {
         if let Self::Chunked(chunks) = self {
-            return chunks.take(bytes, Some(content));
+            return chunks.take(bytes, Some(content), trailers);
         }
         let n = self.take(bytes)?;
         content.extend_from_slice(&bytes[..n]);
@@ -62,7 +72,7 @@ impl Body {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum State {
     /// Before or among the digits of a size.
     Size,
@@ -97,6 +107,7 @@ impl Chunks {
         &mut self,
         bytes: &[u8],
         mut content: Option<&mut Vec<u8>>,
+        mut trailers: Option<&mut Vec<u8>>,
     ) -> Result<usize, Malformed> {
         let mut at = 0;
         while at < bytes.len() && self.state != State::Over {
@@ -112,6 +123,11 @@ impl Chunks {
                     self.state = State::DataCr;
                 }
                 continue;
+            }
+            if self.state >= State::TrailerStart
+                && let Some(trailers) = trailers.as_deref_mut()
+            {
+                trailers.push(bytes[at]);
             }
             self.state = self.step(bytes[at])?;
             at += 1;

@@ -13,22 +13,22 @@ use std::task::Poll;
 
 use keel_route::retry::{self, Failure, Verdict};
 
-use crate::accept::Client;
 use crate::buffer::Buffer;
 use crate::cluster::Counted;
 use crate::conn::Conn;
 use crate::deadline::Deadline;
 use crate::http1::body::{Body, Malformed};
 use crate::http1::relay::{Broken, Relay};
-use crate::http1::reply::Reply;
 use crate::http1::request::{Refusal, Request};
 use crate::http1::response::{self, Response};
 use crate::http1::{Connection, Next};
 use crate::limits::{
     BODY_STALL, BUFFER, MAX_HEAD, MAX_INTERIM, MAX_REPEATABLE_BODY, RESPONSE_HEAD,
 };
+use crate::reply::Reply;
+use crate::session::Client;
 use crate::upstream::{Placement, Reuse, Upstream};
-use crate::{stream, tunnel};
+use crate::{bridge, stream, tunnel};
 
 /// Whether a connection to an endpoint can serve another request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,14 +80,18 @@ struct Upload<'a> {
 
 /// Serves one request.
 pub async fn run(connection: &mut Connection, request: Request) -> Next {
-    let Connection { client, input, request: sent, response, .. } = connection;
+    let Connection { client, input, request: sent, response, bridged, .. } = connection;
+    if let Some(head) = bridged.take() {
+        let counted = client.session.count(client.target.cluster(), None);
+        return Box::pin(bridge::serve_http1(client, &request, *head, input, counted)).await;
+    }
     let head = sent.len();
     let mut upload = Upload { input, body: request.body.clone(), sent, repeatable: true };
     if upload.take_what_is_there().is_err() {
         let refusal = Refusal::Malformed("its body is not properly chunked");
         return reply(client, &request, false, &Reply::refused(refusal)).await;
     }
-    let counted = Counted::begin(client.target.cluster());
+    let counted = client.session.count(client.target.cluster(), None);
     counted.cluster.budget.borrow_mut().request();
     let mut exchange = Exchange { client, request: &request, counted, response, head };
     exchange.until_answered(&mut upload).await
@@ -167,14 +171,14 @@ impl Exchange<'_> {
 
     /// Tells the client that the platform failed it.
     async fn failed(&self, upload: &Upload<'_>, text: &Reply) -> Next {
-        self.counted.failed();
+        self.counted.failed(text.status());
         reply(self.client, self.request, upload.body.is_over(), text).await
     }
 
     /// Sends the request to one endpoint and passes its answer on.
     async fn attempt(&mut self, upload: &mut Upload<'_>, upstream: Upstream) -> Attempt {
         let waiting = Deadline::new(&self.client.worker.deadlines);
-        let written = stream::write_all(&upstream.stream, upload.sent, &waiting).await;
+        let written = stream::write_all(&upstream.line, upload.sent, &waiting).await;
         // If a part went out the endpoint may have answered before it closed.
         if let Err((0, _)) = written {
             return Attempt::Failed(Failure::NothingSent);
@@ -186,13 +190,13 @@ impl Exchange<'_> {
         };
         match attempt {
             Attempt::Answered(next, Connected::Reusable) => {
-                let Upstream { stream, in_flight, .. } = upstream;
-                in_flight.endpoint.check_in(stream, self.client.worker.deadlines.now_ms());
+                let Upstream { line, in_flight, .. } = upstream;
+                in_flight.endpoint.check_in(line, self.client.worker.deadlines.now_ms());
                 Attempt::Answered(next, Connected::Used)
             }
             Attempt::Upgraded(down) => {
                 let up = std::mem::take(upload.input);
-                let tunnel = tunnel::both_ways(self.client, &upstream.stream, up, down);
+                let tunnel = tunnel::both_ways(self.client, &upstream.line, up, down);
                 let ended = Box::pin(tunnel).await;
                 let next = if ended.is_ok() { Next::Close } else { Next::Reset };
                 Attempt::Answered(next, Connected::Used)
@@ -210,7 +214,7 @@ impl Exchange<'_> {
     ) -> Attempt {
         let progress = Progress::default();
         let head = self.head;
-        let mut sending = pin!(upload.rest(self.client, &upstream.stream, head));
+        let mut sending = pin!(upload.rest(self.client, &upstream.line, head));
         let mut answering = pin!(self.answer(upstream, waiting, &progress));
         let mut stopped = false;
         poll_fn(|cx| {
@@ -244,7 +248,7 @@ impl Exchange<'_> {
         // No buffer is held while the endpoint thinks; what is wrong with the connection the read will say.
         loop {
             waiting.set(RESPONSE_HEAD);
-            match stream::readable(&upstream.stream, waiting).await {
+            match stream::readable(&upstream.line, waiting).await {
                 // Its time begins when it has the whole request.
                 Err(e) if is_timeout(&e) && !progress.uploaded.get() => {}
                 Err(e) if is_timeout(&e) => return Attempt::TimedOut,
@@ -266,7 +270,7 @@ impl Exchange<'_> {
     ) -> Attempt {
         let mut interim = 0;
         loop {
-            match stream::read(&upstream.stream, input.room(MAX_HEAD), waiting).await {
+            match stream::read(&upstream.line, input.room(MAX_HEAD), waiting).await {
                 Err(e) if is_timeout(&e) => return Attempt::TimedOut,
                 Ok(0) | Err(_) if interim > 0 || !input.is_empty() => return Attempt::Nonsense,
                 Ok(0) | Err(_) if upstream.reused => return Attempt::Failed(Failure::Stale),
@@ -341,7 +345,7 @@ impl Exchange<'_> {
         if !body.is_over() {
             let mut relay = Relay {
                 worker: &client.worker,
-                from: &upstream.stream,
+                from: &upstream.line,
                 to: &client.stream,
                 deadline: waiting,
                 unchunk: head.unchunk,
@@ -350,7 +354,7 @@ impl Exchange<'_> {
                 Ok(()) => {}
                 Err(Broken::Sink) => return Attempt::Client(None),
                 Err(Broken::Source | Broken::Malformed) => {
-                    counted.failed();
+                    counted.failed(0);
                     return Attempt::Answered(Next::Reset, Connected::Used);
                 }
             }

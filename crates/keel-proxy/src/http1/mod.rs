@@ -5,31 +5,40 @@
 
 mod body;
 mod exchange;
-mod fields;
+pub mod fields;
+pub mod forward;
 mod relay;
-mod reply;
-mod request;
-mod response;
+pub mod request;
+pub mod response;
 
 use std::io;
 use std::net::SocketAddr;
 
-use crate::accept::Client;
+use keel_model::Protocol;
+
+use crate::bridge::head::RequestHead;
 use crate::buffer::Buffer;
-use crate::http1::reply::Reply;
-use crate::http1::request::{Origin, Refusal, Request};
+pub use crate::http1::body::Body;
+use crate::http1::forward::{Changes, Origin};
+pub use crate::http1::request::{Head, Refusal, Request, is_host};
+use crate::http2::{self, Upgrade};
+use crate::ids::Ids;
 use crate::limits::{CLIENT_IDLE, CLIENT_IDLE_ENDING, MAX_HEAD, REQUEST_HEAD};
+use crate::reply::Reply;
+use crate::session::Client;
 use crate::stream;
 
 /// What becomes of a client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Next {
+pub enum Next {
     /// Another request may come.
     Request,
     /// Its last answer has been sent completely.
     Close,
     /// As `Close`, but the client may still be sending.
     Linger,
+    /// It goes on in HTTP/2.
+    Upgrade,
     /// It is broken, or an answer could not be completed: the client must notice.
     Reset,
 }
@@ -43,22 +52,21 @@ struct Connection {
     request: Vec<u8>,
     /// The head of the answer, if it had to be rewritten.
     response: Vec<u8>,
-    peer: String,
-    local: String,
+    /// The request in the form for a service of HTTP/2, if that is what it goes to.
+    bridged: Option<Box<RequestHead>>,
+    /// The request, as the first of a connection of HTTP/2.
+    upgrade: Option<Box<Upgrade>>,
 }
 
 /// Serves a connection until it ends; `first` was read from it already.
 pub async fn serve(client: Client, first: Buffer) {
     let mut connection = Connection {
-        peer: client.peer.ip().to_canonical().to_string(),
-        local: client
-            .stream
-            .local_addr()
-            .map_or_else(|_| "localhost".into(), |a: SocketAddr| a.to_string()),
         client,
         input: first,
         request: Vec::new(),
         response: Vec::new(),
+        bridged: None,
+        upgrade: None,
     };
     let next = loop {
         match connection.turn().await {
@@ -74,6 +82,7 @@ pub async fn serve(client: Client, first: Buffer) {
             Box::pin(stream::linger(&client.stream, &worker.scratch, &client.deadline)).await;
         }
         Next::Reset => client.stream.reset_on_close(),
+        Next::Upgrade => return Box::pin(connection.go_on_in_http2()).await,
     }
     client.worker.buffers.give(std::mem::take(&mut connection.input));
 }
@@ -87,6 +96,9 @@ impl Connection {
         match self.head().await {
             Ok(Some(request)) => {
                 self.input.consume(request.head);
+                if self.upgrade.is_some() {
+                    return Next::Upgrade;
+                }
                 exchange::run(self, request).await
             }
             Ok(None) => Next::Close,
@@ -118,12 +130,10 @@ impl Connection {
         loop {
             self.skip_empty_lines();
             // Whole heads mostly come in one piece; of others only the end is looked for until it is there.
-            if may_be_complete(self.input.bytes(), looked_at) {
-                let origin = Origin { peer: &self.peer, local: &self.local };
-                let parsed = request::parse(self.input.bytes(), origin, &mut self.request);
-                if let Some(request) = parsed.map_err(Reply::refused)? {
-                    return Ok(Some(request));
-                }
+            if may_be_complete(self.input.bytes(), looked_at)
+                && let Some(request) = self.take_head()?
+            {
+                return Ok(Some(request));
             }
             looked_at = self.input.len();
             if looked_at >= MAX_HEAD {
@@ -139,10 +149,53 @@ impl Connection {
         }
     }
 
+    /// Reads the head in the input, if it is complete, and writes the one for the endpoint.
+    fn take_head(&mut self) -> Result<Option<Request>, Reply> {
+        let mut fields = request::fields();
+        let read = request::read(self.input.bytes(), &mut fields).map_err(Reply::refused)?;
+        let Some((request, head)) = read else { return Ok(None) };
+        let session = &self.client.session;
+        if !session.is_secure()
+            && let Some(upgrade) = http2::wanted(&request, &head)
+        {
+            self.upgrade = Some(Box::new(upgrade));
+            return Ok(Some(request));
+        }
+        let local = match head.host {
+            Some(_) => String::new(),
+            None => self.client.stream.local_addr().map_or_else(|_| "localhost".into(), text),
+        };
+        let origin = Origin {
+            peer: &session.peer_text,
+            local: &local,
+            secure: session.is_secure(),
+            lines: session.secure.as_ref().map_or(&[][..], |secure| &secure.lines),
+            ids: Some(Ids::new(&mut session.worker.random.borrow_mut())),
+        };
+        if session.target.cluster().protocol() == Protocol::Http2 && !request.upgrade {
+            self.bridged = Some(Box::new(RequestHead::from_http1(&request, &head, &local)));
+            return Ok(Some(request));
+        }
+        forward::write(&head, &request, origin, Changes::default(), &mut self.request);
+        Ok(Some(request))
+    }
+
     /// Clients may send an empty line before a request (RFC 9112, 2.2).
     fn skip_empty_lines(&mut self) {
         while self.input.bytes().starts_with(b"\r\n") {
             self.input.consume(2);
+        }
+    }
+
+    /// Agrees to speak HTTP/2 from here on.
+    async fn go_on_in_http2(mut self) {
+        let Some(mut upgrade) = self.upgrade.take() else { return };
+        upgrade.input = std::mem::take(&mut self.input);
+        let agreed =
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n";
+        let client = self.client;
+        if stream::write_all(&client.stream, agreed, &client.deadline).await.is_ok() {
+            http2::serve_upgraded(client, *upgrade).await;
         }
     }
 
@@ -153,6 +206,10 @@ impl Connection {
             Err(_) => Next::Close,
         }
     }
+}
+
+fn text(address: SocketAddr) -> String {
+    address.to_string()
 }
 
 /// Whether `input`, of which the first `looked_at` bytes were no complete head, may be one now.

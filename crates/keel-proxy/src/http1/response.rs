@@ -1,13 +1,11 @@
 //! The head of an answer: passed on as it came where nothing has to change, else rewritten in one pass.
 
-use std::mem::MaybeUninit;
-
 use httparse::Header;
 
 use crate::http1::body::{Body, Malformed};
 use crate::http1::fields::{Connection, Copier, Field, Framing, lines_end_properly, offset};
-use crate::http1::request::Request;
-use crate::limits::{MAX_FIELDS, MAX_HEAD};
+use crate::http1::request::{Fields, Request, fields};
+use crate::limits::MAX_HEAD;
 
 /// What a proxy needs to know of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,18 +31,25 @@ impl Response {
     }
 }
 
+/// The head of an answer as it lies in the input.
+#[derive(Debug)]
+pub struct Head<'h, 'b> {
+    pub headers: &'h [Header<'b>],
+    bytes: &'b [u8],
+    found: Found<'b>,
+}
+
 /// Reads the head at the start of `input`, the answer to `request`. The client's connection is to end after it
 /// unless `keep_alive`. `None`: there is more to come.
-pub fn parse(
-    input: &[u8],
+pub fn read<'h, 'b>(
+    input: &'b [u8],
     request: &Request,
     keep_alive: bool,
-    out: &mut Vec<u8>,
-) -> Result<Option<Response>, Malformed> {
-    let mut storage = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    fields: &'h mut Fields<'b>,
+) -> Result<Option<(Response, Head<'h, 'b>)>, Malformed> {
     let mut parsed = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
-    let head = match config.parse_response_with_uninit_headers(&mut parsed, input, &mut storage) {
+    let head = match config.parse_response_with_uninit_headers(&mut parsed, input, fields) {
         Ok(httparse::Status::Complete(head)) if head <= MAX_HEAD => head,
         Ok(httparse::Status::Partial) if input.len() < MAX_HEAD => return Ok(None),
         Ok(_) | Err(_) => return Err(Malformed),
@@ -52,7 +57,8 @@ pub fn parse(
     let (Some(status), Some(version)) = (parsed.code, parsed.version) else {
         return Err(Malformed);
     };
-    let found = Found::read(&input[..head], parsed.headers)?;
+    let headers: &'h [Header<'b>] = parsed.headers;
+    let found = Found::read(&input[..head], headers)?;
     let upgrade = status == 101;
     let http10 = version == 0;
     if status < 100 || (upgrade && !request.upgrade) || (found.framing.chunked && http10) {
@@ -71,14 +77,43 @@ pub fn parse(
         unchunk,
         body,
     };
-    if response.rewritten {
-        found.write(&input[..head], parsed.headers, &response, out);
-        out.extend_from_slice(match (upgrade, keep_alive) {
-            (true, _) => b"Connection: Upgrade\r\n\r\n".as_slice(),
-            (_, false) if status >= 200 => b"Connection: close\r\n\r\n",
+    Ok(Some((response, Head { headers, bytes: &input[..head], found })))
+}
+
+impl Head<'_, '_> {
+    /// Whether a field is for this hop only, or says how the body lies on it.
+    pub fn is_of_this_hop(&self, header: &Header<'_>) -> bool {
+        match Field::of(header.name) {
+            Field::Connection | Field::Hop | Field::TransferEncoding | Field::Upgrade => true,
+            Field::ContentLength => self.found.framing.chunked,
+            _ => self.found.connection.nominates(header.name),
+        }
+    }
+
+    fn write(&self, response: &Response, request: &Request, out: &mut Vec<u8>) {
+        self.found.write(self.bytes, self.headers, response, out);
+        out.extend_from_slice(match (response.status, response.keep_alive) {
+            (101, _) => b"Connection: Upgrade\r\n\r\n".as_slice(),
+            (200.., false) => b"Connection: close\r\n\r\n",
             (_, true) if request.http10 => b"Connection: keep-alive\r\n\r\n",
             _ => b"\r\n",
         });
+    }
+}
+
+/// As [`read`], and writes the head to `out` if it has to be rewritten.
+pub fn parse(
+    input: &[u8],
+    request: &Request,
+    keep_alive: bool,
+    out: &mut Vec<u8>,
+) -> Result<Option<Response>, Malformed> {
+    let mut fields = fields();
+    let Some((response, head)) = read(input, request, keep_alive, &mut fields)? else {
+        return Ok(None);
+    };
+    if response.rewritten {
+        head.write(&response, request, out);
     }
     Ok(Some(response))
 }
@@ -169,11 +204,10 @@ mod tests {
 
     use super::*;
     use crate::http1::body::Chunks;
-    use crate::http1::request::Origin;
 
     fn request(head: &str) -> Request {
-        let origin = Origin { peer: "p", local: "l" };
-        super::super::request::parse(head.as_bytes(), origin, &mut Vec::new()).unwrap().unwrap()
+        let mut fields = super::super::request::fields();
+        super::super::request::read(head.as_bytes(), &mut fields).unwrap().unwrap().0
     }
 
     fn get() -> Request {
