@@ -4,35 +4,41 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
+use futures_util::FutureExt as _;
 use keel_model::Protocol;
 use keel_route::detect::{MAX_LOOK, More, Wire, detect};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
 
 use crate::buffer::Buffer;
 use crate::deadline::Deadline;
 use crate::limits::{ACCEPT_PAUSE, BUFFER, CLIENT_IDLE, DETECT, REQUEST_HEAD};
 use crate::session::{Client, Session};
-use crate::worker::{Target, Worker};
+use crate::worker::{Ending, Stop, Target, Worker};
 use crate::{http1, http2, stream, tunnel};
 
-/// Accepts until told to stop; then takes what is still queued and closes the socket.
-pub async fn run(worker: Rc<Worker>, listener: TcpListener, target: Rc<Target>, stop: Rc<Notify>) {
-    loop {
+/// Accepts until told to stop; then takes what is still queued, unless a successor does.
+pub async fn run(
+    worker: Rc<Worker>,
+    listener: Rc<TcpListener>,
+    target: Rc<Target>,
+    stop: Rc<Stop>,
+) {
+    let ending = loop {
         let accepted = tokio::select! {
             biased;
-            () = stop.notified() => break,
+            ending = stop.told() => break ending,
             accepted = accept(&worker, &listener) => accepted,
         };
         spawn(&worker, &target, accepted);
+    };
+    if ending == Ending::Succeeded {
+        return;
     }
     // A connection that the system has completed belongs to a client that may have sent its request.
-    if let Ok(listener) = listener.into_std() {
-        while let Ok((stream, peer)) = listener.accept() {
-            let nonblocking = stream.set_nonblocking(true);
-            if let Ok(stream) = nonblocking.and_then(|()| TcpStream::from_std(stream)) {
-                spawn(&worker, &target, (stream, peer));
-            }
+    while let Some(accepted) = listener.accept().now_or_never() {
+        match accepted {
+            Ok(accepted) => spawn(&worker, &target, accepted),
+            Err(_) => return,
         }
     }
 }

@@ -30,6 +30,12 @@ pub const REFUSED_PAUSE_MOST: Duration = Duration::from_millis(500);
 pub const LINGER: Duration = Duration::from_secs(2);
 /// At most this many bytes are dropped in that time.
 pub const LINGER_BYTES: usize = 1 << 20;
+/// Connections of a proxy that has a successor end by themselves for this long; then they are cut.
+pub const RETIRED_DRAIN: Duration = Duration::from_secs(3600);
+/// Each step of a handover between two proxies takes at most this long.
+pub const HANDOVER: Duration = Duration::from_secs(10);
+/// Most listening sockets that are handed over.
+pub const MAX_HANDED_SOCKETS: usize = 1 << 20;
 /// Connections end by themselves for this long when the proxy ends; then they are cut.
 pub const DRAIN: Duration = Duration::from_secs(30);
 /// Nothing is accepted for this long when file descriptors ran out.

@@ -36,6 +36,10 @@ pub struct Registry {
     /// Open listeners, and where they lead.
     open: BTreeMap<SocketAddr, (Protocol, ClusterId)>,
     callers: BTreeMap<std::net::IpAddr, String>,
+    /// Sockets of the proxy before, by address, that are not in use yet.
+    adopted: BTreeMap<SocketAddr, Vec<std::net::TcpListener>>,
+    /// A successor listens: listeners are no business of ours any more.
+    retired: bool,
 }
 
 impl Registry {
@@ -48,7 +52,25 @@ impl Registry {
             endpoints: HashMap::new(),
             open: BTreeMap::new(),
             callers: BTreeMap::new(),
+            adopted: BTreeMap::new(),
+            retired: false,
         }
+    }
+
+    /// Takes over listening sockets, to be used instead of new ones.
+    pub fn adopt(&mut self, sockets: BTreeMap<SocketAddr, Vec<std::net::TcpListener>>) {
+        self.adopted = sockets;
+    }
+
+    /// Lets go of all listeners.
+    pub fn retire(&mut self) {
+        self.retired = true;
+        self.open.clear();
+    }
+
+    /// Whether a successor listens.
+    pub fn is_retired(&self) -> bool {
+        self.retired
     }
 
     pub fn snapshot(&self) -> &Snapshot {
@@ -133,6 +155,9 @@ impl Registry {
     fn set_listeners(&mut self, changes: &mut [Change]) -> Vec<ListenerFailure> {
         let mut failed = Vec::new();
         let mut wanted = BTreeSet::new();
+        if self.retired {
+            return failed;
+        }
         for listener in &self.snapshot.listeners {
             let bind = listener.bind;
             let fail = |reason: String| ListenerFailure { bind, reason };
@@ -143,18 +168,21 @@ impl Registry {
             let leads = (listener.protocol, listener.cluster.clone());
             let sockets = match self.open.get(&bind) {
                 Some(known) if *known == leads => continue,
-                Some(_) => (0..self.workers).map(|_| None).collect(),
-                None => match listen::open(listener, self.workers) {
-                    Ok(sockets) => sockets.into_iter().map(Some).collect::<Vec<_>>(),
-                    Err(reason) => {
-                        failed.push(fail(reason));
-                        continue;
+                Some(_) => (0..self.workers).map(|_| Vec::new()).collect(),
+                None => {
+                    let adopted = self.adopted.remove(&bind).unwrap_or_default();
+                    match listen::open(listener, adopted, self.workers) {
+                        Ok(sockets) => sockets,
+                        Err(reason) => {
+                            failed.push(fail(reason));
+                            continue;
+                        }
                     }
-                },
+                }
             };
             let cluster = &self.clusters[&listener.cluster].change.shared;
-            for (change, socket) in changes.iter_mut().zip(sockets) {
-                change.listeners.push(listener_change(listener, cluster, socket));
+            for (change, sockets) in changes.iter_mut().zip(sockets) {
+                change.listeners.push(listener_change(listener, cluster, sockets));
             }
             self.open.insert(bind, leads);
         }
@@ -165,6 +193,8 @@ impl Registry {
             }
             stays
         });
+        // What nobody wants any more is closed; nobody can have been waiting in it for long.
+        self.adopted.clear();
         failed
     }
 
@@ -223,8 +253,8 @@ fn endpoint(
 fn listener_change(
     listener: &Listener,
     cluster: &Arc<ClusterShared>,
-    socket: Option<std::net::TcpListener>,
+    sockets: Vec<std::net::TcpListener>,
 ) -> ListenerChange {
     let Listener { bind, protocol, .. } = *listener;
-    ListenerChange { bind, protocol, cluster: Arc::clone(cluster), socket }
+    ListenerChange { bind, protocol, cluster: Arc::clone(cluster), sockets }
 }

@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -32,13 +33,26 @@ pub enum Command {
     Apply(Change, oneshot::Sender<()>),
     /// Say what was counted.
     Stats(oneshot::Sender<Vec<EdgeStats>>),
-    /// Accept no more and end idle connections.
+    /// Give copies of the listening sockets.
+    Lend(oneshot::Sender<Vec<(SocketAddr, OwnedFd)>>),
+    /// Accept no more.
     Drain {
+        /// Who takes new connections.
+        ending: Ending,
         /// To be told when nothing listens any more.
         closed: oneshot::Sender<()>,
         /// To be told when the last connection has ended.
         ended: oneshot::Sender<()>,
     },
+}
+
+/// How a proxy ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Nobody takes its place: connections that wait to be accepted are, and idle ones are closed.
+    Final,
+    /// A successor holds the same sockets: there is no hurry.
+    Succeeded,
 }
 
 /// What changed.
@@ -62,8 +76,8 @@ pub struct ListenerChange {
     pub bind: SocketAddr,
     pub protocol: Protocol,
     pub cluster: Arc<ClusterShared>,
-    /// This worker's socket, if the listener is new.
-    pub socket: Option<std::net::TcpListener>,
+    /// This worker's sockets, if the listener is new.
+    pub sockets: Vec<std::net::TcpListener>,
 }
 
 /// Where connections to a listener lead; changes while they are open.
@@ -85,7 +99,14 @@ impl Target {
 
 struct Listening {
     target: Rc<Target>,
-    stop: Rc<Notify>,
+    accepting: Vec<Accepting>,
+}
+
+/// One socket that is accepted from.
+struct Accepting {
+    /// A copy for a successor; the listening itself is the task's.
+    socket: Rc<TcpListener>,
+    stop: Rc<Stop>,
     task: JoinHandle<()>,
 }
 
@@ -168,8 +189,12 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
                     // Nobody waits any more if the server is gone.
                     let _ = answer.send(worker.edges.stats());
                 }
-                Some(Command::Drain { closed, ended }) => {
-                    state.drain().await;
+                Some(Command::Lend(answer)) => {
+                    // As above.
+                    let _ = answer.send(state.lend());
+                }
+                Some(Command::Drain { ending, closed, ended }) => {
+                    state.drain(ending).await;
                     let _ = closed.send(());
                     tokio::task::spawn_local(all_ended(Rc::clone(&worker), ended));
                 }
@@ -212,7 +237,7 @@ impl State {
         }
         for bind in change.removed_listeners {
             if let Some(listening) = self.listeners.remove(&bind) {
-                close(listening).await;
+                close(listening, Ending::Final).await;
             }
         }
         for id in change.removed_clusters {
@@ -234,44 +259,93 @@ impl State {
 
     fn listener(&mut self, change: ListenerChange) {
         let cluster = self.cluster(&change.cluster);
-        let Some(socket) = change.socket else {
+        if change.sockets.is_empty() {
             if let Some(listening) = self.listeners.get(&change.bind) {
                 listening.target.protocol.set(change.protocol);
                 listening.target.cluster.replace(cluster);
             }
             return;
-        };
-        let socket = match TcpListener::from_std(socket) {
-            Ok(socket) => socket,
-            Err(error) => {
-                tracing::error!(bind = %change.bind, %error, "a worker cannot listen");
-                return;
-            }
-        };
+        }
         let target = Rc::new(Target {
             protocol: Cell::new(change.protocol),
             cluster: RefCell::new(cluster),
         });
-        let stop = Rc::new(Notify::new());
-        let accepting =
-            accept::run(Rc::clone(&self.worker), socket, Rc::clone(&target), Rc::clone(&stop));
-        let task = tokio::task::spawn_local(accepting);
-        self.listeners.insert(change.bind, Listening { target, stop, task });
+        let mut accepting = Vec::with_capacity(change.sockets.len());
+        for socket in change.sockets {
+            let socket = match TcpListener::from_std(socket) {
+                Ok(socket) => Rc::new(socket),
+                Err(error) => {
+                    tracing::error!(bind = %change.bind, %error, "a worker cannot listen");
+                    continue;
+                }
+            };
+            let stop = Rc::new(Stop::default());
+            let task = tokio::task::spawn_local(accept::run(
+                Rc::clone(&self.worker),
+                Rc::clone(&socket),
+                Rc::clone(&target),
+                Rc::clone(&stop),
+            ));
+            accepting.push(Accepting { socket, stop, task });
+        }
+        self.listeners.insert(change.bind, Listening { target, accepting });
     }
 
-    async fn drain(&mut self) {
+    /// Copies of the listening sockets.
+    fn lend(&self) -> Vec<(SocketAddr, OwnedFd)> {
+        let sockets = self
+            .listeners
+            .iter()
+            .flat_map(|(bind, listening)| listening.accepting.iter().map(|a| (*bind, &a.socket)));
+        let copy = |(bind, socket): (SocketAddr, &Rc<TcpListener>)| {
+            // A successor opens its own where there are too few descriptors for a copy.
+            Some((bind, rustix::io::fcntl_dupfd_cloexec(socket, 0).ok()?))
+        };
+        sockets.filter_map(copy).collect()
+    }
+
+    async fn drain(&mut self, ending: Ending) {
         self.worker.ending.set(true);
         self.worker.draining.notify_waiters();
-        self.worker.deadlines.shorten_idle(CLIENT_IDLE_ENDING);
+        if ending == Ending::Final {
+            self.worker.deadlines.shorten_idle(CLIENT_IDLE_ENDING);
+        }
         for (_, listening) in self.listeners.drain() {
-            close(listening).await;
+            close(listening, ending).await;
         }
     }
 }
 
-/// Stops accepting, after those that wait in the socket's queue.
-async fn close(listening: Listening) {
-    listening.stop.notify_one();
-    // The task ends by itself; a panic in it would have ended the accepting as well.
-    let _ = listening.task.await;
+/// Stops accepting, after those that wait in the socket's queue if nobody else takes them.
+async fn close(listening: Listening, ending: Ending) {
+    for accepting in listening.accepting {
+        accepting.stop.now(ending);
+        drop(accepting.socket);
+        // The task ends by itself; a panic in it would have ended the accepting as well.
+        let _ = accepting.task.await;
+    }
+}
+
+/// Tells the accepting task to stop, and how.
+#[derive(Debug, Default)]
+pub struct Stop {
+    told: Notify,
+    ending: Cell<Option<Ending>>,
+}
+
+impl Stop {
+    fn now(&self, ending: Ending) {
+        self.ending.set(Some(ending));
+        self.told.notify_one();
+    }
+
+    /// Waits to be told.
+    pub async fn told(&self) -> Ending {
+        loop {
+            if let Some(ending) = self.ending.get() {
+                return ending;
+            }
+            self.told.notified().await;
+        }
+    }
 }

@@ -9,6 +9,7 @@ mod http;
 mod lossless;
 mod placement;
 mod proxy;
+mod takeover;
 mod tcp;
 
 /// Not a test: the process that the tests start (see [`proxy::Proxy`]).

@@ -22,6 +22,7 @@ pub const PATIENCE: Duration = Duration::from_secs(15);
 pub const CART: &str = "shop/cart:80";
 
 const DIR: &str = "KEEL_TEST_PROXY_DIR";
+const TAKE_OVER: &str = "KEEL_TEST_PROXY_TAKE_OVER";
 const HOLD_MS: &str = "KEEL_TEST_PROXY_HOLD_MS";
 
 /// The other end of [`Proxy::start`].
@@ -34,6 +35,7 @@ pub fn run_as_told() {
         workers: 2,
         hold_timeout: Duration::from_millis(hold_ms),
         version: "test".into(),
+        take_over: std::env::var_os(TAKE_OVER).is_some(),
     });
     if let Err(error) = result {
         eprintln!("{error}");
@@ -47,16 +49,26 @@ pub struct Process {
 }
 
 impl Process {
-    pub fn start(dir: &Path, hold: Duration) -> Self {
+    fn spawn(dir: &Path, hold: Duration, take_over: bool) -> Self {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "proxy_process", "--ignored", "--nocapture"])
             .env(DIR, dir)
             .env(HOLD_MS, hold.as_millis().to_string())
+            .envs(take_over.then_some((TAKE_OVER, "1")))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         Self { child }
+    }
+
+    /// As [`Process::start`], in the place of the one that runs.
+    pub fn succeed(dir: &Path) -> Self {
+        Self::spawn(dir, Duration::from_secs(20), true)
+    }
+
+    pub fn start(dir: &Path, hold: Duration) -> Self {
+        Self::spawn(dir, hold, false)
     }
 
     pub fn signal(&self, signal: &str) {
@@ -169,17 +181,26 @@ pub struct Server {
 }
 
 impl Server {
-    /// Connects, waiting for the socket to appear, and reads the greeting.
+    /// Connects and reads the greeting, as often as it takes: the socket may have to appear, or be given up by a
+    /// proxy that retires.
     pub fn connect(dir: &Path) -> Self {
         let path = dir.join("control");
-        let stream = until("the control socket", || UnixStream::connect(&path).ok());
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut server = Self { stream, decoder: Decoder::default(), generation: 0 };
-        match server.receive() {
-            Some(FromProxy::Hello { version, .. }) => assert_eq!(version, "test"),
-            other => panic!("{other:?}"),
-        }
-        server
+        until("the control socket", || {
+            let stream = UnixStream::connect(&path).ok()?;
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut server = Self { stream, decoder: Decoder::default(), generation: 0 };
+            let mut bytes = [0; 4096];
+            while let Ok(n @ 1..) = server.stream.read(&mut bytes) {
+                server.decoder.push(&bytes[..n]);
+                if let Some(greeting) = server.decoder.decode().unwrap() {
+                    assert!(
+                        matches!(greeting, FromProxy::Hello { version, .. } if version == "test")
+                    );
+                    return Some(server);
+                }
+            }
+            None
+        })
     }
 
     pub fn send(&mut self, message: &ToProxy) {
@@ -198,6 +219,12 @@ impl Server {
                 n => self.decoder.push(&bytes[..n]),
             }
         }
+    }
+
+    /// Whether the other side ends the connection.
+    pub fn receive_until_end(&mut self) -> bool {
+        while self.receive().is_some() {}
+        true
     }
 
     /// The next message for which `find` finds something.
