@@ -5,6 +5,7 @@
 //! either: a new proxy starts with the last snapshot of the old one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -103,7 +104,7 @@ impl Link {
                 Err(_) if started.is_some_and(|at| at.elapsed() < START_TIME) => {}
                 Err(_) => {
                     started = Some(tokio::time::Instant::now());
-                    self.start();
+                    self.start(Place::Empty);
                     continue;
                 }
             }
@@ -111,7 +112,7 @@ impl Link {
         }
     }
 
-    fn start(&self) {
+    fn start(&self, place: Place) {
         let path = self.state_dir.join("proxy.log");
         let full = std::fs::metadata(&path).is_ok_and(|log| log.len() > MAX_LOG);
         if full && let Err(error) = std::fs::remove_file(&path) {
@@ -125,6 +126,7 @@ impl Link {
             .arg(self.socket())
             .arg("--snapshot-file")
             .arg(self.state_dir.join("proxy.snapshot"))
+            .args((place == Place::Taken).then_some("--take-over"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log.map_or_else(|_| Stdio::null(), Stdio::from))
@@ -261,6 +263,10 @@ impl Link {
             FromProxy::Hello { pid, version } => {
                 tracing::info!(pid, version, "linked to the proxy");
                 self.state.send_modify(|state| state.pid = Some(pid));
+                if is_other_binary(pid, &self.program) {
+                    tracing::info!(pid, "the proxy is of another build; a new one takes its place");
+                    self.start(Place::Taken);
+                }
             }
             FromProxy::Ack { generation, failed } => {
                 session.acknowledged = generation;
@@ -277,6 +283,9 @@ impl Link {
             // The runtime sees an exit and the probes see a hang sooner than anything done here could.
             FromProxy::Refused { instance } => tracing::debug!(%instance, "refused a connection"),
             FromProxy::Stats(stats) => self.state.send_modify(|state| state.stats = stats),
+            FromProxy::Place { .. } | FromProxy::Retired => {
+                tracing::debug!("a word for a successor went astray");
+            }
         }
     }
 
@@ -310,6 +319,22 @@ impl Link {
             self.events.add(EventKind::Platform, None, None, None, message);
         }
     }
+}
+
+/// Whether a proxy is started where none is, or beside one that is to be replaced.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Empty,
+    Taken,
+}
+
+/// Whether process `pid` runs something else than what lies at `program` now. Where that can't be told, it does not.
+fn is_other_binary(pid: u32, program: &std::path::Path) -> bool {
+    let identity = |path: &std::path::Path| {
+        std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+    };
+    let running = identity(std::path::Path::new(&format!("/proc/{pid}/exe")));
+    running.is_some_and(|running| identity(program).is_some_and(|wanted| running != wanted))
 }
 
 fn instances(snapshot: &Snapshot) -> BTreeSet<&InstanceId> {
