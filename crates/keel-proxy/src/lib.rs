@@ -21,6 +21,8 @@ mod persist;
 mod registry;
 mod shared;
 mod stream;
+#[doc(hidden)]
+pub mod tls;
 mod tunnel;
 mod upstream;
 mod worker;
