@@ -235,3 +235,116 @@ fn push_escaped(text: &mut String, value: &str) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use rcgen::{CertificateParams, DnType, KeyPair, SanType, SerialNumber};
+
+    use super::*;
+
+    fn certificate(change: impl FnOnce(&mut CertificateParams)) -> rcgen::Certificate {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        change(&mut params);
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap()
+    }
+
+    /// The value of `key` in a header, found the way that a careful reader finds it.
+    fn value(header: &str, key: &str) -> Option<String> {
+        let mut elements = vec![String::new()];
+        let (mut quoted, mut characters) = (false, header.chars());
+        while let Some(c) = characters.next() {
+            match c {
+                '\\' if quoted => elements.last_mut()?.extend(characters.next()),
+                '"' => quoted = !quoted,
+                ';' | ',' if !quoted => elements.push(String::new()),
+                c => elements.last_mut()?.push(c),
+            }
+        }
+        let found = elements.iter().find_map(|e| e.strip_prefix(key)?.strip_prefix('='));
+        found.map(str::to_owned)
+    }
+
+    #[test]
+    fn says_what_openssl_says() {
+        let certificate = certificate(|params| {
+            params.serial_number = Some(SerialNumber::from(vec![0x0a, 0xbc, 0x01]));
+            params.distinguished_name.push(DnType::CommonName, " #1+2 ");
+            params.distinguished_name.push(DnType::OrganizationName, r#"A "B", <C>; D\"#);
+            params.distinguished_name.push(DnType::CountryName, "DE");
+        });
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), certificate.pem()).unwrap();
+        let output = Command::new("openssl")
+            .args(["x509", "-noout", "-subject", "-issuer", "-serial", "-fingerprint", "-sha256"])
+            .args(["-nameopt", "RFC2253", "-in"])
+            .arg(file.path())
+            .output()
+            .unwrap();
+        let told = String::from_utf8(output.stdout).unwrap();
+        let of = |key: &str| {
+            let line = told.lines().find(|line| line.to_lowercase().starts_with(key));
+            line.and_then(|line| line.split_once('=')).map(|(_, value)| value).unwrap()
+        };
+        let facts = ClientCertificate::from_der(certificate.der()).unwrap();
+        assert_eq!(facts.subject, of("subject"));
+        assert_eq!(facts.issuer, of("issuer"));
+        assert_eq!(facts.serial, of("serial").to_lowercase());
+        assert_eq!(facts.fingerprint_sha256, of("sha256").replace(':', "").to_lowercase());
+    }
+
+    #[test]
+    fn the_header_says_it_all_and_the_pem_comes_back() {
+        let certificate = certificate(|params| {
+            params.distinguished_name.push(DnType::CommonName, "ann");
+            params.subject_alt_names = vec![
+                SanType::URI("spiffe://a.test/ann;x".try_into().unwrap()),
+                SanType::DnsName("ann.test".try_into().unwrap()),
+                SanType::IpAddress("10.1.2.3".parse().unwrap()),
+            ];
+        });
+        let facts = ClientCertificate::from_der(certificate.der()).unwrap();
+        assert_eq!(facts.sans.len(), 3);
+        let header = facts.forwarded(Detail::Facts);
+        let hash = &facts.fingerprint_sha256;
+        let expected =
+            format!(r#"Hash={hash};Subject="CN=ann";URI="spiffe://a.test/ann;x";DNS=ann.test"#);
+        assert_eq!(header, expected);
+        let header = facts.forwarded(Detail::WithPem);
+        let encoded = value(&header, "Cert").unwrap();
+        let pem = encoded.replace("%0A", "\n").replace("%20", " ").replace("%2B", "+");
+        let pem = pem.replace("%2F", "/").replace("%3D", "=");
+        assert_eq!(pem.replace('\r', ""), certificate.pem().replace('\r', ""));
+    }
+
+    #[test]
+    fn no_name_in_a_certificate_can_forge_an_element() {
+        for name in [
+            r#"eve";URI="spiffe://admin"#,
+            r#"eve\";URI="spiffe://admin"#,
+            "eve;URI=spiffe://admin",
+            "eve,Hash=00",
+            "eve\r\nX-Admin: yes",
+            "êve\u{0}\u{7f}",
+        ] {
+            let certificate = certificate(|params| {
+                params.distinguished_name.push(DnType::CommonName, name);
+            });
+            let facts = ClientCertificate::from_der(certificate.der()).unwrap();
+            let header = facts.forwarded(Detail::Facts);
+            assert!(header.bytes().all(|b| (b' '..=b'~').contains(&b)), "{header:?}");
+            assert_eq!(value(&header, "URI"), None, "{header:?}");
+            assert_eq!(value(&header, "Hash"), Some(facts.fingerprint_sha256.clone()));
+            let subject = value(&header, "Subject").unwrap();
+            if name.is_ascii() {
+                assert_eq!(subject, facts.subject);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_certificate_says_nothing() {
+        assert_eq!(ClientCertificate::from_der(&CertificateDer::from(vec![48, 3, 1, 1, 1])), None);
+    }
+}

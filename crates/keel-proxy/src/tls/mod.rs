@@ -25,3 +25,6 @@ pub use hello::{ACME_TLS, ClientHello, MAX_HELLO, Peeked, peek_client_hello};
 pub use listeners::{ListenerConfig, Listeners};
 pub use stream::Tls;
 pub use upstreams::{Upstreams, server_name};
+
+#[cfg(test)]
+mod tests;

@@ -286,6 +286,13 @@ impl Tls {
         self.state.borrow_mut().receive(&self.tcp, &mut []).map(|_| ())
     }
 
+    /// Bytes that are kept in buffers.
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> usize {
+        let state = self.state.borrow();
+        state.held.capacity() + state.plain.capacity() + state.pending.capacity()
+    }
+
     /// The error of TLS that this session has failed with.
     pub(super) fn failure(&self) -> Option<rustls::Error> {
         match &self.state.borrow().failed {
