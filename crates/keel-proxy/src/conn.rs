@@ -123,7 +123,7 @@ impl From<TcpStream> for Conn {
 /// A short read tells that there is no more for now: readiness is then forgotten without asking the system
 /// again, so that a request costs one read and one write per side. This is safe because readiness is
 /// edge-triggered and only noted between two polls: whatever arrives later makes a new event.
-fn read_tcp(tcp: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
+pub fn read_tcp(tcp: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
     let mut short = None;
     let read = tcp.try_io(Interest::READABLE, || {
         let n = rustix::io::read(tcp, &mut *room)?;
@@ -137,7 +137,7 @@ fn read_tcp(tcp: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
 }
 
 /// As [`read_tcp`], the other way.
-fn write_tcp(tcp: &TcpStream, first: &[u8], second: &[u8]) -> io::Result<usize> {
+pub fn write_tcp(tcp: &TcpStream, first: &[u8], second: &[u8]) -> io::Result<usize> {
     let mut short = None;
     let flags = SendFlags::NOSIGNAL;
     let written = tcp.try_io(Interest::WRITABLE, || {

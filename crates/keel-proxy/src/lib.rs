@@ -31,6 +31,8 @@ mod session;
 mod shared;
 mod splice;
 mod stream;
+#[doc(hidden)]
+pub mod tls;
 mod tunnel;
 mod upstream;
 mod worker;
