@@ -14,6 +14,8 @@ mod buffer;
 mod cluster;
 mod control;
 mod deadline;
+#[doc(hidden)]
+pub mod fuzz;
 mod http1;
 mod limits;
 mod listen;

@@ -3,13 +3,13 @@
 //! Requests on one connection are answered strictly in order; the next one is not looked at before the answer to
 //! the one before it is complete. Idle connections hold no buffers.
 
-mod body;
+pub mod body;
 mod exchange;
 mod fields;
 mod relay;
 mod reply;
-mod request;
-mod response;
+pub mod request;
+pub mod response;
 
 use std::io;
 use std::net::SocketAddr;
