@@ -66,6 +66,8 @@ impl Body {
 enum State {
     /// Before or among the digits of a size.
     Size,
+    /// White space after a size: an extension follows, or nothing.
+    SizeSpace,
     Extension,
     SizeLf,
     Data,
@@ -122,9 +124,13 @@ impl Chunks {
     fn step(&mut self, byte: u8) -> Result<State, Malformed> {
         match (self.state, byte) {
             (State::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => self.digit(byte),
-            (State::Size, b';' | b' ' | b'\t') if self.digits > 0 => Ok(State::Extension),
             (State::Size, b'\r') if self.digits > 0 => Ok(State::SizeLf),
-            (State::Extension, b'\r') => Ok(State::SizeLf),
+            (State::Size, b';') if self.digits > 0 => Ok(State::Extension),
+            (State::Size | State::SizeSpace, b' ' | b'\t') if self.digits > 0 => {
+                self.count(MAX_CHUNK_EXTENSION, State::SizeSpace)
+            }
+            (State::SizeSpace, b';') => Ok(State::Extension),
+            (State::SizeSpace | State::Extension, b'\r') => Ok(State::SizeLf),
             (State::Extension, _) if is_text(byte) => {
                 self.count(MAX_CHUNK_EXTENSION, State::Extension)
             }
@@ -202,6 +208,7 @@ mod tests {
             ("5\r\nhello\r\n0\r\n\r\n", "hello"),
             ("05;a=b;c=\"d\"\r\nhello\r\n00\r\n\r\n", "hello"),
             ("1 \r\nx\r\n0\r\nTrail: er\r\nx:\r\n\r\n", "x"),
+            ("1\t ; a = b\r\nx\r\n0\r\n\r\n", "x"),
             ("A\r\n0123456789\r\n0\r\n\r\n", "0123456789"),
         ] {
             for piece in 1..=wire.len() {
@@ -216,6 +223,7 @@ mod tests {
     #[test]
     fn bad_ones() {
         let long = format!("5;{}\r\n", "x".repeat(MAX_CHUNK_EXTENSION + 1));
+        let wide = format!("5{}\r\n", " ".repeat(MAX_CHUNK_EXTENSION + 1));
         for wire in [
             "\r\n",
             "5\n",
@@ -225,6 +233,9 @@ mod tests {
             "+5\r\n",
             "0x5\r\n",
             " 5\r\n",
+            "5 x\r\n",
+            "5 5\r\n",
+            "5\t;\n",
             "g\r\n",
             "5\r\nhello0\r\n",
             "5\r\nhello\n0\r\n",
@@ -239,6 +250,7 @@ mod tests {
             "5;\0\r\n",
             "5;a\nb\r\n",
             &long,
+            &wide,
         ] {
             assert_eq!(all(wire.as_bytes(), 1), Err(Malformed), "{wire:?}");
         }
