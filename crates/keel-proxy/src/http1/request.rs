@@ -126,6 +126,8 @@ struct Found<'a> {
     host: Option<&'a [u8]>,
     expects_continue: bool,
     upgrade: bool,
+    /// HTTP/2 is among the protocols to upgrade to, and what follows would pass unseen: there is no upgrade.
+    http2: bool,
     forwarded_for: bool,
     forwarded_proto: bool,
     forwarded_host: bool,
@@ -177,9 +179,11 @@ impl<'a> Found<'a> {
                 self.expects_continue = true;
             }
             Field::Expect => return Err(Refusal::Expectation),
-            // HTTP/2 is not begun this way here: what follows would pass unseen.
             Field::Upgrade => {
-                self.upgrade = !header.value.to_ascii_lowercase().starts_with(b"h2");
+                self.upgrade = true;
+                let mut protocols = header.value.split(|b| *b == b',').map(<[u8]>::trim_ascii);
+                self.http2 |= protocols
+                    .any(|p| p.get(..2).is_some_and(|start| start.eq_ignore_ascii_case(b"h2")));
             }
             Field::ForwardedFor => self.forwarded_for = true,
             Field::ForwardedProto => self.forwarded_proto = true,
@@ -198,7 +202,8 @@ impl<'a> Found<'a> {
         // (draft-ietf-httpapi-idempotency-key-header).
         let idempotent =
             self.keyed || ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"].contains(&method);
-        let upgrade = self.upgrade && self.connection.upgrade && !http10 && body.is_over();
+        let upgrade = self.upgrade && !self.http2;
+        let upgrade = upgrade && self.connection.upgrade && !http10 && body.is_over();
         Request {
             head,
             idempotent: idempotent && !upgrade,
@@ -324,6 +329,12 @@ mod tests {
                 .unwrap();
         assert!(request.upgrade && !request.idempotent, "a tunnel can't be repeated");
         assert!(out.contains("Upgrade: websocket\r\n") && out.contains("Connection: Upgrade\r\n"));
+
+        for protocols in ["h2c", "websocket, H2C", "h2c\r\nUpgrade: websocket"] {
+            let head = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: ";
+            let (request, out) = read(&format!("{head}{protocols}\r\n\r\n")).unwrap();
+            assert!(!request.upgrade && !out.contains("Upgrade"), "{protocols}: {out}");
+        }
 
         let (request, _) =
             read("POST /pay HTTP/1.1\r\nHost: a\r\nIdempotency-Key: \"k1\"\r\n\r\n").unwrap();
