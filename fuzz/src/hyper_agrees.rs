@@ -76,7 +76,7 @@ fn hyper_sees(bytes: &[u8]) -> Vec<Seen> {
             Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
         }
     });
-    let connection = http1::Builder::new().serve_connection(Wire(bytes), service);
+    let connection = http1::Builder::new().half_close(true).serve_connection(Wire(bytes), service);
     let mut connection = pin!(connection);
     let mut context = Context::from_waker(Waker::noop());
     // All is there from the beginning, so that it only waits to let others run.

@@ -11,7 +11,8 @@ pub fn head(bytes: &[u8]) -> (String, Vec<Field>) {
     let text = bytes.strip_suffix(b"\r\n\r\n").expect("an empty line at the end");
     let mut lines = lines(text).into_iter();
     let first = lines.next().expect("a first line");
-    let first = String::from_utf8(first.to_vec()).expect("a first line of text");
+    // Only a reason, which nobody reads, may have bytes that are no text.
+    let first = String::from_utf8_lossy(first).into_owned();
     (first, lines.map(field).collect())
 }
 
@@ -99,7 +100,7 @@ pub fn chunks(bytes: &[u8]) -> Option<(usize, Vec<u8>)> {
         at += line.len() + 2;
         let digits = line.iter().take_while(|b| b.is_ascii_hexdigit()).count();
         let (size, rest) = line.split_at(digits);
-        if size.is_empty() || size.len() > 16 || rest.len() > 256 {
+        if size.is_empty() || size.len() > 16 {
             return None;
         }
         if !rest.is_empty() && !trim(rest).starts_with(b";") && !trim(rest).is_empty() {
