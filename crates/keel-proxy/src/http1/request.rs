@@ -106,16 +106,29 @@ fn split_target<'a>(
     target: &'a str,
     host: Option<&'a [u8]>,
 ) -> Result<(&'a str, Option<&'a [u8]>), Refusal> {
+    if !target.bytes().all(is_of_target) {
+        return Err(Refusal::Malformed("its target has a character that belongs in none"));
+    }
     if target.starts_with('/') || target == "*" {
         return Ok((target, host));
     }
     let rest = target.strip_prefix("http://").or_else(|| target.strip_prefix("https://"));
     let rest = rest.ok_or(Refusal::Malformed("its target is neither a path nor an address"))?;
     let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    if authority.is_empty() || authority.contains('@') || path.starts_with('?') {
+    if authority.is_empty() || !authority.bytes().all(is_of_host) || path.starts_with('?') {
         return Err(Refusal::Malformed("its target is neither a path nor an address"));
     }
     Ok((if path.is_empty() { "/" } else { path }, Some(authority.as_bytes())))
+}
+
+/// Characters of a target. `{|}^[]\"` belong in none either, but are sent by many and understood by all alike.
+fn is_of_target(byte: u8) -> bool {
+    byte.is_ascii_graphic() && !b"#<>`".contains(&byte)
+}
+
+/// Characters of a host and its port, whether from `Host` or from the target.
+fn is_of_host(byte: u8) -> bool {
+    byte.is_ascii_graphic() && !b"/?#@\\,".contains(&byte)
 }
 
 /// What the header fields say.
@@ -170,8 +183,7 @@ impl<'a> Found<'a> {
                 if self.host.replace(header.value).is_some() {
                     return Err(Refusal::Malformed("it has more than one Host"));
                 }
-                let valid = |b: &u8| b.is_ascii_graphic() && !b"/?#@\\,".contains(b);
-                if !header.value.iter().all(valid) {
+                if !header.value.iter().copied().all(is_of_host) {
                     return Err(Refusal::Malformed("its Host is not a host"));
                 }
             }
@@ -404,7 +416,23 @@ mod tests {
         malformed("GET / HTTP/1.1\nHost: a\n\n");
         malformed("GET  / HTTP/1.1\r\nHost: a\r\n\r\n");
         malformed("GET a HTTP/1.1\r\nHost: a\r\n\r\n");
-        malformed("GET http://u@h/ HTTP/1.1\r\nHost: a\r\n\r\n");
+        for target in [
+            "http://u@h/",
+            "http://a#b/",
+            "http://a,b/",
+            "http://a\\b/",
+            "http:///",
+            "http://?",
+            "/a#b",
+            "/<a",
+            "/a>",
+            "/`",
+            "/\u{e4}",
+            "/\x7f",
+            "//a\tb",
+        ] {
+            malformed(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        }
         malformed("G\x01T / HTTP/1.1\r\nHost: a\r\n\r\n");
         assert_eq!(read("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n"), Err(Refusal::Method));
         assert_eq!(read("GET /a b HTTP/1.1\r\nHost: a\r\n\r\n"), Err(Refusal::Version));
