@@ -106,7 +106,7 @@ fn split_target<'a>(
     target: &'a str,
     host: Option<&'a [u8]>,
 ) -> Result<(&'a str, Option<&'a [u8]>), Refusal> {
-    if !target.bytes().all(is_of_target) {
+    if !is_of_target_characters(target) {
         return Err(Refusal::Malformed("its target has a character that belongs in none"));
     }
     if target.starts_with('/') || target == "*" {
@@ -121,9 +121,14 @@ fn split_target<'a>(
     Ok((if path.is_empty() { "/" } else { path }, Some(authority.as_bytes())))
 }
 
-/// Characters of a target. `{|}^[]\"` belong in none either, but are sent by many and understood by all alike.
-fn is_of_target(byte: u8) -> bool {
-    byte.is_ascii_graphic() && !b"#<>`".contains(&byte)
+/// Whether `target` has only characters of a target. `{|}^[]\` belong in none either, nor the backtick in a query, but
+/// browsers send them and all understand them alike.
+fn is_of_target_characters(target: &str) -> bool {
+    let mut in_query = false;
+    target.bytes().all(|byte| {
+        in_query |= byte == b'?';
+        byte.is_ascii_graphic() && !b"\"#<>".contains(&byte) && (byte != b'`' || in_query)
+    })
 }
 
 /// Characters of a host and its port, whether from `Host` or from the target.
@@ -356,6 +361,9 @@ mod tests {
         assert!(out.starts_with("GET /x HTTP/1.1\r\nHost: other:81\r\n"), "{out}");
         assert!(!request.http10);
 
+        let (_, out) = read("GET /{a|b}^[c]?`d\\ HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        assert!(out.starts_with("GET /{a|b}^[c]?`d\\ "), "{out}");
+
         let (request, out) = read("GET / HTTP/1.0\r\n\r\n").unwrap();
         assert!(request.http10 && !request.keep_alive);
         assert!(out.contains("\r\nHost: 127.0.0.1:80\r\n"), "{out}");
@@ -426,6 +434,7 @@ mod tests {
             "/a#b",
             "/<a",
             "/a>",
+            "/a?\"",
             "/`",
             "/\u{e4}",
             "/\x7f",
