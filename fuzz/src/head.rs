@@ -128,7 +128,7 @@ fn accepted_response(choice: u8, head: &ResponseHead, length: usize) {
     }
     assert!(values(&fields, "content-length").len() <= 1);
     assert!(!http10 || framing != Framing::Chunked, "chunks for a client that knows none");
-    if head.body == Ends::WithConnection || head.unchunk {
+    if head.body == Ends::WithConnection || (head.unchunk && head.body == Ends::Chunked) {
         assert!(!head.keep_alive, "nobody could tell the end");
         assert!(head.body != Ends::WithConnection || !head.reusable);
     }
