@@ -41,6 +41,11 @@ pub fn parse(
     keep_alive: bool,
     out: &mut Vec<u8>,
 ) -> Result<Option<Response>, Malformed> {
+    // The parser skips empty lines, which only a server may do (RFC 9112, 2.2). Here they would be what is left of
+    // another answer.
+    if input.first().is_some_and(u8::is_ascii_whitespace) {
+        return Err(Malformed);
+    }
     let mut storage = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut parsed = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
@@ -311,6 +316,9 @@ mod tests {
             "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
             "HTTP/1.1 099 OK\r\n\r\n",
             "HTTP/1.1 20 OK\r\n\r\n",
+            "\r\nHTTP/1.1 200 OK\r\n\r\n",
+            "\nHTTP/1.1 200 OK\n\n",
+            " HTTP/1.1 200 OK\r\n\r\n",
             "HTTP/2.0 200 OK\r\n\r\n",
             "hello\r\n\r\n",
         ] {
