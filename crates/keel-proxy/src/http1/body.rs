@@ -4,7 +4,7 @@
 //! belong to the body, and refuses what is not exactly as the grammar has it: two readers of one stream must
 //! never disagree about its end.
 
-use crate::limits::{MAX_CHUNK_EXTENSION, MAX_TRAILERS};
+use crate::limits::{MAX_BODY, MAX_CHUNK_EXTENSION, MAX_TRAILERS};
 
 /// The body is not as the grammar has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,12 +158,12 @@ impl Chunks {
     fn digit(&mut self, byte: u8) -> Result<State, Malformed> {
         let value = char::from(byte).to_digit(16).ok_or(Malformed)?;
         self.digits += 1;
-        // 16 digits could not overflow, but leading zeros are bounded too.
+        // 16 digits cannot overflow; leading zeros are bounded too.
         if self.digits > 16 {
             return Err(Malformed);
         }
         self.size = self.size << 4 | u64::from(value);
-        Ok(State::Size)
+        if self.size > MAX_BODY { Err(Malformed) } else { Ok(State::Size) }
     }
 
     fn count(&mut self, most: usize, next: State) -> Result<State, Malformed> {
@@ -210,6 +210,7 @@ mod tests {
             ("1 \r\nx\r\n0\r\nTrail: er\r\nx:\r\n\r\n", "x"),
             ("1\t ; a = b\r\nx\r\n0\r\n\r\n", "x"),
             ("A\r\n0123456789\r\n0\r\n\r\n", "0123456789"),
+            ("0000000000000001\r\nx\r\n0\r\n\r\n", "x"),
         ] {
             for piece in 1..=wire.len() {
                 let followed = [wire.as_bytes(), b"GET"].concat();
@@ -241,6 +242,8 @@ mod tests {
             "5\r\nhello\n0\r\n",
             "5\r\nhello\r0",
             "11112222333344445\r\n",
+            "10000000000000\r\n",
+            "ffffffffffffffff\r\n",
             "0\r\n folded: x\r\n\r\n",
             "0\r\nno colon\r\n\r\n",
             "0\r\n: x\r\n\r\n",

@@ -395,6 +395,8 @@ mod tests {
             "Content-Length: 0x3\r\n",
             "Content-Length:\r\n",
             "Content-Length: 99999999999999999999\r\n",
+            "Content-Length: 9223372036854775807\r\n",
+            "Content-Length: 4503599627370496\r\n",
             "Transfer-Encoding: gzip, chunked\r\n",
             "Transfer-Encoding: chunked, chunked\r\n",
             "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
