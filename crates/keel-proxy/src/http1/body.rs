@@ -90,10 +90,25 @@ pub struct Chunks {
     digits: u8,
     /// Of this chunk's extension, or of the trailer section.
     extra: usize,
+    /// The name of the trailer being read, in small letters, as far as it may be one of [`FORBIDDEN`].
+    name: [u8; LONGEST_FORBIDDEN],
+    name_length: usize,
 }
 
+/// Trailers that say where a message ends or whom it is for: too late, and some programs believe them all the same
+/// (RFC 9110, 6.5.1).
+const FORBIDDEN: &[&[u8]] = &[b"content-length", b"host", b"transfer-encoding"];
+const LONGEST_FORBIDDEN: usize = "transfer-encoding".len();
+
 impl Chunks {
-    pub const NEW: Self = Self { state: State::Size, size: 0, digits: 0, extra: 0 };
+    pub const NEW: Self = Self {
+        state: State::Size,
+        size: 0,
+        digits: 0,
+        extra: 0,
+        name: [0; LONGEST_FORBIDDEN],
+        name_length: 0,
+    };
 
     fn take(
         &mut self,
@@ -142,9 +157,17 @@ impl Chunks {
             (State::DataLf, b'\n') => Ok(State::Size),
             (State::TrailerStart, b'\r') => Ok(State::LastLf),
             (State::TrailerStart | State::TrailerName, _) if is_token(byte) => {
+                if let Some(place) = self.name.get_mut(self.name_length) {
+                    *place = byte.to_ascii_lowercase();
+                }
+                self.name_length += 1;
                 self.count(MAX_TRAILERS, State::TrailerName)
             }
-            (State::TrailerName, b':') => Ok(State::TrailerValue),
+            (State::TrailerName, b':') => {
+                let name = self.name.get(..std::mem::take(&mut self.name_length));
+                let forbidden = name.is_some_and(|name| FORBIDDEN.contains(&name));
+                if forbidden { Err(Malformed) } else { Ok(State::TrailerValue) }
+            }
             (State::TrailerValue, b'\r') => Ok(State::TrailerLf),
             (State::TrailerValue, _) if is_text(byte) => {
                 self.count(MAX_TRAILERS, State::TrailerValue)
@@ -208,6 +231,7 @@ mod tests {
             ("5\r\nhello\r\n0\r\n\r\n", "hello"),
             ("05;a=b;c=\"d\"\r\nhello\r\n00\r\n\r\n", "hello"),
             ("1 \r\nx\r\n0\r\nTrail: er\r\nx:\r\n\r\n", "x"),
+            ("1\r\nx\r\n0\r\nHosts: a\r\nHos: b\r\nTransfer-Encodings: c\r\n\r\n", "x"),
             ("1\t ; a = b\r\nx\r\n0\r\n\r\n", "x"),
             ("A\r\n0123456789\r\n0\r\n\r\n", "0123456789"),
             ("0000000000000001\r\nx\r\n0\r\n\r\n", "x"),
@@ -244,6 +268,9 @@ mod tests {
             "11112222333344445\r\n",
             "10000000000000\r\n",
             "ffffffffffffffff\r\n",
+            "0\r\nHost: x\r\n\r\n",
+            "0\r\nA: b\r\ncontent-Length:5\r\n\r\n",
+            "0\r\nTRANSFER-ENCODING: chunked\r\n\r\n",
             "0\r\n folded: x\r\n\r\n",
             "0\r\nno colon\r\n\r\n",
             "0\r\n: x\r\n\r\n",
