@@ -87,6 +87,9 @@ pub fn parse(
     }
     let found = Found::read(parsed.headers, version == 0)?;
     let request = found.request(method, version == 0, head);
+    if target == "*" && method != "OPTIONS" {
+        return Err(Refusal::Malformed("only OPTIONS is about no path"));
+    }
     let (target, host) = split_target(target, found.host)?;
     if host.is_none() && version == 1 {
         return Err(Refusal::Malformed("it has no Host"));
@@ -100,8 +103,8 @@ pub fn parse(
     Ok(Some(request))
 }
 
-/// The target for the endpoint and the host it means. A target with a host of its own overrides `Host`
-/// (RFC 9112, 3.2.2).
+/// The target for the endpoint and the host it means. A target with a host of its own has to name the same as `Host`:
+/// a client must see to that (RFC 9112, 3.2.2), and what came before us may have gone by the other one.
 fn split_target<'a>(
     target: &'a str,
     host: Option<&'a [u8]>,
@@ -117,6 +120,9 @@ fn split_target<'a>(
     let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
     if authority.is_empty() || !authority.bytes().all(is_of_host) || path.starts_with('?') {
         return Err(Refusal::Malformed("its target is neither a path nor an address"));
+    }
+    if host.is_some_and(|host| !host.eq_ignore_ascii_case(authority.as_bytes())) {
+        return Err(Refusal::Malformed("its Host is not the host of its target"));
     }
     Ok((if path.is_empty() { "/" } else { path }, Some(authority.as_bytes())))
 }
@@ -357,8 +363,11 @@ mod tests {
             read("POST /pay HTTP/1.1\r\nHost: a\r\nIdempotency-Key: \"k1\"\r\n\r\n").unwrap();
         assert!(request.idempotent, "its client says that it may come twice");
 
-        let (request, out) = read("GET http://other:81/x HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        let (request, out) =
+            read("GET http://other:81/x HTTP/1.1\r\nHost: OTHER:81\r\n\r\n").unwrap();
         assert!(out.starts_with("GET /x HTTP/1.1\r\nHost: other:81\r\n"), "{out}");
+        let (_, out) = read("GET http://other HTTP/1.0\r\n\r\n").unwrap();
+        assert!(out.starts_with("GET / HTTP/1.1\r\nHost: other\r\n"), "{out}");
         assert!(!request.http10);
 
         let (_, out) = read("GET /{a|b}^[c]?`d\\ HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
@@ -424,6 +433,9 @@ mod tests {
         malformed("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n");
         malformed("GET / HTTP/1.1\r\nHost: a b\r\n\r\n");
         malformed("GET / HTTP/1.1\nHost: a\n\n");
+        malformed("GET * HTTP/1.1\r\nHost: a\r\n\r\n");
+        malformed("GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n");
+        malformed("GET http://a:80/ HTTP/1.1\r\nHost: a\r\n\r\n");
         malformed("GET  / HTTP/1.1\r\nHost: a\r\n\r\n");
         malformed("GET a HTTP/1.1\r\nHost: a\r\n\r\n");
         for target in [
