@@ -19,6 +19,8 @@ mod deadline;
 mod edge;
 mod elder;
 mod handover;
+#[doc(hidden)]
+pub mod fuzz;
 mod http1;
 mod http2;
 mod ids;

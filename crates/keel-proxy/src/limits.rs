@@ -55,6 +55,8 @@ pub const SAVE_DELAY: Duration = Duration::from_millis(200);
 
 /// Longest head of a request or an answer.
 pub const MAX_HEAD: usize = 64 * 1024;
+/// Longest body, and chunk of one. Nothing is that long; programs that count in fewer bits are not to be led astray.
+pub const MAX_BODY: u64 = (1 << 52) - 1;
 /// Most header fields of a request or an answer.
 pub const MAX_FIELDS: usize = 128;
 /// A connection on which nobody has spoken moves away from draining endpoints this often.

@@ -147,8 +147,7 @@ pub fn forwarded(peer: &str, scheme: &[u8]) -> String {
     }
 }
 
-/// Both steps, without a route.
-#[cfg(test)]
+/// Both steps, without a route; for tests and fuzzing.
 pub fn read_and_write(
     input: &[u8],
     origin: Origin<'_>,

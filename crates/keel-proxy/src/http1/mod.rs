@@ -3,7 +3,7 @@
 //! Requests on one connection are answered strictly in order; the next one is not looked at before the answer to
 //! the one before it is complete. Idle connections hold no buffers.
 
-mod body;
+pub mod body;
 mod exchange;
 pub mod fields;
 pub mod forward;

@@ -47,6 +47,11 @@ pub fn read<'h, 'b>(
     keep_alive: bool,
     fields: &'h mut Fields<'b>,
 ) -> Result<Option<(Response, Head<'h, 'b>)>, Malformed> {
+    // The parser skips empty lines, which only a server may do (RFC 9112, 2.2). Here they would be what is left of
+    // another answer.
+    if input.first().is_some_and(u8::is_ascii_whitespace) {
+        return Err(Malformed);
+    }
     let mut parsed = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
     let head = match config.parse_response_with_uninit_headers(&mut parsed, input, fields) {
@@ -58,7 +63,9 @@ pub fn read<'h, 'b>(
         return Err(Malformed);
     };
     let headers: &'h [Header<'b>] = parsed.headers;
-    let found = Found::read(&input[..head], headers)?;
+    let mut found = Found::read(&input[..head], headers)?;
+    found.empty = status < 200 || status == 204;
+    found.must_change |= found.says_length_of_nothing();
     let upgrade = status == 101;
     let http10 = version == 0;
     if status < 100 || (upgrade && !request.upgrade) || (found.framing.chunked && http10) {
@@ -71,7 +78,11 @@ pub fn read<'h, 'b>(
     let response = Response {
         head,
         status,
-        reusable: lasting && body != Body::UntilClose && !found.both_lengths() && !upgrade,
+        reusable: lasting
+            && body != Body::UntilClose
+            && !found.both_lengths()
+            && !found.says_length_of_nothing()
+            && !upgrade,
         keep_alive,
         rewritten: found.must_change || http10 || request.http10 || (!keep_alive && status >= 200),
         unchunk,
@@ -127,6 +138,8 @@ struct Found<'a> {
     must_change: bool,
     /// Lines end with a bare line feed: some home-made servers do that, and it is put right.
     bare: bool,
+    /// The status is of an answer that can have no body (RFC 9110, 15.2 and 15.3.5).
+    empty: bool,
 }
 
 impl<'a> Found<'a> {
@@ -155,6 +168,12 @@ impl<'a> Found<'a> {
         self.framing.chunked && self.framing.length.is_some()
     }
 
+    /// It says how long a body is that it cannot have. Somebody might believe it, and the endpoint itself might send
+    /// one.
+    fn says_length_of_nothing(&self) -> bool {
+        self.empty && (self.framing.chunked || self.framing.length.is_some())
+    }
+
     /// Writes the head without the empty line at its end.
     fn write(&self, head: &[u8], headers: &[Header<'_>], response: &Response, out: &mut Vec<u8>) {
         out.clear();
@@ -166,6 +185,7 @@ impl<'a> Found<'a> {
         let mut length_seen = false;
         let mut passes = |header: &Header<'_>| match Field::of(header.name) {
             Field::Connection | Field::Hop => false,
+            Field::ContentLength | Field::TransferEncoding if self.empty => false,
             Field::ContentLength => {
                 !std::mem::replace(&mut length_seen, true) && !self.framing.chunked
             }
@@ -266,6 +286,24 @@ mod tests {
     }
 
     #[test]
+    fn what_has_no_body_has_no_length() {
+        for length in ["Content-Length: 0", "Content-Length: 3", "Transfer-Encoding: chunked"] {
+            for status in ["100 Continue", "103 Early Hints", "204 No Content"] {
+                let head = format!("HTTP/1.1 {status}\r\n{length}\r\nA: b\r\n\r\n");
+                let (response, out) = read(&get(), true, &head).unwrap();
+                assert_eq!(out, format!("HTTP/1.1 {status}\r\nA: b\r\n\r\n"));
+                assert!(!response.reusable && response.body.is_over());
+            }
+        }
+        let (response, out) =
+            read(&get(), true, "HTTP/1.1 304 No\r\nContent-Length: 3\r\n\r\n").unwrap();
+        assert!(
+            response.reusable && out.contains("Content-Length"),
+            "the length of another answer"
+        );
+    }
+
+    #[test]
     fn old_clients_and_old_servers() {
         let old = request("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
         let (response, out) =
@@ -312,6 +350,9 @@ mod tests {
             "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
             "HTTP/1.1 099 OK\r\n\r\n",
             "HTTP/1.1 20 OK\r\n\r\n",
+            "\r\nHTTP/1.1 200 OK\r\n\r\n",
+            "\nHTTP/1.1 200 OK\n\n",
+            " HTTP/1.1 200 OK\r\n\r\n",
             "HTTP/2.0 200 OK\r\n\r\n",
             "hello\r\n\r\n",
         ] {

@@ -20,7 +20,7 @@ use rustls::{HandshakeKind, ProtocolVersion};
 use tokio::net::TcpStream;
 
 use super::session::{MAX_HELD, OVERHEAD, RECORD, Records, Session};
-use crate::stream;
+use crate::conn;
 
 /// Plain bytes that one write takes at most. Starts with one record and doubles with every write that the system
 /// takes whole, so that a slow reader makes us keep one record and a fast one costs few system calls.
