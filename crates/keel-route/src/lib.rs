@@ -8,6 +8,8 @@ pub mod balance;
 pub mod codec;
 pub mod detect;
 pub mod eject;
+pub mod ewma;
 pub mod histogram;
 pub mod retry;
+pub mod slow_start;
 pub mod snapshot;
