@@ -4,12 +4,18 @@
 //! takes a request ([`balance`]), which one is left out for a while ([`eject`]), what may be tried again
 //! ([`retry`]) and what a client speaks ([`detect`]). Time and randomness are handed in.
 
+pub mod active_check;
 pub mod balance;
+pub mod breaker;
 pub mod codec;
+pub mod concurrency;
 pub mod detect;
 pub mod eject;
 pub mod ewma;
 pub mod histogram;
+pub mod outlier;
 pub mod retry;
+pub mod retry_after;
+pub mod shed;
 pub mod slow_start;
 pub mod snapshot;
