@@ -1,8 +1,10 @@
 //! Traffic decisions, without sockets.
 //!
 //! What is known about services and endpoints ([`snapshot`]) and how it travels ([`codec`]); which endpoint
-//! takes a request ([`balance`]), which one is left out for a while ([`eject`]), what may be tried again
-//! ([`retry`]) and what a client speaks ([`detect`]). Time and randomness are handed in.
+//! takes a request ([`balance`], by [`ewma`] latency, with a [`slow_start`]); which one is left out for a while
+//! ([`eject`], [`outlier`], [`active_check`]); what may be tried again ([`retry`]); what is refused ([`breaker`],
+//! [`concurrency`], [`shed`]) and until when ([`retry_after`]); and what a client speaks ([`detect`]). Time and
+//! randomness are handed in.
 
 pub mod active_check;
 pub mod balance;

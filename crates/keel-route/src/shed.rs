@@ -7,8 +7,8 @@
 //! Connections are bounded by their number as well; a proxy that has all it may have takes new ones again when it
 //! is below [`RELIEF`] percent of them.
 //!
-//! `memory_used` has to be what would be there after a collection, so to say: bytes that are in use, or what the kernel counts
-//! against the limit less what it can take back. A peak that an allocator keeps must not count for ever.
+//! `memory_used` has to go down when the load does: bytes that are in use, or what the kernel counts against the limit
+//! less what it can take back. What an allocator keeps after a peak must not count, or shedding would never end.
 
 use std::time::Duration;
 
@@ -123,7 +123,7 @@ mod tests {
     proptest! {
         #[test]
         fn it_does_not_swing(memory in 0u64..1_100, wobble in 0u64..50, start in 0u64..1_100) {
-            // Below the relief, ups and downs change it at most once.
+            // Ups and downs smaller than the relief do not switch it on and off.
             let mut shed = Shed::No.next(&pressure(start, 0));
             let mut changes = 0;
             for turn in 0..20 {

@@ -7,11 +7,11 @@
 //!
 //! | policy | chooses | weights, slow start | zone preference |
 //! |---|---|---|---|
-//! | least request (default) | the better of two at random, by latency × requests in flight ([`choice`]) | yes | yes |
-//! | round robin | the next ([`rounds`]) | yes | yes |
+//! | least request (default) | the better of two at random, by latency × requests in flight (`choice`) | yes | yes |
+//! | round robin | the next (`rounds`) | yes | yes |
 //! | random | any | yes | yes |
-//! | ring hash | by key ([`ring`]) | weights | no |
-//! | maglev | by key ([`maglev`]) | weights | no |
+//! | ring hash | by key (`ring`) | weights | no |
+//! | maglev | by key (`maglev`) | weights | no |
 //!
 //! Slow start and zones would send the same key here or there by chance, so the hashing policies ignore them. If the one
 //! that a key belongs to may not be used, the next in an order that depends on the key takes the request, the same at

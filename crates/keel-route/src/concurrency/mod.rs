@@ -1,7 +1,7 @@
 //! Finds the number of requests that a service can work on at a time, by its latency.
 //!
 //! More requests than a service has room for only wait inside it: they are not answered sooner, and all others
-//! later. So the limit grows while latency stays what it is without a queue, and falls when it rises ([`search`]).
+//! later. So the limit grows while latency stays what it is without a queue, and falls when it rises (`search`).
 //! Gradient2 of Netflix' concurrency-limits is the model, changed where it is known to go astray.
 //!
 //! A [`Limiter`] belongs to a service and is shared by the workers of a proxy, without waiting: answers are added to
