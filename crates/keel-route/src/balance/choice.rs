@@ -107,7 +107,9 @@ fn is_better(a: Load, b: Load) -> bool {
         return a.in_flight < b.in_flight;
     }
     let most = low.saturating_mul(MAX_RATIO);
-    let cost = |latency: u64, load: Load| latency.min(most).saturating_mul(load.in_flight.saturating_add(1));
+    let cost = |latency: u64, load: Load| {
+        latency.min(most).saturating_mul(load.in_flight.saturating_add(1))
+    };
     cost(of_a, a) < cost(of_b, b)
 }
 

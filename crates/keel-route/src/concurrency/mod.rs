@@ -13,7 +13,7 @@
 //! long. Opaque and upgraded connections are none of its business: they last as long as they like.
 
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex};
 
 use keel_model::AdaptiveConcurrency;
@@ -32,12 +32,12 @@ const FRACTION: f64 = 65_536.0;
 pub struct Limiter {
     gate: Arc<Gate>,
     limit: AtomicU32,
-    /// The window so far: when it began, answers, the sum of the logarithms of their microseconds.
+    /// The window so far: when it began, answers, the sum of the logarithms of their microseconds, and so on.
     begun_ms: AtomicU64,
     samples: AtomicU32,
     sum: AtomicU64,
     most_in_flight: AtomicU32,
-    dropped: AtomicBool,
+    dropped: AtomicU32,
     /// Only ever tried: who finds it taken has nothing to do.
     search: Mutex<Search>,
 }
@@ -63,7 +63,7 @@ impl Limiter {
             samples: AtomicU32::new(0),
             sum: AtomicU64::new(0),
             most_in_flight: AtomicU32::new(0),
-            dropped: AtomicBool::new(false),
+            dropped: AtomicU32::new(0),
             search: Mutex::new(search),
         }
     }
@@ -92,7 +92,9 @@ impl Limiter {
                 self.sum.fetch_add((logarithm * FRACTION) as u64, Relaxed);
                 self.samples.fetch_add(1, Relaxed);
             }
-            Completion::Dropped => self.dropped.store(true, Relaxed),
+            Completion::Dropped => {
+                self.dropped.fetch_add(1, Relaxed);
+            }
         }
         if now_ms.saturating_sub(self.begun_ms.load(Relaxed)) >= WINDOW_MS
             && let Ok(mut search) = self.search.try_lock()
@@ -114,7 +116,7 @@ impl Limiter {
             self.samples.store(0, Relaxed);
             self.sum.store(0, Relaxed);
             self.most_in_flight.store(0, Relaxed);
-            self.dropped.store(false, Relaxed);
+            self.dropped.store(0, Relaxed);
             self.begun_ms.store(now_ms, Relaxed);
             self.limit.store(search.limit(), Relaxed);
         }

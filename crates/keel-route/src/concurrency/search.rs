@@ -1,12 +1,12 @@
 //! The search for the limit: a state machine that is fed windows.
 //!
 //! - Time is cut into windows of at least [`WINDOW_MS`], [`WINDOW_LATENCIES`] times the latency and
-//!   [`WINDOW_SAMPLES`] answers. The latency of a window is the geometric mean, in which one very slow answer weighs
+//!   [`WINDOW_REQUESTS`] requests. The latency of a window is the geometric mean, in which one very slow answer weighs
 //!   little, and a mixture of quick and slow requests stays comparable with itself.
 //! - `gradient = clamp(TOLERANCE · base / latency, ½, 1)`, `target = limit · gradient + √limit`, and the limit goes a
 //!   fifth of the way to the target. In quiet windows, which do not use half of it, it comes down slowly to
 //!   [`QUIET_ROOM`] times what is used, so that it has something to say when load comes; it falls by a tenth in
-//!   windows with a request that was dropped.
+//!   windows in which more than [`DROPS_PERCENT`] of the requests were dropped.
 //! - `base` is the latency without a queue. It follows quiet windows in seconds, others in about a minute. Gradient2
 //!   knows the latter only; under lasting overload it calls the queue normal and lets it grow. So when the limit
 //!   is reached all the time, every [`REVIEW_MS`] a third of it is allowed for two windows: the queue empties, and the
@@ -22,8 +22,8 @@ use keel_model::AdaptiveConcurrency;
 pub(super) const WINDOW_MS: u64 = 100;
 /// Shortest window in latencies: what changed must have had time to show.
 const WINDOW_LATENCIES: f64 = 2.0;
-/// Fewest answers in a window.
-const WINDOW_SAMPLES: u32 = 50;
+/// Fewest requests in a window.
+const WINDOW_REQUESTS: u32 = 50;
 /// A window that is not full by then is thrown away, in milliseconds.
 pub(super) const WINDOW_MOST_MS: u64 = 30_000;
 /// Latency may be this many times `base` without being held against the service: so much is noise.
@@ -38,7 +38,9 @@ const QUIET_ROOM: f64 = 5.0;
 const QUIET_PACE: f64 = 0.02;
 /// How far the limit goes towards its target in one window.
 const SMOOTHING: f64 = 0.2;
-/// What is left of the limit after a window in which something was dropped.
+/// Percent of the requests of a window; up to here, drops have other reasons than load.
+const DROPS_PERCENT: u32 = 5;
+/// What is left of the limit after a window in which more were dropped.
 const AFTER_DROP: f64 = 0.9;
 /// When the latency of the empty service is below `base` by this factor, there was a queue before that passed for normal.
 const QUEUED: f64 = 1.5;
@@ -82,7 +84,7 @@ pub(super) struct Window {
     /// Sum of the logarithms of latencies in microseconds.
     pub sum: f64,
     pub most_in_flight: u32,
-    pub dropped: bool,
+    pub dropped: u32,
 }
 
 impl Search {
@@ -117,9 +119,9 @@ impl Search {
         let latency_ms = self.base.map_or(0.0, |base| base.exp() / 1_000.0);
         let shown = (latency_ms * WINDOW_LATENCIES).min(WINDOW_MOST_MS as f64 / 2.0);
         // To empty the queue takes time and no statistics.
-        let full = window.samples >= WINDOW_SAMPLES || self.phase == Phase::Emptying;
-        let old = window.age_ms >= WINDOW_MS && window.age_ms as f64 >= shown;
-        let close = old && (full || window.dropped);
+        let requests = window.samples.saturating_add(window.dropped);
+        let full = requests >= WINDOW_REQUESTS || self.phase == Phase::Emptying;
+        let close = full && window.age_ms >= WINDOW_MS && window.age_ms as f64 >= shown;
         if close {
             self.close(window, now_ms);
         }
@@ -128,12 +130,13 @@ impl Search {
 
     fn close(&mut self, window: Window, now_ms: u64) {
         let latency = window.sum / f64::from(window.samples.max(1));
-        let measured = window.samples >= WINDOW_SAMPLES;
+        let requests = u64::from(window.samples) + u64::from(window.dropped);
+        let dropped = u64::from(window.dropped) * 100 > requests * u64::from(DROPS_PERCENT);
         match self.phase {
             Phase::Emptying => self.phase = Phase::Measuring,
-            Phase::Measuring if measured => self.measured(latency),
-            Phase::Measuring => self.phase = Phase::Following,
-            Phase::Following if window.dropped => self.set(self.limit * AFTER_DROP),
+            Phase::Measuring if dropped => self.phase = Phase::Following,
+            Phase::Measuring => self.measured(latency),
+            Phase::Following if dropped => self.set(self.limit * AFTER_DROP),
             Phase::Following => self.follow(latency, window, now_ms),
         }
     }

@@ -164,12 +164,15 @@ fn drops_lower_it_and_bounds_hold() {
     assert_eq!(limiter.limit(), 30);
     let passes: Vec<_> = (0..30).map(|_| limiter.enter().unwrap()).collect();
     assert_eq!(limiter.enter().unwrap_err().bound, Bound::Concurrency);
-    for i in 0..100 {
-        limiter.on_complete(Completion::Dropped, i * 100);
+    for i in 0..3_000 {
+        limiter.on_complete(Completion::Dropped, i * 10);
     }
     assert_eq!(limiter.limit(), 8);
+    // One in a hundred has other reasons.
     for i in 0..100_000 {
-        limiter.on_complete(Completion::Answered(1_000), 10_000 + i * 10);
+        let dropped = i % 100 == 0;
+        let completion = if dropped { Completion::Dropped } else { Completion::Answered(1_000) };
+        limiter.on_complete(completion, 30_000 + i * 10);
     }
     assert_eq!(limiter.limit(), 30);
     drop(passes);
