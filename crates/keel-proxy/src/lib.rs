@@ -18,9 +18,9 @@ mod control;
 mod deadline;
 mod edge;
 mod elder;
-mod handover;
 #[doc(hidden)]
 pub mod fuzz;
+mod handover;
 mod http1;
 mod http2;
 mod ids;

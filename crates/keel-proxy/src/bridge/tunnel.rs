@@ -94,8 +94,8 @@ impl Exchange<'_> {
     fn nonce(&self) -> [u8; 16] {
         let mut random = self.session.worker.random.borrow_mut();
         let mut nonce = [0; 16];
-        nonce[..8].copy_from_slice(&random.word().to_be_bytes());
-        nonce[8..].copy_from_slice(&random.word().to_be_bytes());
+        nonce[..8].copy_from_slice(&random.bits().to_be_bytes());
+        nonce[8..].copy_from_slice(&random.bits().to_be_bytes());
         nonce
     }
 

@@ -330,9 +330,8 @@ enum Place {
 
 /// Whether process `pid` runs something else than what lies at `program` now. Where that can't be told, it does not.
 fn is_other_binary(pid: u32, program: &std::path::Path) -> bool {
-    let identity = |path: &std::path::Path| {
-        std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
-    };
+    let identity =
+        |path: &std::path::Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
     let running = identity(std::path::Path::new(&format!("/proc/{pid}/exe")));
     running.is_some_and(|running| identity(program).is_some_and(|wanted| running != wanted))
 }
