@@ -2,6 +2,9 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
+use keel_route::breaker::Full;
+use keel_route::filter::Answer;
+
 use crate::http1::Refusal;
 use crate::upstream::Unavailable;
 
@@ -9,23 +12,35 @@ use crate::upstream::Unavailable;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
     status: u16,
-    text: String,
-    /// Seconds after which another try makes sense.
-    retry_after: Option<u64>,
-    /// Further header fields.
+    body: String,
+    /// Header fields, without the length.
     fields: Vec<(String, String)>,
 }
 
 impl Reply {
-    /// With `text` for people, if there is any.
+    /// With `text` for people.
     pub fn new(status: u16, text: impl Into<String>) -> Self {
-        Self { status, text: text.into(), retry_after: None, fields: Vec::new() }
+        let plain = "text/plain; charset=utf-8".to_owned();
+        let fields = vec![("Content-Type".to_owned(), plain)];
+        Self { status, body: text.into() + "\n", fields }
     }
 
-    /// With further header fields.
-    pub fn with(mut self, fields: Vec<(String, String)>) -> Self {
-        self.fields.extend(fields);
+    /// With the seconds after which another try makes sense.
+    fn retry_after(mut self, seconds: u64) -> Self {
+        self.fields.push(("Retry-After".to_owned(), seconds.to_string()));
         self
+    }
+
+    /// A proof for a certificate authority (RFC 8555, 8.3).
+    pub fn proof(key_authorization: String) -> Self {
+        let kind = "application/octet-stream".to_owned();
+        let fields = vec![("Content-Type".to_owned(), kind)];
+        Self { status: 200, body: key_authorization, fields }
+    }
+
+    /// More is asked of `service` than it takes; another try makes sense after `seconds`.
+    pub fn full(service: &str, full: Full, seconds: u64) -> Self {
+        Self::new(503, format!("{service} is busy: {full}.")).retry_after(seconds)
     }
 
     /// To a request that is not taken.
@@ -67,8 +82,8 @@ impl Reply {
                 format!("Too many requests are waiting for {service} to become ready.")
             }
         };
-        let retry_after = (why != Unavailable::NoEndpoint).then_some(1);
-        Self { retry_after, ..Self::new(503, text) }
+        let reply = Self::new(503, text);
+        if why == Unavailable::NoEndpoint { reply } else { reply.retry_after(1) }
     }
 
     /// An instance of `service` broke the connection or sent something that is not HTTP.
@@ -87,27 +102,20 @@ impl Reply {
     }
 
     /// Its body.
-    pub fn body(&self) -> String {
-        if self.text.is_empty() { String::new() } else { format!("{}\n", self.text) }
+    pub fn body(&self) -> &str {
+        &self.body
     }
 
     /// As bytes of HTTP/1. The answer to a `HEAD` request has no body.
     pub fn write(&self, keep_alive: bool, is_head: bool) -> Vec<u8> {
-        let body = self.body();
         let mut text = format!("HTTP/1.1 {} {}\r\n", self.status, self.reason());
-        if !body.is_empty() {
-            text.push_str("Content-Type: text/plain; charset=utf-8\r\n");
-        }
-        text.push_str(&format!("Content-Length: {}\r\n", body.len()));
-        if let Some(seconds) = self.retry_after {
-            text.push_str(&format!("Retry-After: {seconds}\r\n"));
-        }
         for (name, value) in &self.fields {
             text.push_str(&format!("{name}: {value}\r\n"));
         }
+        text.push_str(&format!("Content-Length: {}\r\n", self.body.len()));
         text.push_str(if keep_alive { "\r\n" } else { "Connection: close\r\n\r\n" });
         if !is_head {
-            text.push_str(&body);
+            text.push_str(&self.body);
         }
         text.into_bytes()
     }
@@ -120,15 +128,7 @@ impl Reply {
     /// Its header fields.
     pub fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        let body = self.body();
-        if !body.is_empty() {
-            let plain = HeaderValue::from_static("text/plain; charset=utf-8");
-            headers.insert(header::CONTENT_TYPE, plain);
-        }
-        headers.insert(header::CONTENT_LENGTH, body.len().into());
-        if let Some(seconds) = self.retry_after {
-            headers.insert(header::RETRY_AFTER, seconds.into());
-        }
+        headers.insert(header::CONTENT_LENGTH, self.body.len().into());
         self.add_fields(&mut headers);
         headers
     }
@@ -156,13 +156,19 @@ impl Reply {
             _ => 2,
         };
         let mut headers = HeaderMap::new();
+        self.add_fields(&mut headers);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert("grpc-status", code.into());
-        if let Ok(message) = HeaderValue::from_str(&percent_encoded(&self.text)) {
+        if let Ok(message) = HeaderValue::from_str(&percent_encoded(self.body.trim_end())) {
             headers.insert("grpc-message", message);
         }
-        self.add_fields(&mut headers);
         headers
+    }
+}
+
+impl From<Answer> for Reply {
+    fn from(answer: Answer) -> Self {
+        Self { status: answer.status, body: answer.body, fields: answer.headers }
     }
 }
 
@@ -190,7 +196,7 @@ mod tests {
         assert_eq!(
             String::from_utf8(reply).unwrap(),
             "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n\
-             Content-Length: 64\r\nRetry-After: 1\r\nConnection: close\r\n\r\n\
+             Retry-After: 1\r\nContent-Length: 64\r\nConnection: close\r\n\r\n\
              Too many requests are waiting for shop/cart:80 to become ready.\n"
         );
         let reply = Reply::broken("a").write(true, true);

@@ -5,8 +5,12 @@ use std::net::SocketAddr;
 use std::ops::Deref;
 use std::rc::Rc;
 
-use crate::cluster::{Counted, WorkerCluster};
+use keel_model::ProxyVersion;
+use keel_route::proxy_protocol;
+
+use crate::cluster::WorkerCluster;
 use crate::conn::Conn;
+use crate::counted::{Affinity, Counted};
 use crate::deadline::Deadline;
 use crate::edge::{Edge, EdgeKey};
 use crate::worker::{Target, Worker};
@@ -18,6 +22,8 @@ pub struct Session {
     pub peer: SocketAddr,
     /// The same as text, without the port.
     pub peer_text: String,
+    /// Where the client connected to.
+    pub local: SocketAddr,
     /// The listener.
     pub target: Rc<Target>,
     pub worker: Rc<Worker>,
@@ -47,6 +53,7 @@ struct LastEdge {
 impl Session {
     pub fn new(
         peer: SocketAddr,
+        local: SocketAddr,
         target: Rc<Target>,
         worker: Rc<Worker>,
         secure: Option<Secure>,
@@ -54,6 +61,7 @@ impl Session {
         Self {
             peer,
             peer_text: peer.ip().to_canonical().to_string(),
+            local,
             target,
             worker,
             secure,
@@ -63,9 +71,19 @@ impl Session {
     }
 
     /// Begins to count a request to `cluster` that came over `route`.
-    pub fn count(&self, cluster: Rc<WorkerCluster>, route: Option<&Rc<str>>) -> Counted {
+    pub fn count(
+        self: &Rc<Self>,
+        cluster: Rc<WorkerCluster>,
+        route: Option<&Rc<str>>,
+        affinity: Affinity,
+    ) -> Counted {
         let edge = self.edge(&cluster, route);
-        Counted::begin(cluster, edge)
+        Counted::begin(Rc::clone(self), cluster, edge, affinity)
+    }
+
+    /// What an endpoint is told of the client before anything else.
+    pub fn proxy_header(&self, version: ProxyVersion) -> Vec<u8> {
+        proxy_protocol::write(version, self.peer, self.local)
     }
 
     fn edge(&self, cluster: &Rc<WorkerCluster>, route: Option<&Rc<str>>) -> Rc<Edge> {

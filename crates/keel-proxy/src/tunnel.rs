@@ -201,7 +201,7 @@ fn copy(worker: &Worker, from: &Conn, to: &Conn) -> io::Result<Copied> {
         Err(e) => return Err(e),
     };
     let is_bulk = read == scratch.len();
-    if written == read && to.flushed() && !is_bulk {
+    if written == read && !is_bulk {
         return Ok(Copied::All);
     }
     let mut left = Buffer::default();

@@ -134,7 +134,7 @@ impl<'a> Caller<'a> {
         match self {
             Self::Http2(mut respond) => {
                 let mut response = Response::new(());
-                let body = reply.body();
+                let body = reply.body().to_owned();
                 if is_grpc {
                     *response.headers_mut() = reply.grpc_headers();
                 } else {

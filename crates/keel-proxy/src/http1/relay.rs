@@ -110,7 +110,7 @@ impl Relay<'_> {
             Err(e) if is_passing(&e) => 0,
             Err(_) => return Err(Broken::Sink),
         };
-        if written == bytes.len() && self.to.flushed() {
+        if written == bytes.len() {
             return Ok(Moved::All);
         }
         let mut left = self.worker.buffers.take();
