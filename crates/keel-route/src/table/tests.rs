@@ -124,6 +124,18 @@ fn a_rule_that_names_such_a_character_is_taken_at_its_word() {
 }
 
 #[test]
+fn where_no_rule_looks_at_paths_none_is_refused() {
+    let table = table(vec![entry("a", host("a")), entry("rest", Rule::All(vec![]))]);
+    let long = format!("/{};x", "a".repeat(10_000));
+    for path in ["/admin%2F..%2Fopen", "/a;b/..;/c", &long] {
+        assert_eq!(found(&table, "a", path), Some("a"));
+    }
+    let by_path =
+        self::table(vec![entry("open", prefix("/open")), entry("rest", Rule::All(vec![]))]);
+    assert_eq!(found(&by_path, "a", &long), Some("refused"));
+}
+
+#[test]
 fn a_refusal_is_an_answer() {
     let table = table(vec![entry("admin", prefix("/admin"))]);
     let view = RequestView { path: "/admin%2Fx", ..get(&NONE) };
