@@ -123,14 +123,14 @@ fn scan(path: &[u8]) -> Signs {
             Class::Semicolon => signs.doubtful = true,
             Class::Foreign => {
                 signs.unmatched = true;
-                signs.doubtful |= *byte == b'\\';
+                signs.doubtful |= matches!(*byte, b'\\' | b'#');
             }
             Class::Percent => {
                 let digits = path[at + 1..].iter().take(2);
                 let lower = digits.clone().any(u8::is_ascii_lowercase);
                 let decoded = percent_decoded(&path[at..]);
                 signs.unmatched |= lower || decoded.is_none_or(is_unreserved);
-                signs.doubtful |= matches!(decoded, Some(b'/' | b'\\'));
+                signs.doubtful |= matches!(decoded, Some(b'/' | b'\\' | 0));
             }
         }
         previous = *byte;
@@ -214,10 +214,10 @@ fn push_encoded(out: &mut String, byte: u8) {
 
 /// What services may take a doubtful path for, in its forwarded form: with some or all of what could part segments parting
 /// them, with and without parameters (left out before or after), and dot segments that this makes kept, resolved
-/// before or resolved after slashes are merged. Each reading once, in the matched form; `None` for a path that is
-/// too long to be read so often.
+/// before or resolved after slashes are merged. Each reading once, in the matched form; `None` for a path that is too
+/// long to be read so often, and for one with a NUL or a fragment, at which some stop and for which there is no use.
 pub(crate) fn other_readings(forwarded: &str) -> Option<Vec<String>> {
-    if forwarded.len() > MAX_DOUBTFUL {
+    if forwarded.len() > MAX_DOUBTFUL || forwarded.contains('#') || forwarded.contains("%00") {
         return None;
     }
     let plain = matched(forwarded, Slashes::Kept);
@@ -227,7 +227,7 @@ pub(crate) fn other_readings(forwarded: &str) -> Option<Vec<String>> {
         |path| path.replace("%5C", "/"),
         |path| path.replace("%2F", "/").replace("%5C", "/"),
     ];
-    let mut readings: Vec<String> = Vec::new();
+    let mut readings = Vec::new();
     for parted in parted {
         for path in [parted(&plain), bare(&parted(&plain)), parted(&bare(&plain))] {
             let merged = |path: &str| matched(path, Slashes::Merged);
@@ -364,6 +364,8 @@ mod tests {
             ("/a\\b", "/a\\b", "/a%5Cb", true),
             ("/a;x=1/b", "/a;x=1/b", "/a;x=1/b", true),
             ("/a%252fb", "/a%252fb", "/a%252fb", false),
+            ("/a#b", "/a#b", "/a%23b", true),
+            ("/a%23b%00", "/a%23b%00", "/a%23b%00", true),
         ] {
             let forms = Forms::of(path);
             let found = (&*forms.forwarded, &*forms.matched, forms.doubtful);
@@ -397,6 +399,7 @@ mod tests {
         }
         let long = format!("/{};", "a".repeat(MAX_DOUBTFUL));
         assert_eq!(other_readings(&long), None);
+        assert_eq!(["/a%00", "/a#b"].map(other_readings), [None, None]);
     }
 
     #[test]
