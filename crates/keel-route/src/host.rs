@@ -96,16 +96,17 @@ pub(crate) fn usable(host: &str) -> Option<(&str, Option<u16>)> {
 /// than any name.
 pub(crate) fn with_name<R>(name: &str, f: impl FnOnce(&str) -> R) -> R {
     let name = name.strip_suffix('.').unwrap_or(name);
-    let mut copy = [0; MAX_NAME];
-    match copy.get_mut(..name.len()) {
-        None => f(""),
-        Some(_) if !name.bytes().any(|byte| byte.is_ascii_uppercase()) => f(name),
-        Some(copy) => {
-            copy.copy_from_slice(name.as_bytes());
-            copy.make_ascii_lowercase();
-            f(std::str::from_utf8(copy).unwrap_or(""))
-        }
+    if name.len() > MAX_NAME {
+        return f("");
     }
+    if !name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        return f(name);
+    }
+    let mut copy = [0; MAX_NAME];
+    let copy = &mut copy[..name.len()];
+    copy.copy_from_slice(name.as_bytes());
+    copy.make_ascii_lowercase();
+    f(std::str::from_utf8(copy).unwrap_or(""))
 }
 
 #[cfg(test)]

@@ -9,10 +9,10 @@
 //!   services they can matter (object keys, addresses inside of paths) and no reading of them leaves a prefix.
 //! - **Matched**: the forwarded form with unreserved characters decoded, all others that may not stand in a path
 //!   encoded, hexadecimal digits in capitals (RFC 3986, 6.2.2) and repeated slashes as one.
-//! - **Other readings**: services differ on whether `%2F`, `%5C` and `\` part segments, and on whether `;x` belongs to
-//!   its segment. A path with one of these is looked up under each reading; where the routes differ, whichever
-//!   we took could be the wrong one, and the request is refused (400). A route whose own rule names such a
-//!   character is taken at its word.
+//! - **Other readings**: services differ on whether `%2F`, `%5C` and `\` part segments, on whether `;x` belongs to its
+//!   segment, and on the order in which they see to it. A path with one of these is looked up under each
+//!   reading; where the routes differ, whichever we took could be the wrong one, and the request is refused (400).
+//!   A route whose own rule names such a character is taken at its word.
 //!
 //! Compared: Envoy with `normalize_path` and `merge_slashes` (both off unless asked for) and Traefik 3 (`sanitizePath`, on
 //! by default) forward a normalised path, merged slashes included; HAProxy, and nginx with a `proxy_pass` without
@@ -25,6 +25,9 @@
 use std::borrow::Cow;
 
 use crate::request::percent_decoded;
+
+/// Longest path of which other readings are looked at, in bytes. A longer one is refused if it has any.
+const MAX_DOUBTFUL: usize = 4096;
 
 /// The forms of one path.
 #[derive(Debug)]
@@ -92,7 +95,7 @@ impl<'a> Forms<'a> {
             false => Cow::Borrowed(path),
         };
         let matched = match &forwarded {
-            forwarded if signs.unmatched => Cow::Owned(matched(forwarded)),
+            forwarded if signs.unmatched => Cow::Owned(matched(forwarded, Slashes::Merged)),
             Cow::Borrowed(path) => Cow::Borrowed(*path),
             Cow::Owned(path) => Cow::Owned(path.clone()),
         };
@@ -120,14 +123,14 @@ fn scan(path: &[u8]) -> Signs {
             Class::Semicolon => signs.doubtful = true,
             Class::Foreign => {
                 signs.unmatched = true;
-                signs.doubtful |= *byte == b'\\';
+                signs.doubtful |= matches!(*byte, b'\\' | b'#');
             }
             Class::Percent => {
                 let digits = path[at + 1..].iter().take(2);
                 let lower = digits.clone().any(u8::is_ascii_lowercase);
                 let decoded = percent_decoded(&path[at..]);
                 signs.unmatched |= lower || decoded.is_none_or(is_unreserved);
-                signs.doubtful |= matches!(decoded, Some(b'/' | b'\\'));
+                signs.doubtful |= matches!(decoded, Some(b'/' | b'\\' | 0));
             }
         }
         previous = *byte;
@@ -173,14 +176,21 @@ fn without_dot_segments(path: &str) -> String {
     format!("/{}", out.join("/"))
 }
 
+/// What becomes of slashes that follow one another.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Slashes {
+    Merged,
+    Kept,
+}
+
 /// The matched form of a path without dot segments.
-fn matched(path: &str) -> String {
+fn matched(path: &str, slashes: Slashes) -> String {
     let bytes = path.as_bytes();
     let mut out = String::with_capacity(path.len() + 16);
     let mut at = 0;
     while let Some(byte) = bytes.get(at) {
         match (class(*byte), percent_decoded(&bytes[at..])) {
-            (Class::Slash, _) if out.ends_with('/') => {}
+            (Class::Slash, _) if slashes == Slashes::Merged && out.ends_with('/') => {}
             (Class::Percent, Some(decoded)) => {
                 if is_unreserved(decoded) {
                     out.push(char::from(decoded));
@@ -202,15 +212,42 @@ fn push_encoded(out: &mut String, byte: u8) {
     out.extend(['%', digit(byte >> 4), digit(byte)]);
 }
 
-/// What services may take the matched form of a doubtful path for: with all that could part segments parting them,
-/// parameters left out, and dot segments that this makes once kept and once resolved.
-pub(crate) fn other_readings(matched: &str) -> [String; 2] {
-    let parted = matched.replace("%2F", "/").replace("%5C", "/");
-    let bare = |segment: &str| segment.split(';').next().unwrap_or_default().to_owned();
-    let bare: Vec<String> = parted.split('/').map(bare).collect();
-    let kept = self::matched(&bare.join("/"));
-    let resolved = self::matched(&without_dot_segments(&kept));
-    [kept, resolved]
+/// What services may take a doubtful path for, in its forwarded form: with some or all of what could part segments parting
+/// them, with and without parameters (left out before or after), and dot segments that this makes kept, resolved
+/// before or resolved after slashes are merged. Each reading once, in the matched form; `None` for a path that is too
+/// long to be read so often, and for one with a NUL or a fragment, at which some stop and for which there is no use.
+pub(crate) fn other_readings(forwarded: &str) -> Option<Vec<String>> {
+    if forwarded.len() > MAX_DOUBTFUL || forwarded.contains('#') || forwarded.contains("%00") {
+        return None;
+    }
+    let plain = matched(forwarded, Slashes::Kept);
+    let parted: [fn(&str) -> String; 4] = [
+        str::to_owned,
+        |path| path.replace("%2F", "/"),
+        |path| path.replace("%5C", "/"),
+        |path| path.replace("%2F", "/").replace("%5C", "/"),
+    ];
+    let mut readings = Vec::new();
+    for parted in parted {
+        for path in [parted(&plain), bare(&parted(&plain)), parted(&bare(&plain))] {
+            let merged = |path: &str| matched(path, Slashes::Merged);
+            let kept = merged(&path);
+            let resolved = merged(&without_dot_segments(&path));
+            let resolved_after = merged(&without_dot_segments(&kept));
+            for reading in [kept, resolved, resolved_after] {
+                if !readings.contains(&reading) {
+                    readings.push(reading);
+                }
+            }
+        }
+    }
+    Some(readings)
+}
+
+/// The path without what follows semicolons in its segments.
+fn bare(path: &str) -> String {
+    let bare = |segment: &'_ str| segment.split(';').next().unwrap_or_default().to_owned();
+    path.split('/').map(bare).collect::<Vec<_>>().join("/")
 }
 
 /// The form in which rules and rewrites hold a path: as matched, without a slash at the end for a prefix.
@@ -257,7 +294,7 @@ pub(crate) fn after_prefix<'p>(forwarded: &'p str, prefix: &str) -> Option<&'p s
             return None;
         }
         let end = start.find('/').unwrap_or(start.len());
-        if start[..end] != *wanted && matched(&start[..end]) != wanted {
+        if start[..end] != *wanted && matched(&start[..end], Slashes::Merged) != wanted {
             return None;
         }
         rest = &start[end..];
@@ -327,6 +364,8 @@ mod tests {
             ("/a\\b", "/a\\b", "/a%5Cb", true),
             ("/a;x=1/b", "/a;x=1/b", "/a;x=1/b", true),
             ("/a%252fb", "/a%252fb", "/a%252fb", false),
+            ("/a#b", "/a#b", "/a%23b", true),
+            ("/a%23b%00", "/a%23b%00", "/a%23b%00", true),
         ] {
             let forms = Forms::of(path);
             let found = (&*forms.forwarded, &*forms.matched, forms.doubtful);
@@ -345,15 +384,22 @@ mod tests {
 
     #[test]
     fn readings() {
-        for (matched, kept, resolved) in [
-            ("/a%2Fb", "/a/b", "/a/b"),
-            ("/%2Fadmin", "/admin", "/admin"),
-            ("/x%2F..%5Cadmin", "/x/../admin", "/admin"),
-            ("/x/..;y=1/admin;z", "/x/../admin", "/admin"),
-            ("/admin;x", "/admin", "/admin"),
+        for (path, expected) in [
+            ("/a%2Fb", vec!["/a%2Fb", "/a/b"]),
+            ("/%2fadmin", vec!["/%2Fadmin", "/admin"]),
+            (
+                "/x%2F..%5Cadmin",
+                vec!["/x%2F..%5Cadmin", "/x/..%5Cadmin", "/x%2F../admin", "/x/../admin", "/admin"],
+            ),
+            ("/x/..;y=1/admin;z", vec!["/x/..;y=1/admin;z", "/x/../admin", "/admin"]),
+            ("/;x%2Fadmin/a", vec!["/;x%2Fadmin/a", "/a", "/;x/admin/a", "/admin/a"]),
+            ("/x/..;/a//..;/b", vec!["/x/..;/a/..;/b", "/x/../a/../b", "/a/b", "/b"]),
         ] {
-            assert_eq!(other_readings(matched), [kept.to_owned(), resolved.to_owned()]);
+            assert_eq!(other_readings(path).unwrap(), expected, "{path}");
         }
+        let long = format!("/{};", "a".repeat(MAX_DOUBTFUL));
+        assert_eq!(other_readings(&long), None);
+        assert_eq!(["/a%00", "/a#b"].map(other_readings), [None, None]);
     }
 
     #[test]

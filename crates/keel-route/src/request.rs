@@ -53,7 +53,8 @@ pub struct RequestView<'a> {
     pub method: &'a str,
     /// `Host` or `:authority` as sent, with its port; empty if there is none.
     pub host: &'a str,
-    /// The path as sent, up to the `?`. `*` for `OPTIONS *`.
+    /// The path as sent, up to the `?`; of a target in absolute form only the path (it may be empty). `*` for
+    /// `OPTIONS *`. All others begin with a slash, which is for the caller to see to.
     pub path: &'a str,
     /// What follows the first `?`, if there is one.
     pub query: Option<&'a str>,

@@ -214,6 +214,16 @@ pub(crate) fn canonical_net(net: IpNet) -> IpNet {
     net
 }
 
+/// Whether a rule looks at paths.
+pub(crate) fn looks_at_paths(rule: &Rule) -> bool {
+    match rule {
+        Rule::All(rules) | Rule::Any(rules) => rules.iter().any(looks_at_paths),
+        Rule::Not(rule) => looks_at_paths(rule),
+        Rule::Path(_) | Rule::PathPrefix(_) | Rule::PathRegex(_) => true,
+        _ => false,
+    }
+}
+
 /// Whether a path rule names a character that services read in different ways (see [`crate::path`]).
 pub(crate) fn names_doubtful_characters(rule: &Rule) -> bool {
     let encoded = |text: &str| {

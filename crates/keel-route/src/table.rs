@@ -17,7 +17,7 @@ use crate::host::{NamePattern, parent_of, split, with_name};
 use crate::memory::Memory;
 use crate::path::{Forms, other_readings};
 use crate::request::RequestView;
-use crate::rule::{Matcher, Names, Subject, names_doubtful_characters};
+use crate::rule::{Matcher, Names, Subject, looks_at_paths, names_doubtful_characters};
 use crate::snapshot::{ClusterId, RouteEntry, RouteTable};
 
 /// The routes of an entrypoint.
@@ -27,6 +27,8 @@ pub struct Table {
     routes: Box<[Route]>,
     http: Index,
     connections: Index,
+    /// Some rule looks at paths; otherwise it does not matter how they are read.
+    by_path: bool,
     redirect_https: Option<u16>,
 }
 
@@ -119,8 +121,9 @@ impl Table {
         }
         routes.push(Route::refusing(routes.len()));
         memory.tidy();
+        let by_path = table.routes.iter().any(|entry| looks_at_paths(&entry.rule));
         let redirect_https = table.redirect_https;
-        Ok(Self { routes: routes.into(), http, connections, redirect_https })
+        Ok(Self { routes: routes.into(), http, connections, by_path, redirect_https })
     }
 
     /// All routes, those that are asked first in front, and at the end one that refuses requests that could be meant
@@ -145,12 +148,14 @@ impl Table {
             self.first(self.http.candidates(host), &subject)
         };
         let found = find(&forms.matched);
-        if !forms.doubtful || found.is_some_and(|route| route.literal) {
+        let settled = !forms.doubtful || !self.by_path;
+        if settled || found.is_some_and(|route| route.literal) {
             return found;
         }
         let index = |route: Option<&Route>| route.map(|route| route.index);
         let alike = |path: &String| index(find(path)) == index(found);
-        if other_readings(&forms.matched).iter().all(alike) {
+        let readings = other_readings(&forms.forwarded);
+        if readings.is_some_and(|readings| readings.iter().all(alike)) {
             return found;
         }
         self.routes.last()

@@ -23,11 +23,15 @@ pub fn validate_route(route: &Route) -> Vec<String> {
     }
     // Nothing comes of it but problems: no secret is at stake.
     let memory = Memory::new([0; 48]);
+    let before = problems.len();
     Matcher::new(&route.rule, route.kind, &mut problems);
+    if problems.len() == before {
+        let hosts = rule_hosts(&route.rule);
+        check_hosts(route, &hosts, &mut problems);
+    }
     Filters::new(&route.filters, &route.name, &memory, &mut problems);
     check_kind(route, &mut problems);
     check_split(route, &mut problems);
-    check_tls(route, &mut problems);
     if route.timeout.is_some_and(|timeout| timeout.is_zero()) {
         problems.push("`timeout` must be more than 0; leave it out for none".into());
     }
@@ -41,11 +45,6 @@ fn check_kind(route: &Route, problems: &mut Vec<String>) {
     {
         problems.push(
             "a route for connections can only have the filter `allow`; the others need HTTP".into(),
-        );
-    }
-    if route.kind == RouteKind::Tcp && route.tls.is_none() && !rule_hosts(&route.rule).is_empty() {
-        problems.push(
-            "without TLS a connection has no server name; use `Sni: \"*\"`, or add `tls`".into(),
         );
     }
 }
@@ -64,11 +63,16 @@ fn check_split(route: &Route, problems: &mut Vec<String>) {
     }
 }
 
-fn check_tls(route: &Route, problems: &mut Vec<String>) {
+/// Server names and certificates, for a rule that has these `hosts`.
+fn check_hosts(route: &Route, hosts: &[&str], problems: &mut Vec<String>) {
+    if route.kind == RouteKind::Tcp && route.tls.is_none() && !hosts.is_empty() {
+        problems.push(
+            "without TLS a connection has no server name; use `Sni: \"*\"`, or add `tls`".into(),
+        );
+    }
     if route.tls != Some(RouteTls::Acme) {
         return;
     }
-    let hosts = rule_hosts(&route.rule);
     if hosts.is_empty() {
         problems.push(
             "a certificate is issued for names, and the rule has none; add `Host`, or use another kind of `tls`"

@@ -44,6 +44,16 @@ fn found<'t>(table: &'t Table, host: &str, path: &str) -> Option<&'t str> {
 }
 
 #[test]
+fn all_workers_share_a_table_and_any_thread_checks_a_password() {
+    fn shared<T: Send + Sync + 'static>() {}
+    fn sent<T: Send + 'static>() {}
+    shared::<Table>();
+    shared::<Memory>();
+    sent::<crate::filter::AuthCheck>();
+    sent::<Verified>();
+}
+
+#[test]
 fn by_host_and_path() {
     let table = table(vec![
         entry("a", host("a.example")),
@@ -102,6 +112,8 @@ fn no_spelling_of_a_path_leads_around_a_prefix() {
         ("/open\\..\\admin", "refused"),
         ("/admin;x=1/users", "refused"),
         ("/admin%2F..%2Fopen", "refused"),
+        ("/admin#x", "refused"),
+        ("/admin%00x", "refused"),
         // In two ways that lead to one place.
         ("/admin/a%2Fb", "admin"),
         ("/open/group%2Fproject/..;v=1", "open"),
@@ -121,6 +133,18 @@ fn a_rule_that_names_such_a_character_is_taken_at_its_word() {
     ]);
     assert_eq!(found(&table, "a", "/admin;v/x"), Some("matrix"));
     assert_eq!(found(&table, "a", "/a%2Fb"), Some("encoded"));
+}
+
+#[test]
+fn where_no_rule_looks_at_paths_none_is_refused() {
+    let table = table(vec![entry("a", host("a")), entry("rest", Rule::All(vec![]))]);
+    let long = format!("/{};x", "a".repeat(10_000));
+    for path in ["/admin%2F..%2Fopen", "/a;b/..;/c", &long] {
+        assert_eq!(found(&table, "a", path), Some("a"));
+    }
+    let by_path =
+        self::table(vec![entry("open", prefix("/open")), entry("rest", Rule::All(vec![]))]);
+    assert_eq!(found(&by_path, "a", &long), Some("refused"));
 }
 
 #[test]
@@ -398,7 +422,7 @@ proptest! {
     #[test]
     fn no_reading_of_a_forwarded_path_gets_into_a_prefix_of_another_route(
         pieces in prop::collection::vec(
-            select(vec!["/", "//", "admin", "open", "..", ".", "%2f", "%5C", "\\", ";x", "%61dmin", "%2e", "a"]),
+            select(vec!["/", "//", "admin", "open", "..", ".", "%2f", "%5C", "\\", ";x", "%61dmin", "%2e", "a", "#"]),
             0..10,
         ),
     ) {
@@ -445,6 +469,8 @@ fn services(path: &str) -> Vec<String> {
         format!("/{}", out.join("/"))
     };
     let mut readings = vec![path.to_owned(), decoded.clone(), bare(path), bare(&decoded)];
+    let cut = path.split('#').next().unwrap_or_default();
+    readings.extend([cut.to_owned(), bare(cut)]);
     for reading in readings.clone() {
         readings.push(merged(&reading));
         readings.push(resolved(&reading));
