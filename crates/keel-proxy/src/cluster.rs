@@ -329,7 +329,8 @@ impl WorkerCluster {
             }
         }
         // Connections are made as the policy says: with other TLS they are others.
-        let other_lines = was.tls != change.policy.tls || was.send_proxy != change.policy.send_proxy;
+        let other_lines =
+            was.tls != change.policy.tls || was.send_proxy != change.policy.send_proxy;
         for endpoint in known {
             if other_lines || !ready.iter().any(|e| Rc::ptr_eq(e, &endpoint)) {
                 endpoint.set_ready(false);
@@ -385,16 +386,15 @@ impl WorkerCluster {
         // The clock is read only if something is ejected at all.
         let now_ms = Cell::new(None);
         let left_out = |e: &WorkerEndpoint| {
-            e.shared.is_out(tick_ms) || e.shared.ever_ejected() && {
-                let now = now_ms.get().unwrap_or_else(|| self.proxy.now_ms());
-                now_ms.set(Some(now));
-                e.shared.ejected(now)
-            }
+            e.shared.is_out(tick_ms)
+                || e.shared.ever_ejected() && {
+                    let now = now_ms.get().unwrap_or_else(|| self.proxy.now_ms());
+                    now_ms.set(Some(now));
+                    e.shared.ejected(now)
+                }
         };
         let mut choose = |usable: &dyn Fn(&Rc<WorkerEndpoint>) -> bool| {
-            let state = |i: usize| {
-                usable(&ready[i]).then(|| ready[i].shared.load(policy, tick_ms))
-            };
+            let state = |i: usize| usable(&ready[i]).then(|| ready[i].shared.load(policy, tick_ms));
             let chosen = match affinity.token {
                 Some(token) => balancer.pick_sticky(token, affinity.hash, random, state),
                 None => balancer.pick(affinity.hash, random, state),

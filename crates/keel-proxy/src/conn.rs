@@ -4,14 +4,13 @@
 //! task. Reading and writing never wait; readiness is polled. What was taken has gone to the system.
 
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, sockopt};
 use keel_route::breaker::Pass;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -59,14 +58,6 @@ impl Conn {
             Io::Tcp(tcp) => Some(tcp),
             Io::Tls(_) => None,
         }
-    }
-
-    /// Our own address.
-    ///
-    /// # Errors
-    /// When the connection is gone.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.tcp().local_addr()
     }
 
     /// Ready when a read would find something, or the end.

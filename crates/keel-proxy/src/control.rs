@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
+use crate::check::Checks;
 use crate::elder::Elder;
 use crate::handover::{self, TakenOver};
 use crate::limits::{CONTROL_WRITE, DRAIN, IN_FLIGHT_REPORT, RETIRED_DRAIN};
@@ -68,6 +69,7 @@ struct Running {
     draining_since: BTreeMap<InstanceId, Generation>,
     /// The proxy whose place this one took, until it has ended.
     elder: Option<Elder>,
+    checks: Checks,
     /// A successor was given the sockets and does not accept yet.
     handing_over: bool,
     /// A successor accepts; to be acted on.
@@ -79,13 +81,14 @@ pub async fn run(control: Control) -> Result<(), Error> {
     let Control { version, workers, mut died, mut refused, shared, .. } = control;
     let mut signals = Signals::new().map_err(Error::Start)?;
     let mut running = Running {
-        registry: Registry::new(workers.len()),
+        registry: Registry::new(std::sync::Arc::clone(&shared)),
         workers,
         server: None,
         version,
         reported: BTreeMap::new(),
         draining_since: BTreeMap::new(),
         elder: None,
+        checks: Checks::default(),
         handing_over: false,
         retire: false,
     };
@@ -422,7 +425,8 @@ impl Running {
     }
 
     /// Brings a change to every worker and waits until all use it.
-    async fn apply(&self, changes: Vec<Change>) -> Result<(), Error> {
+    async fn apply(&mut self, changes: Vec<Change>) -> Result<(), Error> {
+        self.checks.update(self.registry.clusters());
         let mut done = Vec::with_capacity(changes.len());
         for (index, (worker, change)) in self.workers.iter().zip(changes).enumerate() {
             let (confirm, confirmed) = oneshot::channel();

@@ -9,9 +9,12 @@ use std::time::Instant;
 use keel_route::balance::Token;
 use keel_route::breaker::{Full, Pass};
 use keel_route::concurrency::Completion;
+use keel_route::retry_after;
 
 use crate::cluster::WorkerCluster;
 use crate::edge::{Edge, Record};
+use crate::limits::BUSY;
+use crate::reply::Reply;
 use crate::session::Session;
 
 /// What a request is placed by, beside load.
@@ -79,6 +82,17 @@ impl Counted {
             passes.adaptive = Some(limiter.enter()?);
         }
         Ok(())
+    }
+
+    /// What a request is told that had no place; counted as failed.
+    pub fn full(&self, full: Full) -> Reply {
+        let seconds = {
+            let random = &mut *self.session.worker.random.borrow_mut();
+            retry_after::seconds(BUSY, random)
+        };
+        let reply = Reply::full(self.cluster.id(), full, seconds);
+        self.failed(reply.status());
+        reply
     }
 
     /// The answer has begun, or will not come: for finding out how much the service can take.

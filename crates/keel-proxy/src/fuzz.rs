@@ -129,7 +129,8 @@ impl ResponseHead {
         keep_alive: bool,
     ) -> Result<Option<Self>, Refused> {
         let mut out = Vec::new();
-        let Ok(parsed) = response::parse(input, &request.request, keep_alive, &mut out) else {
+        let Ok(parsed) = response::parse(input, &request.request, keep_alive, None, &mut out)
+        else {
             return Err(Refused);
         };
         Ok(parsed.map(|response| Self {
@@ -180,7 +181,7 @@ pub struct State(Registry);
 
 impl Default for State {
     fn default() -> Self {
-        Self(Registry::new(2))
+        Self(Registry::new(std::sync::Arc::new(crate::shared::Shared::for_fuzzing())))
     }
 }
 

@@ -12,9 +12,11 @@
 mod accept;
 mod bridge;
 mod buffer;
+mod check;
 mod cluster;
 mod conn;
 mod control;
+mod counted;
 mod deadline;
 mod edge;
 mod elder;
@@ -29,12 +31,15 @@ mod listen;
 mod persist;
 mod registry;
 mod reply;
+mod route;
+mod secure;
 mod session;
 mod shared;
 mod splice;
 mod stream;
 #[doc(hidden)]
 pub mod tls;
+mod tries;
 mod tunnel;
 mod upstream;
 mod worker;
@@ -131,7 +136,10 @@ pub fn run(options: ProxyOptions) -> Result<(), Error> {
         refused: refused_tx,
         started: Instant::now(),
         hold: options.hold_timeout,
+        workers,
         max_connections: max_connections(raise_descriptor_limit(), workers),
+        tls: tls::Listeners::new().map_err(|error| Error::Start(io::Error::other(error)))?,
+        upstreams: tls::Upstreams::default(),
     });
     let (died_tx, died) = mpsc::channel(workers);
     let mut senders = Vec::with_capacity(workers);

@@ -12,8 +12,6 @@ pub const BODY_STALL: Duration = Duration::from_secs(120);
 pub const CLIENT_IDLE: Duration = Duration::from_secs(75);
 /// Idle clients of a proxy that is about to end are closed after this.
 pub const CLIENT_IDLE_ENDING: Duration = Duration::from_secs(3);
-/// An endpoint has this long to begin its answer.
-pub const RESPONSE_HEAD: Duration = Duration::from_secs(300);
 /// Idle connections to endpoints are closed after this: before common servers close them (Node.js 5 s).
 pub const UPSTREAM_IDLE: Duration = Duration::from_secs(4);
 /// A request that must not be repeated only goes out on a kept-alive connection used this recently.
@@ -79,8 +77,6 @@ pub const SPARE_BUFFERS: usize = 64;
 pub const SCRATCH: usize = 64 * 1024;
 /// Idle connections kept to one endpoint by each worker.
 pub const MAX_IDLE_PER_ENDPOINT: usize = 256;
-/// Requests held for one service while it has no ready endpoint.
-pub const MAX_HELD: usize = 1024;
 /// Connections waiting to be accepted; the system cuts it to `net.core.somaxconn`.
 pub const BACKLOG: i32 = 4096;
 /// File descriptors left for everything but connections.
@@ -112,3 +108,5 @@ pub const H2_STREAM_WINDOW: u32 = 256 * 1024;
 pub const H2_CONNECTION_WINDOW: u32 = 1 << 20;
 /// Bytes that one stream of HTTP/2 may keep waiting for the peer.
 pub const MAX_H2_SEND_BUFFER: usize = 256 * 1024;
+/// Requests that are too many are asked to come back after this at the earliest.
+pub const BUSY: Duration = Duration::from_secs(1);

@@ -12,7 +12,7 @@ use keel_route::request::{Headers, RequestView, cookie_value};
 use keel_route::sticky;
 use keel_route::table::{Route, Table};
 
-use crate::cluster::WorkerCluster;
+use crate::cluster::{WorkerCluster, WorkerEndpoint};
 use crate::counted::{Affinity, Counted};
 use crate::reply::Reply;
 use crate::session::Session;
@@ -195,9 +195,9 @@ impl Way {
         self.pass.is_none() && !edits && !self.cluster.is_sticky()
     }
 
-    /// Whether answers may be compressed.
+    /// Whether answers may be compressed; if the client takes none, they still say that others might get one.
     pub fn compresses(&self) -> bool {
-        self.pass.as_ref().is_some_and(|pass| pass.accepted.is_some())
+        self.route.as_ref().is_some_and(|route| route.route().compression().is_some())
     }
 
     /// Largest body of the request.
@@ -223,7 +223,8 @@ impl Way {
 
     /// Whether a field of the request does not pass.
     pub fn drops(&self, name: &str) -> bool {
-        let edited = self.route.as_ref().is_some_and(|r| r.route().request_edits().leaves_out(name));
+        let edited =
+            self.route.as_ref().is_some_and(|r| r.route().request_edits().leaves_out(name));
         edited || self.pass.as_ref().is_some_and(|pass| changes_field(&pass.request, name))
     }
 
@@ -235,22 +236,22 @@ impl Way {
         fields(edits, own)
     }
 
-    /// What becomes of the answer's fields; `None` if nothing. `cookie` brings the client back to its endpoint.
-    pub fn answer_changes(self, cookie: Option<String>) -> Option<Box<AnswerChanges>> {
+    /// What becomes of the answer's fields; `None` if nothing.
+    pub fn answer_changes(self) -> Option<Box<AnswerChanges>> {
         let edits = self.route.as_ref().is_some_and(|r| !r.route().response_edits().is_empty());
         let own = self.pass.as_ref().is_some_and(|p| !p.response.is_empty() || p.vary_origin);
-        (edits || own || cookie.is_some()).then(|| {
-            Box::new(AnswerChanges { route: self.route, pass: self.pass, cookie })
-        })
+        let Self { route, pass, .. } = self;
+        (edits || own).then(|| Box::new(AnswerChanges { route, pass, cookie: None }))
     }
 }
 
 /// What becomes of an answer's fields.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct AnswerChanges {
     route: Option<RouteAt>,
     pass: Option<Box<Pass>>,
-    cookie: Option<String>,
+    /// Brings the client back to its endpoint.
+    pub cookie: Option<String>,
 }
 
 impl AnswerChanges {
@@ -318,12 +319,22 @@ pub fn append(fields: &[(&str, &str)], headers: &mut HeaderMap) {
     }
 }
 
-/// The `Set-Cookie` that binds a client to where its request went, unless its cookie says so already.
-pub fn cookie(request: &Counted, endpoint: &crate::cluster::WorkerEndpoint) -> Option<String> {
+/// Binds a client to where its request goes, unless its cookie does so already.
+pub fn bind(
+    changes: &mut Option<Box<AnswerChanges>>,
+    request: &Counted,
+    endpoint: &WorkerEndpoint,
+) {
+    if !request.cluster.is_sticky() {
+        return;
+    }
     let policy = request.cluster.policy();
-    let declared = policy.sticky.as_ref()?;
-    let token = endpoint.token.get()?;
-    (request.affinity.token != Some(token)).then(|| sticky::set_cookie(declared, token))
+    let token = endpoint.token.get().filter(|token| request.affinity.token != Some(*token));
+    let declared = policy.sticky.as_ref();
+    let cookie = declared.zip(token).map(|(cookie, token)| sticky::set_cookie(cookie, token));
+    if cookie.is_some() || changes.is_some() {
+        changes.get_or_insert_default().cookie = cookie;
+    }
 }
 
 /// Fields of HTTP/1, as routes look at them.
@@ -345,10 +356,10 @@ impl Headers for Http1Fields<'_> {
 }
 
 /// Fields of a [`HeaderMap`], as routes look at them.
-#[derive(Debug)]
-pub struct MappedFields<'a>(pub &'a HeaderMap);
+#[derive(Clone, Debug)]
+pub struct MappedFields(pub HeaderMap);
 
-impl Headers for MappedFields<'_> {
+impl Headers for MappedFields {
     fn each<'a>(
         &'a self,
         name: &str,

@@ -31,6 +31,8 @@ pub struct Shared {
     pub started: Instant,
     /// How long a request is held.
     pub hold: std::time::Duration,
+    /// How many workers there are.
+    pub workers: usize,
     /// Connections that one worker may have.
     pub max_connections: usize,
     /// TLS that ends here.
@@ -40,6 +42,23 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// Two workers that nobody runs.
+    ///
+    /// # Panics
+    /// When there is no randomness.
+    pub fn for_fuzzing() -> Self {
+        Self {
+            drained: Notify::new(),
+            refused: mpsc::channel(1).0,
+            started: Instant::now(),
+            hold: std::time::Duration::ZERO,
+            workers: 2,
+            max_connections: 1,
+            tls: Listeners::new().expect("there is randomness"),
+            upstreams: Upstreams::default(),
+        }
+    }
+
     /// Milliseconds since the proxy started.
     pub fn now_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)

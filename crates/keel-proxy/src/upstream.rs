@@ -176,7 +176,7 @@ impl Placement {
                     None => {}
                 }
             }
-            if let Err(unavailable) = Box::pin(self.wait(worker, request)).await {
+            if let Err(unavailable) = Box::pin(self.wait(request)).await {
                 // Better an endpoint that drains or refused before than none.
                 self.avoid.refused.clear();
                 if let Some(in_flight) = self.pick(worker, request, true)
@@ -228,7 +228,7 @@ impl Placement {
     }
 
     /// Waits for a change of the cluster, or a pause if all its endpoints refused.
-    async fn wait(&mut self, worker: &Worker, request: &Counted) -> Result<(), Unavailable> {
+    async fn wait(&mut self, request: &Counted) -> Result<(), Unavailable> {
         let cluster = &request.cluster;
         let refused = !self.avoid.refused.is_empty();
         let changed = cluster.changed.notified();

@@ -4,15 +4,17 @@
 //! step between two polls of any connection, and are then confirmed to the control thread.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use keel_model::Protocol;
 use keel_route::balance::Random;
-use keel_route::snapshot::{ClusterId, EdgeStats};
+use keel_route::snapshot::{ClusterId, EdgeStats, TableId};
+use keel_route::table::Table;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{JoinHandle, LocalSet};
@@ -21,10 +23,12 @@ use crate::accept;
 use crate::buffer::Buffers;
 use crate::cluster::{ClusterChange, WorkerCluster};
 use crate::deadline::Deadlines;
-use crate::edge::Edges;
+use crate::edge::{EdgeKey, Edges, Record};
 use crate::limits::{CLIENT_IDLE_ENDING, SCRATCH, TICK};
+use crate::route::WorkerTable;
 use crate::shared::{ClusterShared, Shared};
 use crate::splice::Pipes;
+use crate::tls::ListenerConfig;
 
 /// Control thread → worker.
 #[derive(Debug)]
@@ -62,6 +66,12 @@ pub struct Change {
     pub clusters: Vec<ClusterChange>,
     /// Clusters that are gone.
     pub removed_clusters: Vec<ClusterId>,
+    /// Routes that are new or different.
+    pub tables: Vec<(TableId, Arc<Table>)>,
+    /// Tables that are gone.
+    pub removed_tables: Vec<TableId>,
+    /// Proofs for certificate authorities, by token, if they changed.
+    pub proofs: Option<Arc<BTreeMap<String, String>>>,
     /// Listeners that are new or lead elsewhere now.
     pub listeners: Vec<ListenerChange>,
     /// Listeners that are gone.
@@ -74,26 +84,52 @@ pub struct Change {
 #[derive(Debug)]
 pub struct ListenerChange {
     pub bind: SocketAddr,
-    pub protocol: Protocol,
+    pub leads: Leads,
     pub cluster: Arc<ClusterShared>,
     /// This worker's sockets, if the listener is new.
     pub sockets: Vec<std::net::TcpListener>,
 }
 
+/// What becomes of connections to a listener, beside their cluster.
+#[derive(Clone, Debug)]
+pub struct Leads {
+    pub protocol: Protocol,
+    pub table: Option<TableId>,
+    pub tls: Option<ListenerConfig>,
+    pub accept_proxy_from: Arc<[IpNet]>,
+}
+
 /// Where connections to a listener lead; changes while they are open.
 #[derive(Debug)]
 pub struct Target {
-    protocol: Cell<Protocol>,
+    leads: RefCell<Leads>,
     cluster: RefCell<Rc<WorkerCluster>>,
+    table: RefCell<Option<Rc<WorkerTable>>>,
 }
 
 impl Target {
     pub fn protocol(&self) -> Protocol {
-        self.protocol.get()
+        self.leads.borrow().protocol
     }
 
+    /// Where what no route wants goes; with a table perhaps nowhere (its id is empty then).
     pub fn cluster(&self) -> Rc<WorkerCluster> {
         Rc::clone(&self.cluster.borrow())
+    }
+
+    pub fn table(&self) -> Option<Rc<WorkerTable>> {
+        self.table.borrow().clone()
+    }
+
+    /// How TLS is ended here, if it is.
+    pub fn tls(&self) -> Option<ListenerConfig> {
+        self.leads.borrow().tls.clone()
+    }
+
+    /// Whether `peer` is a proxy that says by a header who its client is.
+    pub fn believes(&self, peer: IpAddr) -> bool {
+        let networks = &self.leads.borrow().accept_proxy_from;
+        !networks.is_empty() && networks.iter().any(|net| net.contains(&peer.to_canonical()))
     }
 }
 
@@ -125,6 +161,7 @@ pub struct Worker {
     pub edges: Edges,
     /// Services by the address that they call from.
     callers: RefCell<Arc<HashMap<IpAddr, String>>>,
+    proofs: RefCell<Arc<BTreeMap<String, String>>>,
     /// Open client connections.
     pub connections: Cell<usize>,
     /// Woken when a client connection ends.
@@ -139,6 +176,21 @@ impl Worker {
     /// `stack/service` of who calls from `address`; empty if it is outside.
     pub fn caller(&self, address: IpAddr) -> Rc<str> {
         self.callers.borrow().get(&address).map_or_else(|| "".into(), |name| name.as_str().into())
+    }
+
+    /// The proof that belongs to a certificate authority's token.
+    pub fn proof(&self, token: &str) -> Option<String> {
+        self.proofs.borrow().get(token).cloned()
+    }
+
+    /// Counts an answer of the proxy itself.
+    pub fn count_own(&self, caller: &Rc<str>, route: Option<&Rc<str>>, status: u16) {
+        let edge = self.edges.get(EdgeKey {
+            route: route.cloned().unwrap_or_default(),
+            caller: Rc::clone(caller),
+            cluster: ClusterId::new(),
+        });
+        edge.add(Record { status, ..Record::default() });
     }
 }
 
@@ -161,6 +213,7 @@ pub fn run(
         random: RefCell::new(Random::new(u64::from(std::process::id()) << 16 | index as u64)),
         edges: Edges::default(),
         callers: RefCell::default(),
+        proofs: RefCell::default(),
         connections: Cell::new(0),
         ended: Notify::new(),
         ending: Cell::new(false),
@@ -172,8 +225,17 @@ pub fn run(
 }
 
 async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
-    let mut state =
-        State { worker: Rc::clone(&worker), clusters: HashMap::new(), listeners: HashMap::new() };
+    let mut state = State {
+        worker: Rc::clone(&worker),
+        clusters: HashMap::new(),
+        tables: HashMap::new(),
+        listeners: HashMap::new(),
+        nowhere: Rc::new(WorkerCluster::new(
+            Arc::new(ClusterShared::new(ClusterId::new(), worker.shared.workers)),
+            &worker.shared,
+            worker.index,
+        )),
+    };
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -223,7 +285,10 @@ async fn all_ended(worker: Rc<Worker>, done: oneshot::Sender<()>) {
 struct State {
     worker: Rc<Worker>,
     clusters: HashMap<ClusterId, Rc<WorkerCluster>>,
+    tables: HashMap<TableId, Rc<WorkerTable>>,
     listeners: HashMap<SocketAddr, Listening>,
+    /// A cluster without endpoints.
+    nowhere: Rc<WorkerCluster>,
 }
 
 impl State {
@@ -232,6 +297,7 @@ impl State {
         for cluster in &change.clusters {
             self.cluster(&cluster.shared).apply(cluster);
         }
+        self.tables(change.tables);
         for listener in change.listeners {
             self.listener(listener);
         }
@@ -246,6 +312,10 @@ impl State {
             }
             self.worker.edges.forget(&id);
         }
+        change.removed_tables.iter().for_each(|id| drop(self.tables.remove(id)));
+        if let Some(proofs) = change.proofs {
+            self.worker.proofs.replace(proofs);
+        }
         if let Some(callers) = change.callers {
             self.worker.callers.replace(callers);
         }
@@ -257,18 +327,39 @@ impl State {
         Rc::clone(self.clusters.entry(shared.id.clone()).or_insert_with(new))
     }
 
+    /// Takes over routes, under open connections too.
+    fn tables(&mut self, changed: Vec<(TableId, Arc<Table>)>) {
+        for (id, table) in changed {
+            let clusters = &self.clusters;
+            let missing = Rc::clone(&self.nowhere);
+            let table = Rc::new(WorkerTable::new(table, |id| {
+                // The control thread sends every cluster that a route names.
+                clusters.get(id).map_or_else(|| Rc::clone(&missing), Rc::clone)
+            }));
+            for listening in self.listeners.values() {
+                if listening.target.leads.borrow().table.as_ref() == Some(&id) {
+                    listening.target.table.replace(Some(Rc::clone(&table)));
+                }
+            }
+            self.tables.insert(id, table);
+        }
+    }
+
     fn listener(&mut self, change: ListenerChange) {
         let cluster = self.cluster(&change.cluster);
+        let table = change.leads.table.as_ref().and_then(|id| self.tables.get(id)).cloned();
         if change.sockets.is_empty() {
             if let Some(listening) = self.listeners.get(&change.bind) {
-                listening.target.protocol.set(change.protocol);
+                listening.target.leads.replace(change.leads);
                 listening.target.cluster.replace(cluster);
+                listening.target.table.replace(table);
             }
             return;
         }
         let target = Rc::new(Target {
-            protocol: Cell::new(change.protocol),
+            leads: RefCell::new(change.leads),
             cluster: RefCell::new(cluster),
+            table: RefCell::new(table),
         });
         let mut accepting = Vec::with_capacity(change.sockets.len());
         for socket in change.sockets {
@@ -283,6 +374,7 @@ impl State {
             let task = tokio::task::spawn_local(accept::run(
                 Rc::clone(&self.worker),
                 Rc::clone(&socket),
+                change.bind,
                 Rc::clone(&target),
                 Rc::clone(&stop),
             ));

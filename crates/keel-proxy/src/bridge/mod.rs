@@ -4,6 +4,7 @@
 //! HTTP/2, services of HTTP/2 (gRPC), and answers that are changed on their way. The rules of trying again are the
 //! same as there.
 
+mod compress;
 mod endpoint;
 pub mod head;
 mod sink;
@@ -19,20 +20,23 @@ use h2::RecvStream;
 use h2::server::SendResponse;
 use http::Request;
 use keel_model::Protocol;
-use keel_route::retry::{self, Failure, Verdict};
+use keel_route::retry::Failure;
 
+use crate::bridge::compress::Compressing;
 use crate::bridge::endpoint::Outcome;
 use crate::bridge::head::RequestHead;
 use crate::bridge::sink::{Caller, Http1Caller};
 use crate::bridge::source::{Http1Source, Source};
 use crate::bridge::upload::Upload;
-use crate::cluster::Counted;
+use crate::counted::Counted;
 use crate::deadline::Deadline;
 use crate::http1::{self, Next, Refusal};
 use crate::http2::Lane;
 use crate::ids::Ids;
 use crate::reply::Reply;
+use crate::route::{self, AnswerChanges, Decided, RouteAt, Way};
 use crate::session::{Client, Session};
+use crate::tries::{Repeatable, Trial, Tries};
 use crate::upstream::{Placement, Reuse, Unavailable, Upstream};
 
 /// Serves one request of a client of HTTP/2.
@@ -44,36 +48,71 @@ pub async fn serve_http2(
     let (parts, body) = request.into_parts();
     let caller = Caller::Http2(respond);
     let is_head = parts.method == http::Method::HEAD;
+    let complete = body.is_end_stream();
     let mut head = match RequestHead::from_http2(parts) {
         Ok(head) => head,
         Err(refusal) => {
-            caller.reply(&Reply::refused(refusal), false, is_head, body.is_end_stream()).await;
+            let reply = Reply::refused(refusal);
+            session.answered_here(&reply, None);
+            caller.reply(&reply, false, is_head, complete).await;
             return;
         }
     };
+    let way = match decide(session, &head).await {
+        Ok(way) => way,
+        Err((reply, route)) => {
+            session.answered_here(&reply, route.as_ref());
+            caller.reply(&reply, head.is_grpc(), is_head, complete).await;
+            return;
+        }
+    };
+    head.change(&way);
     let ids = Ids::new(&mut session.worker.random.borrow_mut());
     head.complete(session, &ids);
-    let source = if body.is_end_stream() { Source::Empty } else { Source::Http2(body) };
-    let counted = session.count(session.target.cluster(), None);
-    let exchange = Exchange::new(session, &head, caller, counted);
-    exchange.run(source).await;
+    let source = if complete { Source::Empty } else { Source::Http2(body) };
+    run(session, &head, caller, way, source).await;
 }
 
-/// Serves one request of a client of HTTP/1 whose service speaks HTTP/2; `input` is what was read behind its head.
+/// Where a request goes, or what it is answered here.
+async fn decide(session: &Session, head: &RequestHead) -> Result<Way, (Reply, Option<RouteAt>)> {
+    if let Some(way) = session.straight() {
+        return Ok(way);
+    }
+    let mut verified = None;
+    loop {
+        match session.decide(&head.view(session), head.length, verified.as_ref()) {
+            Decided::Go(way) => return Ok(way),
+            Decided::Answer(reply, route) => return Err((reply, route)),
+            Decided::Verify(check) if verified.is_none() => {
+                // Where it holds up nobody.
+                verified = tokio::task::spawn_blocking(move || check.run()).await.ok();
+                if verified.is_some() {
+                    continue;
+                }
+            }
+            // The password was checked a moment ago.
+            Decided::Verify(_) => {}
+        }
+        return Err((Reply::new(500, "The password could not be checked."), None));
+    }
+}
+
+/// Serves one request of a client of HTTP/1 whose service speaks HTTP/2, or whose bodies are to be looked at; `input`
+/// is what was read behind its head.
 pub async fn serve_http1(
     client: &Client,
     request: &http1::Request,
     mut head: RequestHead,
     input: &mut crate::buffer::Buffer,
-    counted: Counted,
+    way: Way,
 ) -> Next {
     let session = &client.session;
+    head.change(&way);
     let ids = Ids::new(&mut session.worker.random.borrow_mut());
     head.complete(session, &ids);
     let caller = Caller::Http1(Http1Caller { client, request });
-    let exchange = Exchange::new(session, &head, caller, counted);
     if request.body.is_over() {
-        return exchange.run(Source::Empty).await.0;
+        return run(session, &head, caller, way, Source::Empty).await.0;
     }
     if request.expects_continue {
         let permission = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -89,11 +128,41 @@ pub async fn serve_http1(
         input: std::mem::take(input),
         trailers: Vec::new(),
     });
-    let (next, source) = exchange.run(source).await;
+    let (next, source) = run(session, &head, caller, way, source).await;
     if let Source::Http1(source) = source {
         *input = source.input;
     }
     next
+}
+
+/// Serves a request on its way. What becomes of a connection of HTTP/1, and what is left of the request's body.
+async fn run<'a, 's>(
+    session: &'a Rc<Session>,
+    head: &'a RequestHead,
+    caller: Caller<'a>,
+    way: Way,
+    source: Source<'s>,
+) -> (Next, Source<'s>) {
+    let counted = way.count(session);
+    if let Err(full) = counted.enter() {
+        let reply = counted.full(full);
+        let is_head = head.method == http::Method::HEAD;
+        let next = caller.reply(&reply, head.is_grpc(), is_head, source.is_over()).await;
+        return (next, source);
+    }
+    counted.cluster.budget.borrow_mut().request();
+    let most = way.max_body();
+    let exchange = Exchange {
+        session,
+        head,
+        caller: Some(caller),
+        counted,
+        limit: way.time_limit(),
+        compression: Compressing::new(&way),
+        changes: way.answer_changes(),
+        tries: Tries::default(),
+    };
+    exchange.run(Upload::new(source, most)).await
 }
 
 /// One request, from its first try to the end of its answer.
@@ -103,22 +172,18 @@ struct Exchange<'a> {
     /// Until the head of an answer was sent.
     caller: Option<Caller<'a>>,
     counted: Counted,
+    /// The whole answer must have come by then.
+    limit: Option<Duration>,
+    /// How the answer may be compressed.
+    compression: Option<Compressing>,
+    /// What is changed in the head of the answer.
+    changes: Option<Box<AnswerChanges>>,
+    tries: Tries,
 }
 
-impl<'a> Exchange<'a> {
-    fn new(
-        session: &'a Session,
-        head: &'a RequestHead,
-        caller: Caller<'a>,
-        counted: Counted,
-    ) -> Self {
-        counted.cluster.budget.borrow_mut().request();
-        Self { session, head, caller: Some(caller), counted }
-    }
-
+impl Exchange<'_> {
     /// What becomes of a connection of HTTP/1, and what is left of the body of the request.
-    async fn run<'s>(mut self, source: Source<'s>) -> (Next, Source<'s>) {
-        let mut upload = Upload::new(source);
+    async fn run<'s>(mut self, mut upload: Upload<'s>) -> (Next, Source<'s>) {
         let ended = match self.time_limit() {
             Some(limit) => tokio::time::timeout(limit, self.until_answered(&mut upload)).await,
             None => Ok(self.until_answered(&mut upload).await),
@@ -135,66 +200,61 @@ impl<'a> Exchange<'a> {
 
     /// The caller waits no longer than this.
     fn time_limit(&self) -> Option<Duration> {
-        let limit = self.counted.cluster.timeouts().request;
-        let grpc = self.head.headers.get("grpc-timeout").filter(|_| self.head.is_grpc());
+        let limit = self.limit;
+        let grpc = self.head.headers().get("grpc-timeout").filter(|_| self.head.is_grpc());
         let grpc = grpc.and_then(|value| grpc_timeout(value.as_bytes()));
         [limit, grpc].into_iter().flatten().min()
     }
 
     async fn until_answered(&mut self, upload: &mut Upload<'_>) -> Next {
         let mut placement = Placement::default();
-        let (mut sends, mut cut_off_retries) = (0, 0);
         let repeatable = self.head.is_idempotent() && upload.is_over();
         let mut reuse = if repeatable { Reuse::Any } else { Reuse::Checked };
         loop {
             upload.rewind();
-            sends += 1;
-            let (outcome, endpoint) = match self.attempt(&mut placement, reuse, upload).await {
+            let (outcome, trial) = match self.attempt(&mut placement, reuse, upload).await {
                 Ok(tried) => tried,
                 Err(why) => {
                     let text = Reply::unavailable(self.counted.cluster.id(), why);
                     return self.failed(&text, upload.is_over()).await;
                 }
             };
-            let failure = match outcome {
+            let (failure, decided) = match outcome {
                 Outcome::Answered(next) => return next,
-                Outcome::Failed(failure) => failure,
-                Outcome::TimedOut => {
-                    let text = Reply::timed_out(self.counted.cluster.id());
-                    return self.failed(&text, upload.is_over()).await;
-                }
+                Outcome::Again(failure) => (failure, true),
+                Outcome::Failed(failure) => (failure, false),
+                Outcome::TimedOut => (Failure::TimedOut, false),
                 Outcome::Malformed => {
                     let refusal = Refusal::Malformed("its body is not properly chunked");
                     return self.reply(&Reply::refused(refusal), false).await;
+                }
+                Outcome::TooLarge(most) => {
+                    return self.reply(&Reply::too_large(most), false).await;
                 }
                 Outcome::CallerGone => {
                     self.counted.failed(0);
                     return Next::Reset;
                 }
             };
-            let state = retry::Request {
-                idempotent: self.head.is_idempotent(),
-                repeatable: upload.is_repeatable(),
-                sends,
-                cut_off_retries,
-            };
-            let again = match retry::verdict(failure, state) {
-                Verdict::Retry => true,
-                Verdict::RetryOnBudget => {
-                    cut_off_retries += 1;
-                    let now = self.session.worker.shared.now_ms();
-                    self.counted.cluster.budget.borrow_mut().take(now)
-                }
-                Verdict::GiveUp => false,
-            };
-            if !again {
-                let text = Reply::broken(self.counted.cluster.id());
+            trial.failed(&self.counted, failure);
+            let state = self.repeatable(upload);
+            if !decided && !self.tries.again(&self.counted, failure, state) {
+                let cluster = self.counted.cluster.id();
+                let text = match failure {
+                    Failure::TimedOut => Reply::timed_out(cluster),
+                    _ => Reply::broken(cluster),
+                };
                 return self.failed(&text, upload.is_over()).await;
             }
             self.counted.retried();
-            placement.broke(endpoint, failure);
+            placement.broke(trial.endpoint, failure);
+            self.tries.pause(&self.counted).await;
             reuse = Reuse::No;
         }
+    }
+
+    fn repeatable(&self, upload: &Upload<'_>) -> Repeatable {
+        Repeatable { idempotent: self.head.is_idempotent(), kept: upload.is_repeatable() }
     }
 
     /// Finds a place and sends the request there.
@@ -203,19 +263,27 @@ impl<'a> Exchange<'a> {
         placement: &mut Placement,
         reuse: Reuse,
         upload: &mut Upload<'_>,
-    ) -> Result<(Outcome, Rc<crate::cluster::WorkerEndpoint>), Unavailable> {
+    ) -> Result<(Outcome, Trial), Unavailable> {
         let worker = &self.session.worker;
         if self.speaks_http2() {
             let upstream: Upstream<Lane> = placement.acquire(worker, &self.counted, reuse).await?;
-            placement.placed();
-            let endpoint = Rc::clone(&upstream.in_flight.endpoint);
-            Ok((Box::pin(self.try_http2(upstream, upload)).await, endpoint))
+            let trial = self.placed(placement, &upstream);
+            let outcome = Box::pin(self.try_http2(upstream, &trial, upload)).await;
+            Ok((outcome, trial))
         } else {
-            let upstream = placement.acquire(worker, &self.counted, reuse).await?;
-            placement.placed();
-            let endpoint = Rc::clone(&upstream.in_flight.endpoint);
-            Ok((Box::pin(self.try_http1(upstream, upload)).await, endpoint))
+            let upstream: Upstream = placement.acquire(worker, &self.counted, reuse).await?;
+            let trial = self.placed(placement, &upstream);
+            let outcome = Box::pin(self.try_http1(upstream, &trial, upload)).await;
+            Ok((outcome, trial))
         }
+    }
+
+    fn placed<L>(&mut self, placement: &mut Placement, upstream: &Upstream<L>) -> Trial {
+        placement.placed();
+        self.tries.sent();
+        let trial = Trial::begin(&self.counted, &upstream.in_flight.endpoint);
+        route::bind(&mut self.changes, &self.counted, &trial.endpoint);
+        trial
     }
 
     /// What the service is spoken to in. Where nothing is declared it hears what the client chose to speak in clear;

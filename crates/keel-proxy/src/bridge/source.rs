@@ -31,6 +31,8 @@ pub enum Cut {
     Gone,
     /// It is not properly chunked.
     Malformed,
+    /// It is over this many bytes.
+    TooLarge(u64),
 }
 
 /// A body on its way in.

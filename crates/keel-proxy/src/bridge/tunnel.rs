@@ -21,6 +21,7 @@ use crate::deadline::Deadline;
 use crate::http1::Body;
 use crate::limits::MAX_HEAD;
 use crate::stream;
+use crate::tries::Trial;
 use crate::upstream::Upstream;
 
 const KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
@@ -31,6 +32,7 @@ impl Exchange<'_> {
     pub async fn try_tunnel(
         &mut self,
         upstream: Upstream,
+        trial: &Trial,
         upload: &mut Upload<'_>,
         waiting: &Deadline,
     ) -> Outcome {
@@ -38,7 +40,7 @@ impl Exchange<'_> {
         head.method = Method::GET;
         let key = base64::engine::general_purpose::STANDARD.encode(self.nonce());
         if let Ok(key) = key.parse() {
-            head.headers.insert(KEY, key);
+            head.headers_mut().insert(KEY, key);
         }
         let first = head.to_http1(b"Connection: Upgrade\r\nUpgrade: websocket\r\n");
         if let Err((0, _)) = stream::write_all(&upstream.line, &first, waiting).await {
@@ -51,11 +53,16 @@ impl Exchange<'_> {
         };
         let (status, mut headers, body) = answer;
         headers.remove(ACCEPT);
+        if let Some(changes) = &self.changes {
+            changes.apply(&mut headers);
+        }
         let (status, body) = match status {
             StatusCode::SWITCHING_PROTOCOLS => (StatusCode::OK, Body::UntilClose),
             status => (status, body),
         };
         let Some(caller) = self.caller.take() else { return Outcome::CallerGone };
+        trial.answered(&self.counted, status.as_u16());
+        self.counted.is_tunnel();
         self.counted.answered(status.as_u16());
         let extent = if body.is_over() { Extent::None } else { Extent::Some };
         let Ok(mut sink) = caller.head(status, headers, extent, waiting).await else {
@@ -73,12 +80,13 @@ impl Exchange<'_> {
             trailers: Vec::new(),
         };
         let mut source = Source::Http1(source);
+        let idle = self.counted.cluster.times().idle;
         let passed = {
             let up = async {
                 let sent = upload.send_http1(&upstream.line, false, &never[0]).await;
                 sent.and_then(|()| upstream.line.shutdown_write().map_err(|_| Broken::Sink))
             };
-            let down = relay(&mut source, &mut sink, &never[1]);
+            let down = relay(&mut source, &mut sink, &never[1], idle);
             until_both_end(up, down).await
         };
         self.counted.moved(upload.total, *passed.as_ref().unwrap_or(&0));
@@ -107,7 +115,7 @@ impl Exchange<'_> {
     ) -> Result<(StatusCode, HeaderMap, Body), Outcome> {
         let mut request = self.as_http1();
         request.upgrade = true;
-        waiting.set(self.counted.cluster.timeouts().response);
+        waiting.set(self.counted.cluster.times().response);
         loop {
             match stream::read(&upstream.line, input.room(MAX_HEAD), waiting).await {
                 Ok(n @ 1..) => input.filled(n),

@@ -4,12 +4,13 @@
 //! at once is copied to a buffer of its own, and then nothing more is read until that is gone.
 
 use std::io;
+use std::time::Duration;
 
 use crate::buffer::Buffer;
 use crate::conn::Conn;
 use crate::deadline::Deadline;
 use crate::http1::body::Body;
-use crate::limits::{BODY_STALL, SPLICE_BODY};
+use crate::limits::SPLICE_BODY;
 use crate::splice::{self, Turn};
 use crate::stream;
 use crate::worker::Worker;
@@ -31,15 +32,19 @@ pub struct Relay<'a> {
     pub from: &'a Conn,
     pub to: &'a Conn,
     pub deadline: &'a Deadline,
+    /// Between two pieces.
+    pub idle: Duration,
     /// Leave the chunking out.
     pub unchunk: bool,
+    /// Bytes so far, chunking included.
+    pub moved: u64,
 }
 
 impl Relay<'_> {
     /// Passes on what is left of `body`. What was read beyond its end goes to `beyond`.
     pub async fn run(&mut self, body: &mut Body, beyond: &mut Buffer) -> Result<(), Broken> {
         while !body.is_over() {
-            self.deadline.set(BODY_STALL);
+            self.deadline.set(self.idle);
             if let Body::Length(left) = body
                 && *left >= SPLICE_BODY
                 && self.bulk(left).await?
@@ -62,7 +67,7 @@ impl Relay<'_> {
     }
 
     /// Lets the system move a part of what is `left`; false if it can't.
-    async fn bulk(&self, left: &mut u64) -> Result<bool, Broken> {
+    async fn bulk(&mut self, left: &mut u64) -> Result<bool, Broken> {
         let (Some(from), Some(to)) = (self.from.plain(), self.to.plain()) else {
             return Ok(false);
         };
@@ -71,6 +76,7 @@ impl Relay<'_> {
             Ok(Turn::Moved(0)) | Err(splice::Broken::Source(_)) => Err(Broken::Source),
             Ok(Turn::Moved(n)) => {
                 *left = left.saturating_sub(n as u64);
+                self.moved += n as u64;
                 Ok(true)
             }
             Ok(Turn::Nothing) => {
@@ -83,7 +89,7 @@ impl Relay<'_> {
     }
 
     /// One read and one write.
-    fn once(&self, body: &mut Body, beyond: &mut Buffer) -> Result<Moved, Broken> {
+    fn once(&mut self, body: &mut Body, beyond: &mut Buffer) -> Result<Moved, Broken> {
         let mut scratch = self.worker.scratch.borrow_mut();
         let most = match body {
             // What follows is not ours to read.
@@ -104,6 +110,7 @@ impl Relay<'_> {
         };
         let taken = taken.map_err(|_| Broken::Malformed)?;
         beyond.extend(&scratch[taken..read]);
+        self.moved += taken as u64;
         let bytes = if self.unchunk { &content } else { &scratch[..taken] };
         let written = match self.to.try_write(bytes, &[]) {
             Ok(n) => n,

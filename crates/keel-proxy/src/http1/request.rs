@@ -372,6 +372,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::too_many_lines, reason = "it is a table")]
     fn smuggling_table() {
         let malformed = |input: &str| {
             let result = read(input);

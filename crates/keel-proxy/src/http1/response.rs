@@ -6,6 +6,7 @@ use crate::http1::body::{Body, Malformed};
 use crate::http1::fields::{Connection, Copier, Field, Framing, lines_end_properly, offset};
 use crate::http1::request::{Fields, Request, fields};
 use crate::limits::MAX_HEAD;
+use crate::route::AnswerChanges;
 
 /// What a proxy needs to know of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,8 +102,17 @@ impl Head<'_, '_> {
         }
     }
 
-    fn write(&self, response: &Response, request: &Request, out: &mut Vec<u8>) {
-        self.found.write(self.bytes, self.headers, response, out);
+    fn write(
+        &self,
+        response: &Response,
+        request: &Request,
+        changes: Option<&AnswerChanges>,
+        out: &mut Vec<u8>,
+    ) {
+        self.found.write(self.bytes, self.headers, response, changes, out);
+        if let Some(changes) = changes {
+            out.extend_from_slice(&changes.lines());
+        }
         out.extend_from_slice(match (response.status, response.keep_alive) {
             (101, _) => b"Connection: Upgrade\r\n\r\n".as_slice(),
             (200.., false) => b"Connection: close\r\n\r\n",
@@ -112,19 +122,22 @@ impl Head<'_, '_> {
     }
 }
 
-/// As [`read`], and writes the head to `out` if it has to be rewritten.
+/// As [`read`], and writes the head to `out` if it has to be rewritten, for our own reasons or for the `changes`.
 pub fn parse(
     input: &[u8],
     request: &Request,
     keep_alive: bool,
+    changes: Option<&AnswerChanges>,
     out: &mut Vec<u8>,
 ) -> Result<Option<Response>, Malformed> {
     let mut fields = fields();
-    let Some((response, head)) = read(input, request, keep_alive, &mut fields)? else {
+    let Some((mut response, head)) = read(input, request, keep_alive, &mut fields)? else {
         return Ok(None);
     };
+    let changes = changes.filter(|_| !response.is_interim());
+    response.rewritten |= changes.is_some();
     if response.rewritten {
-        head.write(&response, request, out);
+        head.write(&response, request, changes, out);
     }
     Ok(Some(response))
 }
@@ -175,7 +188,14 @@ impl<'a> Found<'a> {
     }
 
     /// Writes the head without the empty line at its end.
-    fn write(&self, head: &[u8], headers: &[Header<'_>], response: &Response, out: &mut Vec<u8>) {
+    fn write(
+        &self,
+        head: &[u8],
+        headers: &[Header<'_>],
+        response: &Response,
+        changes: Option<&AnswerChanges>,
+        out: &mut Vec<u8>,
+    ) {
         out.clear();
         let first = memchr::memchr(b'\n', head).map_or(head.len(), |at| at + 1);
         let line = head[..first].trim_ascii_end();
@@ -191,7 +211,10 @@ impl<'a> Found<'a> {
             }
             Field::TransferEncoding => !response.unchunk,
             Field::Upgrade => true,
-            _ => !self.connection.nominates(header.name),
+            _ => {
+                !self.connection.nominates(header.name)
+                    && !changes.is_some_and(|changes| changes.drops(header.name))
+            }
         };
         if self.bare {
             for header in headers.iter().filter(|h| passes(h)) {
@@ -240,7 +263,8 @@ mod tests {
         input: &str,
     ) -> Result<(Response, String), Malformed> {
         let mut out = Vec::new();
-        let response = parse(input.as_bytes(), request, keep_alive, &mut out)?.expect("complete");
+        let response =
+            parse(input.as_bytes(), request, keep_alive, None, &mut out)?.expect("complete");
         let head =
             if response.rewritten { out } else { input.as_bytes()[..response.head].to_vec() };
         Ok((response, String::from_utf8(head).unwrap()))
@@ -367,8 +391,8 @@ mod tests {
             keep_alive: bool,
         ) {
             let head = format!("HTTP/1.1 200 OK\r\n{}\r\n", lines.concat());
-            let _ = parse(head.as_bytes(), &get(), keep_alive, &mut Vec::new());
-            let _ = parse(lines.concat().as_bytes(), &get(), keep_alive, &mut Vec::new());
+            let _ = parse(head.as_bytes(), &get(), keep_alive, None, &mut Vec::new());
+            let _ = parse(lines.concat().as_bytes(), &get(), keep_alive, None, &mut Vec::new());
         }
     }
 }
