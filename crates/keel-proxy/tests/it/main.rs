@@ -9,6 +9,9 @@ mod http;
 mod lossless;
 mod placement;
 mod proxy;
+mod recorder;
+mod rivals;
+mod smuggling;
 mod tcp;
 
 /// Not a test: the process that the tests start (see [`proxy::Proxy`]).
