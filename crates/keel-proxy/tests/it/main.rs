@@ -5,6 +5,7 @@
 mod backend;
 mod client;
 mod control;
+mod hostile;
 mod http;
 mod lossless;
 mod placement;
