@@ -107,6 +107,9 @@ pub fn chunks(bytes: &[u8]) -> Option<(usize, Vec<u8>)> {
             return None;
         }
         let size = u64::from_str_radix(std::str::from_utf8(size).ok()?, 16).ok()?;
+        if size >= 1 << 52 {
+            return None;
+        }
         if size == 0 {
             break;
         }
@@ -125,7 +128,11 @@ pub fn chunks(bytes: &[u8]) -> Option<(usize, Vec<u8>)> {
         }
         let colon = line.iter().position(|b| *b == b':')?;
         let is_token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
-        if colon == 0 || !line[..colon].iter().all(is_token) {
+        let name = line[..colon].to_ascii_lowercase();
+        if name.is_empty() || !name.iter().all(is_token) {
+            return None;
+        }
+        if [&b"content-length"[..], b"host", b"transfer-encoding"].contains(&&name[..]) {
             return None;
         }
     }

@@ -371,13 +371,14 @@ mod tests {
         assert!(out.contains("Transfer-Encoding: Chunked\r\n") && out.contains("Expect"), "{out}");
     }
 
+    fn malformed(input: &str) {
+        let result = read(input);
+        assert!(matches!(result, Err(Refusal::Malformed(_))), "{input:?}: {result:?}");
+    }
+
     #[test]
     #[allow(clippy::too_many_lines, reason = "it is a table")]
     fn smuggling_table() {
-        let malformed = |input: &str| {
-            let result = read(input);
-            assert!(matches!(result, Err(Refusal::Malformed(_))), "{input:?}: {result:?}");
-        };
         for fields in [
             "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
             "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n",
@@ -412,6 +413,10 @@ mod tests {
         ] {
             malformed(&format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n"));
         }
+    }
+
+    #[test]
+    fn first_lines_and_hosts_that_are_none() {
         malformed("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n");
         malformed("GET / HTTP/1.1\r\n\r\n");
         malformed("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n");

@@ -5,10 +5,14 @@
 mod backend;
 mod client;
 mod control;
+mod hostile;
 mod http;
 mod lossless;
 mod placement;
 mod proxy;
+mod recorder;
+mod rivals;
+mod smuggling;
 mod takeover;
 mod tcp;
 
