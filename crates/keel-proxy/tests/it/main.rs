@@ -6,6 +6,7 @@ mod backend;
 mod client;
 mod control;
 mod http;
+mod http2;
 mod lossless;
 mod placement;
 mod proxy;
