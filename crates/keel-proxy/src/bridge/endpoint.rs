@@ -33,6 +33,8 @@ pub enum Outcome {
     CallerGone,
     /// The caller sent something that is not a body.
     Malformed,
+    /// HTTP/2 has no form for its host or target.
+    NoForm,
 }
 
 /// The head of an answer of HTTP/1.
@@ -238,9 +240,7 @@ impl Exchange<'_> {
         mut upstream: Upstream<Lane>,
         upload: &mut Upload<'_>,
     ) -> Outcome {
-        let Ok(request) = self.head.to_http2(false) else {
-            return Outcome::Failed(Failure::Answering);
-        };
+        let Ok(request) = self.head.to_http2(false) else { return Outcome::NoForm };
         let send = &mut upstream.line.send;
         let ready = poll_fn(|cx| send.poll_ready(cx)).await;
         let ended = upload.is_none();
@@ -328,11 +328,15 @@ impl Exchange<'_> {
     async fn pass_on<'s>(
         &mut self,
         status: StatusCode,
-        headers: HeaderMap,
+        mut headers: HeaderMap,
         mut source: Source<'s>,
         waiting: &Deadline,
         uploaded: &std::cell::Cell<bool>,
     ) -> (Next, Source<'s>) {
+        if status == StatusCode::NO_CONTENT {
+            // It has none, whatever the endpoint says (RFC 9110, 8.6).
+            headers.remove(header::CONTENT_LENGTH);
+        }
         let Some(caller) = self.caller.take() else { return (Next::Reset, source) };
         self.counted.answered(status.as_u16());
         let extent = if source.is_over() { Extent::None } else { Extent::Some };
@@ -346,7 +350,7 @@ impl Exchange<'_> {
                 Err(Broken::Sink) => return (Next::Reset, source),
                 Err(Broken::Source | Broken::Malformed) => {
                     self.counted.failed(0);
-                    return (sink.abort(), source);
+                    return (sink.abort().await, source);
                 }
             }
         }

@@ -17,7 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
-use http::Request;
+use http::{HeaderMap, Request};
 use keel_model::Protocol;
 use keel_route::retry::{self, Failure, Verdict};
 
@@ -42,7 +42,7 @@ pub async fn serve_http2(
     respond: SendResponse<Bytes>,
 ) {
     let (parts, body) = request.into_parts();
-    let caller = Caller::Http2(respond);
+    let mut caller = Caller::Http2(respond);
     let is_head = parts.method == http::Method::HEAD;
     let mut head = match RequestHead::from_http2(parts) {
         Ok(head) => head,
@@ -53,6 +53,14 @@ pub async fn serve_http2(
     };
     let ids = Ids::new(&mut session.worker.random.borrow_mut());
     head.complete(session, &ids);
+    if head.expects_continue && !body.is_end_stream() {
+        // The expectation is of one hop: it is met here, and the endpoint hears nothing of it.
+        let deadline = Deadline::new(&session.worker.deadlines);
+        let permission = caller.announce(http::StatusCode::CONTINUE, HeaderMap::new(), &deadline);
+        if permission.await.is_err() {
+            return;
+        }
+    }
     let source = if body.is_end_stream() { Source::Empty } else { Source::Http2(body) };
     let counted = session.count(session.target.cluster(), None);
     let exchange = Exchange::new(session, &head, caller, counted);
@@ -166,6 +174,10 @@ impl<'a> Exchange<'a> {
                 Outcome::Malformed => {
                     let refusal = Refusal::Malformed("its body is not properly chunked");
                     return self.reply(&Reply::refused(refusal), false).await;
+                }
+                Outcome::NoForm => {
+                    let refusal = Refusal::Malformed("its host is not a host");
+                    return self.reply(&Reply::refused(refusal), upload.is_over()).await;
                 }
                 Outcome::CallerGone => {
                     self.counted.failed(0);

@@ -5,6 +5,7 @@
 mod backend;
 mod client;
 mod control;
+mod frames;
 mod http;
 mod http2;
 mod lossless;

@@ -21,8 +21,6 @@ pub fn wait<T>(test: impl Future<Output = T>) -> T {
 }
 
 /// Runs `task` behind the test's back.
-pub fn spawn<T: Send + 'static>(
-    task: impl Future<Output = T> + Send + 'static,
-) -> JoinHandle<T> {
+pub fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
     RUNTIME.spawn(task)
 }

@@ -58,11 +58,7 @@ impl Http2Client {
     }
 
     /// Begins a request when the connection takes one; with `end` there is no body.
-    pub async fn try_begin(
-        &self,
-        request: RequestBuilder,
-        end: bool,
-    ) -> Result<Call, h2::Error> {
+    pub async fn try_begin(&self, request: RequestBuilder, end: bool) -> Result<Call, h2::Error> {
         let mut send = self.send.clone().ready().await?;
         let (head, body) = send.send_request(request.body(()).unwrap(), end)?;
         Ok(Call { head, body })

@@ -248,7 +248,10 @@ fn to_http1(head: String, message: &Message, bodiless: bool) -> Vec<u8> {
                 bytes.extend(b"\r\n");
             }
             bytes.extend(b"0\r\n");
-            lines(&announced(&Message { fields: trailers.clone(), ..Message::default() }, true), &mut bytes);
+            lines(
+                &announced(&Message { fields: trailers.clone(), ..Message::default() }, true),
+                &mut bytes,
+            );
         }
     }
     bytes
@@ -285,8 +288,7 @@ pub fn dechunk(mut raw: &[u8]) -> (Bytes, HeaderMap) {
 fn received_http1(head: &str, raw: Vec<u8>) -> Message {
     let mut fields = fields_of(head.lines().skip(1));
     let chunked = fields.remove("transfer-encoding").is_some();
-    let (bytes, trailers) =
-        if chunked { dechunk(&raw) } else { (raw.into(), HeaderMap::new()) };
+    let (bytes, trailers) = if chunked { dechunk(&raw) } else { (raw.into(), HeaderMap::new()) };
     let content = Content::received(&fields, bytes, trailers);
     Message { fields, content }
 }
@@ -304,8 +306,7 @@ fn answer_of_http1(client: &mut Client, is_head: bool) -> Answer {
     let head = client.head();
     let status = head[9..12].parse().unwrap();
     let bodiless = is_head || matches!(status, 204 | 304);
-    let raw =
-        if bodiless { Vec::new() } else { read_body(&mut client.reader, &head).unwrap() };
+    let raw = if bodiless { Vec::new() } else { read_body(&mut client.reader, &head).unwrap() };
     Answer { status, message: received_http1(&head, raw) }
 }
 

@@ -4,4 +4,5 @@ pub mod background;
 pub mod client;
 pub mod either;
 pub mod endpoint;
+mod heads;
 mod versions;

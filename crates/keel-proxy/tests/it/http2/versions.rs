@@ -163,7 +163,10 @@ fn announcements_come_before_the_answer() {
                 let mut call = client.begin(request("GET", "/"), true).await;
                 for link in ["</a.css>", "</b.css>"] {
                     let hint = call.announcement().await.unwrap();
-                    assert_eq!((hint.status().as_u16(), &hint.headers()["link"]), (103, &link.parse().unwrap()));
+                    assert_eq!(
+                        (hint.status().as_u16(), &hint.headers()["link"]),
+                        (103, &link.parse().unwrap())
+                    );
                 }
                 assert_eq!(call.answer().await.unwrap().text(), "done");
             }
@@ -276,7 +279,8 @@ fn an_answer_of_the_proxy_itself_reaches_a_client_that_is_still_sending() {
     wait(async {
         let client = Http2Client::connect(address).await;
         let mut call = client.begin(request("POST", "/"), false).await;
-        call.send("the beginning", false).await.unwrap();
+        // The answer may be faster.
+        let _ = call.send("the beginning", false).await;
         let (head, mut body) = call.head().await.unwrap().into_parts();
         assert_eq!(head.status, 503);
         let (text, _) = read(&mut body).await.unwrap();
@@ -316,7 +320,8 @@ fn an_answer_that_breaks_off_is_never_taken_for_a_whole_one() {
             let head = "HTTP/1.1 200 OK\r\n";
             match request.head.split(' ').nth(1).unwrap() {
                 "/known" => connection.send(&format!("{head}Content-Length: 10\r\n\r\nhalf")),
-                _ => connection.send(&format!("{head}Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n")),
+                _ => connection
+                    .send(&format!("{head}Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n")),
             }
         })),
         Version::Two => Endpoint::Two(Http2Endpoint::new(|mut exchange| async move {
