@@ -39,6 +39,8 @@ pub enum Outcome {
     CallerGone,
     /// The caller sent something that is not a body.
     Malformed,
+    /// HTTP/2 has no form for its host or target.
+    NoForm,
 }
 
 /// The head of an answer of HTTP/1.
@@ -232,9 +234,8 @@ impl Exchange<'_> {
         trial: &Trial,
         upload: &mut Upload<'_>,
     ) -> Outcome {
-        let Ok(request) = self.head.to_http2(self.counted.cluster.policy().tls.is_some()) else {
-            return Outcome::Failed(Failure::Answering);
-        };
+        let secure = self.counted.cluster.policy().tls.is_some();
+        let Ok(request) = self.head.to_http2(secure) else { return Outcome::NoForm };
         let send = &mut upstream.line.send;
         let ready = poll_fn(|cx| send.poll_ready(cx)).await;
         let ended = upload.is_none();
@@ -346,6 +347,10 @@ impl Exchange<'_> {
         waiting: &Deadline,
         on_the_way: OnTheWay<'_>,
     ) -> (Next, Source<'s>) {
+        if status == StatusCode::NO_CONTENT {
+            // It has none, whatever the endpoint says (RFC 9110, 8.6).
+            headers.remove(header::CONTENT_LENGTH);
+        }
         let Some(caller) = self.caller.take() else { return (Next::Reset, source) };
         self.counted.answered(status.as_u16());
         let mut encoder = None;
@@ -371,7 +376,7 @@ impl Exchange<'_> {
                 Err(Broken::Sink) => return (Next::Reset, source),
                 Err(Broken::Source | Broken::Malformed | Broken::TooLarge(_)) => {
                     self.counted.failed(0);
-                    return (sink.abort(), source);
+                    return (sink.abort().await, source);
                 }
             }
         }

@@ -24,6 +24,8 @@ pub struct RequestHead {
     pub length: Option<u64>,
     /// Wants to speak this protocol from here on (`websocket`).
     pub protocol: Option<String>,
+    /// A caller of HTTP/2 waits for `100 Continue`.
+    pub expects_continue: bool,
 }
 
 impl RequestHead {
@@ -34,6 +36,7 @@ impl RequestHead {
         if method == Method::CONNECT && protocol.as_deref() != Some("websocket") {
             return Err(Refusal::Method);
         }
+        join_cookies(&mut headers);
         if headers.len() > MAX_FIELDS {
             return Err(Refusal::TooLarge);
         }
@@ -52,11 +55,17 @@ impl RequestHead {
             return Err(Refusal::Malformed("its host is not a host"));
         }
         let length = length(&headers)?;
-        for name in [header::TE, header::EXPECT, header::CONNECTION, header::TRANSFER_ENCODING] {
+        let expectation = headers.remove(header::EXPECT);
+        if expectation.as_ref().is_some_and(|e| !e.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+        {
+            return Err(Refusal::Expectation);
+        }
+        for name in [header::TE, header::CONNECTION, header::TRANSFER_ENCODING] {
             headers.remove(name);
         }
-        join_cookies(&mut headers);
-        Ok(Self { method, target, host, fields: MappedFields(headers), length, protocol })
+        let expects_continue = expectation.is_some();
+        let fields = MappedFields(headers);
+        Ok(Self { method, target, host, fields, length, protocol, expects_continue })
     }
 
     /// From a request of HTTP/1.
@@ -90,6 +99,7 @@ impl RequestHead {
             length: length(&headers).ok().flatten(),
             fields: MappedFields(headers),
             protocol,
+            expects_continue: false,
         }
     }
 

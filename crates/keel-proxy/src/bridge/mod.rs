@@ -18,7 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
-use http::Request;
+use http::{HeaderMap, Request};
 use keel_model::Protocol;
 use keel_route::retry::Failure;
 
@@ -46,7 +46,7 @@ pub async fn serve_http2(
     respond: SendResponse<Bytes>,
 ) {
     let (parts, body) = request.into_parts();
-    let caller = Caller::Http2(respond);
+    let mut caller = Caller::Http2(respond);
     let is_head = parts.method == http::Method::HEAD;
     let complete = body.is_end_stream();
     let mut head = match RequestHead::from_http2(parts) {
@@ -69,6 +69,14 @@ pub async fn serve_http2(
     head.change(&way);
     let ids = Ids::new(&mut session.worker.random.borrow_mut());
     head.complete(session, &ids);
+    if head.expects_continue && !complete {
+        // The expectation is of one hop: it is met here, and the endpoint hears nothing of it.
+        let deadline = Deadline::new(&session.worker.deadlines);
+        let permission = caller.announce(http::StatusCode::CONTINUE, HeaderMap::new(), &deadline);
+        if permission.await.is_err() {
+            return;
+        }
+    }
     let source = if complete { Source::Empty } else { Source::Http2(body) };
     run(session, &head, caller, way, source).await;
 }
@@ -230,6 +238,10 @@ impl Exchange<'_> {
                 }
                 Outcome::TooLarge(most) => {
                     return self.reply(&Reply::too_large(most), false).await;
+                }
+                Outcome::NoForm => {
+                    let refusal = Refusal::Malformed("its host is not a host");
+                    return self.reply(&Reply::refused(refusal), upload.is_over()).await;
                 }
                 Outcome::CallerGone => {
                     self.counted.failed(0);

@@ -144,14 +144,10 @@ impl<'a> Caller<'a> {
                 }
                 let empty = is_grpc || is_head || body.is_empty();
                 // A caller that is gone does not hear it.
-                if let Ok(mut stream) = respond.send_response(response, empty) {
-                    if !empty {
-                        let _ = stream.send_data(body.into(), true);
-                    }
-                    if !complete {
-                        // The rest of the request is not wanted (RFC 9113, 8.1).
-                        respond.send_reset(h2::Reason::NO_ERROR);
-                    }
+                if let Ok(mut stream) = respond.send_response(response, empty)
+                    && !empty
+                {
+                    let _ = stream.send_data(body.into(), true);
                 }
                 Next::Close
             }
@@ -247,8 +243,10 @@ impl Sink<'_> {
     }
 
     /// The answer can't be completed: the caller must notice.
-    pub fn abort(self) -> Next {
+    pub async fn abort(self) -> Next {
         if let Self::Http2(mut stream) = self {
+            // A reset throws away what waits to be sent. The connection's own task gets a turn before that.
+            tokio::task::yield_now().await;
             stream.send_reset(h2::Reason::INTERNAL_ERROR);
         }
         Next::Reset
@@ -257,12 +255,9 @@ impl Sink<'_> {
     /// The answer is complete. What becomes of a connection of HTTP/1; `complete`: the whole request was read.
     pub fn done(self, complete: bool) -> Next {
         match self {
-            Self::Http2(mut stream) => {
-                if !complete {
-                    stream.send_reset(h2::Reason::NO_ERROR);
-                }
-                Next::Close
-            }
+            // What is not wanted of a request the library says itself (RFC 9113, 8.1: `NO_ERROR`), once the answer is
+            // out and the stream is dropped. A reset of ours would throw away what waits to be sent.
+            Self::Http2(_) => Next::Close,
             Self::Http1(_) if !complete => Next::Linger,
             Self::Http1(sink) if sink.keep_alive => Next::Request,
             Self::Http1(_) => Next::Close,

@@ -5,7 +5,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::RecvStream;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 
 use crate::bridge::head::lines_of;
 use crate::buffer::Buffer;
@@ -91,10 +91,23 @@ fn poll_http2(stream: &mut RecvStream, cx: &mut Context<'_>) -> Poll<Result<Piec
         None => {}
     }
     Poll::Ready(match ready!(stream.poll_trailers(cx)) {
-        Ok(Some(trailers)) => Ok(Piece::Trailers(trailers)),
+        Ok(Some(mut trailers)) => {
+            let bad: Vec<_> = trailers.keys().filter(|name| !is_trailer(name)).cloned().collect();
+            for name in &bad {
+                trailers.remove(name);
+            }
+            Ok(Piece::Trailers(trailers))
+        }
         Ok(None) => Ok(Piece::End),
         Err(error) => return Poll::Ready(ended(&error)),
     })
+}
+
+/// Whether a field may come behind a body. Those that say how a message lies on its hop, or that are to be known before
+/// it, do not pass (RFC 9110, 6.5.1).
+fn is_trailer(name: &HeaderName) -> bool {
+    let passes = matches!(Field::of(name.as_str()), Field::Other | Field::RequestId);
+    passes && name != http::header::CONTENT_ENCODING
 }
 
 /// A server that has answered may reset the rest of the request with `NO_ERROR`: that is no failure of the answer.
@@ -169,11 +182,6 @@ impl Http1Source<'_> {
         if lines.is_empty() {
             return Piece::End;
         }
-        // Fields that say how a message lies on its hop, or that are to be known before it, do not pass
-        // (RFC 9110, 6.5.1).
-        let passes = |name: &str| {
-            matches!(Field::of(name), Field::Other | Field::RequestId) && name != "content-encoding"
-        };
-        Piece::Trailers(lines_of(lines).into_iter().filter(|(n, _)| passes(n.as_str())).collect())
+        Piece::Trailers(lines_of(lines).into_iter().filter(|(name, _)| is_trailer(name)).collect())
     }
 }

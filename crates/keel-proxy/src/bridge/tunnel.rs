@@ -94,7 +94,7 @@ impl Exchange<'_> {
             Ok(_) => Outcome::Answered(sink.done(true)),
             Err(_) => {
                 upstream.line.reset_on_close();
-                Outcome::Answered(sink.abort())
+                Outcome::Answered(sink.abort().await)
             }
         }
     }

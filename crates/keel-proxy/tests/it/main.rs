@@ -5,8 +5,10 @@
 mod backend;
 mod client;
 mod control;
+mod frames;
 mod hostile;
 mod http;
+mod http2;
 mod lossless;
 mod placement;
 mod proxy;
