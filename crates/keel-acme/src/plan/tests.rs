@@ -201,10 +201,17 @@ fn carry_out(step: &Step, all: &[Wanted], records: &mut Records, now: Timestamp,
     let (index, resumed) = match step {
         Step::Order { index, .. } => (*index, false),
         Step::Resume { index } => (*index, true),
-        Step::Abandon(id) => return drop(records.orders.remove(id)),
-        Step::Forget(id) => return drop(records.certificates.remove(id)),
+        Step::Abandon(id) => {
+            records.orders.remove(id);
+            return;
+        }
+        Step::Forget(id) => {
+            records.certificates.remove(id);
+            return;
+        }
         Step::Ask { id, .. } => {
-            return drop(records.windows.insert(id.clone(), (None, now + RENEWAL_CHECK)));
+            records.windows.insert(id.clone(), (None, now + RENEWAL_CHECK));
+            return;
         }
     };
     let id = all[index].id();
