@@ -13,6 +13,7 @@
 
 mod account;
 mod client;
+mod examine;
 mod order;
 mod plan;
 mod proof;
@@ -20,6 +21,7 @@ mod records;
 mod renewals;
 mod share;
 
+pub use examine::{Examined, examine};
 pub use plan::{Due, Plan, RENEWAL_CHECK, Step, backoff, is_covered, plan, renew_at};
 pub use records::{Attempts, CertificateId, Issued, Pause, PendingOrder, Records, Window};
 pub use renewals::{Notice, Published, Renewals};

@@ -11,9 +11,9 @@ use keel_route::snapshot::Challenges;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::Wanted;
+use crate::examine::examine;
 use crate::proof::tls_alpn;
 use crate::records::{Issued, PendingOrder};
 use crate::renewals::{Showcase, Vault};
@@ -261,22 +261,15 @@ fn leaf(issued: &Issued) -> Result<CertificateDer<'static>, String> {
     CertificateDer::from_pem_slice(issued.chain.as_bytes()).map_err(|error| error.to_string())
 }
 
-/// What was issued, looked at: the authority may be no friend.
 fn issued(wanted: &Wanted, chain: String, key: String) -> Result<Issued, Failure> {
-    let broken = |why: String| Failure::final_(format!("the certificate is no good: {why}"));
-    let der = CertificateDer::from_pem_slice(chain.as_bytes());
-    let der = der.map_err(|error| broken(error.to_string()))?;
-    let (_, parsed) = X509Certificate::from_der(&der).map_err(|error| broken(error.to_string()))?;
-    let pair = KeyPair::from_pem(&key).map_err(|error| broken(error.to_string()))?;
-    if parsed.public_key().subject_public_key.data.as_ref() != pair.public_key_raw() {
-        return Err(broken("it is for another key".to_owned()));
-    }
-    let at = |time: i64| Timestamp(u64::try_from(time).unwrap_or(0).saturating_mul(1000));
+    let examined = examine(&chain, &key);
+    let examined =
+        examined.map_err(|why| Failure::final_(format!("the certificate is no good: {why}")))?;
     Ok(Issued {
         names: wanted.names.clone(),
         directory: wanted.acme.directory.clone(),
-        not_before: at(parsed.validity().not_before.timestamp()),
-        not_after: at(parsed.validity().not_after.timestamp()),
+        not_before: examined.not_before,
+        not_after: examined.not_after,
         chain,
         key,
     })

@@ -138,9 +138,9 @@ impl Vault {
         }
     }
 
-    async fn load(&self) -> Result<Records, Failure> {
+    async fn load(&self) -> Result<Records, keel_store::Error> {
         let mut records = Records::default();
-        for entry in self.store.list(&self.prefix).await.map_err(stuck)?.entries {
+        for entry in self.store.list(&self.prefix).await?.entries {
             if let Some(key) = entry.key.strip_prefix(&self.prefix) {
                 records.put(key, &entry.value);
             }
@@ -195,6 +195,7 @@ impl Showcase {
 /// Orders certificates and keeps them fresh.
 pub struct Renewals {
     vault: Vault,
+    records: Records,
     wanted: watch::Receiver<Vec<Wanted>>,
     showcase: Showcase,
     tell: Arc<dyn Fn(&Notice) + Send + Sync>,
@@ -203,24 +204,26 @@ pub struct Renewals {
 
 impl Renewals {
     /// Renewals that keep their records below `prefix` of `store`, and write only while `fence` holds (leadership).
-    /// `acknowledged` is the last revision of [`Published`] that every proxy shows.
-    #[must_use]
-    pub fn new(
+    /// `acknowledged` is the last revision of [`Published`] that every proxy shows. What is kept and wanted already is
+    /// published when this returns.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn open(
         store: Arc<dyn Store>,
         prefix: impl Into<String>,
         fence: Option<Condition>,
         wanted: watch::Receiver<Vec<Wanted>>,
         acknowledged: watch::Receiver<u64>,
         now: fn() -> Timestamp,
-    ) -> Self {
+    ) -> Result<Self, keel_store::Error> {
+        let vault = Vault { store, prefix: prefix.into(), fence };
+        let records = vault.load().await?;
         let published = watch::channel(Published::default()).0;
-        Self {
-            vault: Vault { store, prefix: prefix.into(), fence },
-            wanted,
-            showcase: Showcase { published, acknowledged },
-            tell: Arc::new(|_| {}),
-            now,
-        }
+        let showcase = Showcase { published, acknowledged };
+        let renewals = Self { vault, records, wanted, showcase, tell: Arc::new(|_| {}), now };
+        renewals.publish(&renewals.wanted.borrow(), &renewals.records);
+        Ok(renewals)
     }
 
     /// Tells what happens.
@@ -238,15 +241,7 @@ impl Renewals {
 
     /// Works until nobody wants certificates any more (the other end of `wanted` is gone).
     pub async fn run(mut self) {
-        let mut records = loop {
-            match self.vault.load().await {
-                Ok(records) => break records,
-                Err(failure) => {
-                    tracing::warn!(%failure, "certificates can't be read");
-                    tokio::time::sleep(STORE_PAUSE).await;
-                }
-            }
-        };
+        let mut records = std::mem::take(&mut self.records);
         loop {
             let wanted = self.wanted.borrow_and_update().clone();
             self.publish(&wanted, &records);

@@ -10,6 +10,7 @@ pub mod api;
 
 mod agent;
 mod board;
+mod certificates;
 mod changes;
 mod clock;
 mod controller;

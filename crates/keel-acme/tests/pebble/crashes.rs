@@ -88,7 +88,8 @@ async fn a_server_that_dies_at_any_write_gets_its_certificate_later() {
             left: AtomicUsize::new(left),
             dead: Notify::new(),
         });
-        let mut server = Server::start(dying.clone(), pebble.proofs, all.clone(), of_crashes::now);
+        let mut server =
+            Server::start(dying.clone(), pebble.proofs, all.clone(), of_crashes::now).await;
         let survived = tokio::select! {
             notice = server.notice() => {
                 assert!(matches!(notice, Notice::Issued { .. }), "{notice}");
@@ -106,7 +107,8 @@ async fn a_server_that_dies_at_any_write_gets_its_certificate_later() {
         resumed += usize::from(cut_off);
         let orders = || pebble.log().matches("Added order").count();
         let before = orders();
-        let mut server = Server::start(store.clone(), pebble.proofs, all.clone(), of_crashes::now);
+        let mut server =
+            Server::start(store.clone(), pebble.proofs, all.clone(), of_crashes::now).await;
         let quickly = tokio::time::timeout(PATIENCE, async {
             // What can't be taken up again waits for its time.
             loop {
@@ -146,7 +148,7 @@ async fn an_authority_that_has_forgotten_us_gets_to_know_us_again() {
     let mut pebble = Pebble::start();
     let all = vec![wanted(&pebble, AcmeChallenge::Http01, &["shop.test"])];
     let store = store();
-    let mut server = Server::start(store.clone(), pebble.proofs, all, of_amnesia::now);
+    let mut server = Server::start(store.clone(), pebble.proofs, all, of_amnesia::now).await;
     let notice = server.notice().await;
     let Notice::Issued { until, .. } = notice else { panic!("{notice}") };
     let key = account(&*store).await;

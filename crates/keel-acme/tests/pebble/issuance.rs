@@ -43,7 +43,7 @@ async fn certificates_are_issued_with_either_proof_and_outlive_the_server() {
         wanted(&pebble, AcmeChallenge::Http01, &["shop.test", "www.shop.test"]),
         wanted(&pebble, AcmeChallenge::TlsAlpn01, &["api.shop.test", "pay.shop.test"]),
     ];
-    let mut server = Server::start(store.clone(), pebble.proofs, all.clone(), of_proofs::now);
+    let mut server = Server::start(store.clone(), pebble.proofs, all.clone(), of_proofs::now).await;
     for _ in 0..2 {
         let notice = server.notice().await;
         let Notice::Issued { until, .. } = &notice else { panic!("{notice}") };
@@ -64,9 +64,8 @@ async fn certificates_are_issued_with_either_proof_and_outlive_the_server() {
     let before = server.proxy.certificates();
     drop(server);
     pebble.stop();
-    let server = Server::start(store, pebble.proofs, all, of_proofs::now);
-    let mut published = server.proxy.published.clone();
-    published.wait_for(|published| published.certificates == before).await.unwrap();
+    let server = Server::start(store, pebble.proofs, all, of_proofs::now).await;
+    assert_eq!(server.proxy.certificates(), before, "from the first moment");
 }
 
 clock!(of_renewal);
@@ -75,7 +74,7 @@ clock!(of_renewal);
 async fn a_certificate_is_renewed_while_the_old_one_is_shown() {
     let pebble = Pebble::start();
     let all = vec![wanted(&pebble, AcmeChallenge::Http01, &["shop.test"])];
-    let mut server = Server::start(store(), pebble.proofs, all, of_renewal::now);
+    let mut server = Server::start(store(), pebble.proofs, all, of_renewal::now).await;
     let first = server.notice().await;
     let Notice::Issued { until, .. } = first else { panic!("{first}") };
     let before = server.proxy.certificates();
@@ -109,7 +108,7 @@ async fn a_proof_that_fails_is_told_and_tried_again_later() {
     let store = store();
     let one = wanted(&pebble, AcmeChallenge::Http01, &["shop.test"]);
     let mut server =
-        Server::start(store.clone(), pebble.proofs, vec![one.clone()], of_failure::now);
+        Server::start(store.clone(), pebble.proofs, vec![one.clone()], of_failure::now).await;
     server.proxy.mood.send_replace(Mood::Wrong);
     let notice = server.notice().await;
     let Notice::Failed { reason, again, .. } = &notice else { panic!("{notice}") };
@@ -142,7 +141,7 @@ async fn an_authority_that_is_not_there_is_told() {
     let mut pebble = Pebble::start();
     pebble.stop();
     let all = vec![wanted(&pebble, AcmeChallenge::Http01, &["shop.test"])];
-    let mut server = Server::start(store(), pebble.proofs, all, of_absence::now);
+    let mut server = Server::start(store(), pebble.proofs, all, of_absence::now).await;
     let notice = server.notice().await.to_string();
     assert!(notice.starts_with("no certificate for shop.test from 127.0.0.1:"), "{notice}");
     assert!(notice.to_lowercase().contains("connection refused"), "{notice}");
@@ -155,7 +154,7 @@ async fn an_authority_that_nobody_vouches_for_is_not_asked() {
     let pebble = Pebble::start();
     let mut one = wanted(&pebble, AcmeChallenge::Http01, &["shop.test"]);
     one.acme.ca = None;
-    let mut server = Server::start(store(), pebble.proofs, vec![one], of_strangers::now);
+    let mut server = Server::start(store(), pebble.proofs, vec![one], of_strangers::now).await;
     let notice = server.notice().await.to_string();
     assert!(notice.contains("UnknownIssuer"), "{notice}");
 }

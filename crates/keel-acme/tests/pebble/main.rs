@@ -58,7 +58,7 @@ struct Server {
 }
 
 impl Server {
-    fn start(
+    async fn start(
         store: Arc<dyn Store>,
         ports: (u16, u16),
         wanted: Vec<Wanted>,
@@ -67,8 +67,8 @@ impl Server {
         let (acknowledge, acknowledged) = watch::channel(0);
         let (wanted, wanting) = watch::channel(wanted);
         let (tell, notices) = mpsc::unbounded_channel();
-        let renewals = Renewals::new(store, PREFIX, None, wanting, acknowledged, now)
-            .telling(move |notice| drop(tell.send(notice.clone())));
+        let renewals = Renewals::open(store, PREFIX, None, wanting, acknowledged, now).await;
+        let renewals = renewals.unwrap().telling(move |notice| drop(tell.send(notice.clone())));
         let proxy = Proxy::start(renewals.published(), acknowledge, ports);
         Self { proxy, notices, wanted, task: tokio::spawn(renewals.run()) }
     }

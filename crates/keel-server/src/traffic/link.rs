@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use keel_acme::Published;
 use keel_model::{EventKind, Generation, Goal, InstanceId, Phase};
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
@@ -68,6 +69,10 @@ pub struct Link {
     pub network: Arc<Network>,
     /// What the rest of the server may know of the proxy.
     pub state: watch::Sender<ProxyState>,
+    /// Certificates, and proofs for those who issue them.
+    pub certificates: watch::Receiver<Arc<Published>>,
+    /// Which revision of these the proxy shows.
+    pub shown: watch::Sender<u64>,
 }
 
 /// What one connection knows.
@@ -78,6 +83,8 @@ struct Session {
     in_flight: BTreeMap<InstanceId, (Generation, u64)>,
     /// Instances that ended, and since which generation they are no endpoints.
     withdrawn: Vec<(InstanceId, Generation)>,
+    /// The certificates in `sent` (which does without them), and since which generation they are.
+    certificates: (Generation, Arc<Published>),
 }
 
 impl Link {
@@ -155,14 +162,17 @@ impl Link {
             acknowledged: Generation(0),
             in_flight: BTreeMap::new(),
             withdrawn: Vec::new(),
+            certificates: (Generation(0), Arc::default()),
         };
         let mut worlds = self.worlds.subscribe();
+        let mut certificates = self.certificates.clone();
         let mut board = self.board.subscribe();
         let mut stats = tokio::time::interval(STATS_INTERVAL);
         let mut first = true;
         loop {
             worlds.borrow_and_update();
             board.borrow_and_update();
+            certificates.borrow_and_update();
             let frames = self.news(&mut session, generation, first);
             first = false;
             if let Err(reason) = send(&mut writer, frames).await {
@@ -185,6 +195,7 @@ impl Link {
                 }
                 changed = worlds.changed() => if changed.is_err() { return "shutdown".to_owned() },
                 changed = board.changed() => if changed.is_err() { return "shutdown".to_owned() },
+                Ok(()) = certificates.changed() => {}
                 _ = stats.tick() => {
                     // The proxy tries a listener that failed again with the next whole snapshot.
                     first = !self.state.borrow().failed.is_empty();
@@ -208,13 +219,20 @@ impl Link {
         let next = generation.next();
         let view = self.board.view();
         let mut wanted = snapshot(&world, &view, &self.network, ipv6, next);
-        let same_shape = wanted.listeners == session.sent.listeners
+        let certificates = self.certificates.borrow().clone();
+        let same_shape = Arc::ptr_eq(&certificates, &session.certificates.1)
+            && wanted.listeners == session.sent.listeners
             && wanted.clusters.len() == session.sent.clusters.len()
             && wanted.clusters.keys().eq(session.sent.clusters.keys());
         let mut frames = Vec::new();
         if first || !same_shape {
             *generation = next;
-            frames.push(ToProxy::Snapshot(wanted.clone()));
+            frames.push(ToProxy::Snapshot(Snapshot {
+                certificates: certificates.certificates.clone(),
+                challenges: certificates.challenges.clone(),
+                ..wanted.clone()
+            }));
+            session.certificates = (next, certificates);
         } else {
             for (id, cluster) in &wanted.clusters {
                 if session.sent.clusters.get(id) != Some(cluster) {
@@ -264,6 +282,9 @@ impl Link {
             }
             FromProxy::Ack { generation, failed } => {
                 session.acknowledged = generation;
+                if generation >= session.certificates.0 {
+                    self.shown.send_replace(session.certificates.1.revision);
+                }
                 self.tell_withdrawn(session);
                 self.note_failures(&failed);
                 self.state.send_modify(|state| {
