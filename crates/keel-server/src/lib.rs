@@ -10,13 +10,13 @@ pub mod api;
 
 mod agent;
 mod board;
-mod certificates;
 mod changes;
 mod clock;
 mod controller;
 mod error;
 mod events;
 mod http;
+mod issuance;
 mod keys;
 mod logs;
 mod names;

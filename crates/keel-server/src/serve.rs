@@ -18,11 +18,11 @@ use tokio::task::JoinSet;
 use crate::agent::Context;
 use crate::api::types::ServerInfo;
 use crate::board::Board;
-use crate::certificates::Certificates;
 use crate::changes::Changes;
 use crate::controller::Controller;
 use crate::events::EventLog;
 use crate::http::{Api, router};
+use crate::issuance::Issuance;
 use crate::network::{Network, system_resolvers};
 use crate::traffic::{Link, ProxyState};
 use crate::views::Viewer;
@@ -155,7 +155,7 @@ async fn start_link(
     tasks: &mut JoinSet<()>,
 ) -> Result<(), Error> {
     let (shown_sender, shown) = watch::channel(0);
-    let certificates = Certificates {
+    let issuance = Issuance {
         worlds: shared.worlds.clone(),
         events: shared.events.clone(),
         store: shared.store.clone(),
@@ -169,7 +169,7 @@ async fn start_link(
         events: shared.events.clone(),
         network: shared.network.clone(),
         state,
-        certificates: certificates.start(tasks).await?,
+        issued: issuance.start(tasks).await?,
         shown: shown_sender,
     };
     tasks.spawn(link.run());

@@ -69,8 +69,8 @@ pub struct Link {
     pub network: Arc<Network>,
     /// What the rest of the server may know of the proxy.
     pub state: watch::Sender<ProxyState>,
-    /// Certificates, and proofs for those who issue them.
-    pub certificates: watch::Receiver<Arc<Published>>,
+    /// Certificates that authorities issued, and proofs for those who are to.
+    pub issued: watch::Receiver<Published>,
     /// Which revision of these the proxy shows.
     pub shown: watch::Sender<u64>,
 }
@@ -83,8 +83,8 @@ struct Session {
     in_flight: BTreeMap<InstanceId, (Generation, u64)>,
     /// Instances that ended, and since which generation they are no endpoints.
     withdrawn: Vec<(InstanceId, Generation)>,
-    /// The certificates in `sent` (which does without them), and since which generation they are.
-    certificates: (Generation, Arc<Published>),
+    /// The revision of what is issued in `sent`, and since which generation it is there.
+    issued: (Generation, u64),
 }
 
 impl Link {
@@ -162,17 +162,17 @@ impl Link {
             acknowledged: Generation(0),
             in_flight: BTreeMap::new(),
             withdrawn: Vec::new(),
-            certificates: (Generation(0), Arc::default()),
+            issued: (Generation(0), 0),
         };
         let mut worlds = self.worlds.subscribe();
-        let mut certificates = self.certificates.clone();
+        let mut issued = self.issued.clone();
         let mut board = self.board.subscribe();
         let mut stats = tokio::time::interval(STATS_INTERVAL);
         let mut first = true;
         loop {
             worlds.borrow_and_update();
             board.borrow_and_update();
-            certificates.borrow_and_update();
+            issued.borrow_and_update();
             let frames = self.news(&mut session, generation, first);
             first = false;
             if let Err(reason) = send(&mut writer, frames).await {
@@ -195,7 +195,7 @@ impl Link {
                 }
                 changed = worlds.changed() => if changed.is_err() { return "shutdown".to_owned() },
                 changed = board.changed() => if changed.is_err() { return "shutdown".to_owned() },
-                Ok(()) = certificates.changed() => {}
+                Ok(()) = issued.changed() => {}
                 _ = stats.tick() => {
                     // The proxy tries a listener that failed again with the next whole snapshot.
                     first = !self.state.borrow().failed.is_empty();
@@ -219,20 +219,21 @@ impl Link {
         let next = generation.next();
         let view = self.board.view();
         let mut wanted = snapshot(&world, &view, &self.network, ipv6, next);
-        let certificates = self.certificates.borrow().clone();
-        let same_shape = Arc::ptr_eq(&certificates, &session.certificates.1)
+        let revision = self.issued.borrow().revision;
+        let same_shape = revision == session.issued.1
             && wanted.listeners == session.sent.listeners
             && wanted.clusters.len() == session.sent.clusters.len()
             && wanted.clusters.keys().eq(session.sent.clusters.keys());
         let mut frames = Vec::new();
         if first || !same_shape {
             *generation = next;
+            let issued = self.issued.borrow().clone();
+            session.issued = (next, issued.revision);
             frames.push(ToProxy::Snapshot(Snapshot {
-                certificates: certificates.certificates.clone(),
-                challenges: certificates.challenges.clone(),
+                certificates: issued.certificates,
+                challenges: issued.challenges,
                 ..wanted.clone()
             }));
-            session.certificates = (next, certificates);
         } else {
             for (id, cluster) in &wanted.clusters {
                 if session.sent.clusters.get(id) != Some(cluster) {
@@ -282,8 +283,8 @@ impl Link {
             }
             FromProxy::Ack { generation, failed } => {
                 session.acknowledged = generation;
-                if generation >= session.certificates.0 {
-                    self.shown.send_replace(session.certificates.1.revision);
+                if generation >= session.issued.0 {
+                    self.shown.send_replace(session.issued.1);
                 }
                 self.tell_withdrawn(session);
                 self.note_failures(&failed);
@@ -366,3 +367,6 @@ fn decode(decoder: &mut Decoder, buffer: &mut BytesMut) -> Result<Vec<FromProxy>
     }
     Ok(frames)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,6 @@
 //! From the routes of the world to the certificates that they want. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 
 use keel_acme::Wanted;
 use keel_model::{Acme, RouteTls, Rule, StackName};
@@ -18,8 +17,6 @@ const MAX_NAME: usize = 253;
 pub struct Demands {
     /// From authorities.
     pub acme: Vec<Wanted>,
-    /// Chain and key.
-    pub files: BTreeSet<(PathBuf, PathBuf)>,
     /// What can't be had, for people.
     pub problems: Vec<String>,
 }
@@ -34,20 +31,15 @@ pub fn demands(world: &World) -> Demands {
         };
         let stack = &record.value.stack;
         for route in stack.services.values().flat_map(|service| &service.routes) {
-            match &route.tls {
-                None | Some(RouteTls::Any) => {}
-                Some(RouteTls::Files { cert, key }) => {
-                    demands.files.insert((cert.clone(), key.clone()));
-                }
-                Some(RouteTls::Acme) => {
-                    let place = format!("route {} of stack {name}", route.name);
-                    let (names, problems) = names(&route.rule, &place);
-                    demands.problems.extend(problems);
-                    match &stack.acme {
-                        Some(acme) => wanted.extend(split(acme, &names)),
-                        None => demands.problems.push(no_authority(name, &place)),
-                    }
-                }
+            if route.tls != Some(RouteTls::Acme) {
+                continue;
+            }
+            let place = format!("route {} of stack {name}", route.name);
+            let (names, problems) = names(&route.rule, &place);
+            demands.problems.extend(problems);
+            match &stack.acme {
+                Some(acme) => wanted.extend(split(acme, &names)),
+                None => demands.problems.push(no_authority(name, &place)),
             }
         }
     }
