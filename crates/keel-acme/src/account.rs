@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::client::{Client, RetryAfter};
 use crate::order::Failure;
 use crate::records::authority_id;
-use crate::renewals::Vault;
+use crate::vault::Vault;
 
 /// An account as it is kept.
 #[derive(Serialize, Deserialize)]

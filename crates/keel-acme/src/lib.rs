@@ -14,17 +14,22 @@
 mod account;
 mod client;
 mod examine;
+mod notice;
 mod order;
 mod plan;
 mod proof;
 mod records;
 mod renewals;
 mod share;
+mod showcase;
+mod vault;
 
 pub use examine::{Examined, examine};
+pub use notice::Notice;
 pub use plan::{Due, Plan, RENEWAL_CHECK, Step, backoff, is_covered, plan, renew_at};
 pub use records::{Attempts, CertificateId, Issued, Pause, PendingOrder, Records, Window};
-pub use renewals::{Notice, Published, Renewals};
+pub use renewals::Renewals;
+pub use showcase::Published;
 
 use keel_model::{Acme, AcmeChallenge};
 

@@ -16,7 +16,8 @@ use crate::Wanted;
 use crate::examine::examine;
 use crate::proof::tls_alpn;
 use crate::records::{Issued, PendingOrder};
-use crate::renewals::{Showcase, Vault};
+use crate::showcase::Showcase;
+use crate::vault::Vault;
 
 /// An authority has this long to look at all proofs, and as long again to issue.
 const PATIENCE: Duration = Duration::from_secs(90);

@@ -1,196 +1,34 @@
 //! The loop that does what [`plan`](crate::plan()) says, one step at a time.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use instant_acme::Order;
 use keel_model::Timestamp;
 use keel_route::snapshot::{Certificate, Challenges};
-use keel_store::{Condition, Outcome, Store, Transaction};
-use serde::Serialize;
+use keel_store::{Condition, Store, Transaction};
 use tokio::sync::watch;
 
 use crate::Wanted;
 use crate::account;
 use crate::client::RetryAfter;
+use crate::notice::Notice;
 use crate::order::{self, Failure};
 use crate::plan::{Plan, RENEWAL_CHECK, Step, backoff, plan};
 use crate::records::{Attempts, CertificateId, Issued, Pause, PendingOrder, Records, authority_id};
+use crate::showcase::{Published, Showcase};
+use crate::vault::{Vault, encode};
 
-/// Proxies have this long to show a proof.
-const SHOWN_BY: Duration = Duration::from_secs(30);
 /// A whole try, with everything that is waited for.
 const TRY: Duration = Duration::from_secs(5 * 60);
 /// No other order for the same names this soon after one that succeeded, whatever the authority says of its end.
 const AFTER_SUCCESS: Duration = Duration::from_secs(3600);
 /// Pause when the store does not answer.
 const STORE_PAUSE: Duration = Duration::from_secs(10);
+/// A question about renewal, with its answer.
+const ASK: Duration = Duration::from_secs(30);
 /// Bounds of how often an authority is asked when it wants a certificate to be renewed.
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(3600), Duration::from_secs(24 * 3600));
-
-/// What proxies are to show.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Published {
-    /// Rises with every change.
-    pub revision: u64,
-    /// Certificates for the names that are wanted.
-    pub certificates: Vec<Certificate>,
-    /// Proofs that an authority will look at.
-    pub challenges: Challenges,
-}
-
-/// What happened, for people.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// There is a new certificate.
-    Issued {
-        /// For whom.
-        names: Vec<String>,
-        /// From whom.
-        directory: String,
-        /// Until when it is valid.
-        until: Timestamp,
-    },
-    /// There is none.
-    Failed {
-        /// For whom.
-        names: Vec<String>,
-        /// From whom.
-        directory: String,
-        /// Why.
-        reason: String,
-        /// The next try.
-        again: Timestamp,
-    },
-}
-
-impl fmt::Display for Notice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Issued { names, directory, until } => write!(
-                f,
-                "certificate for {} issued by {}, valid until {}",
-                some(names),
-                host(directory),
-                time(*until)
-            ),
-            Self::Failed { names, directory, reason, again } => write!(
-                f,
-                "no certificate for {} from {}: {reason}; the next try is at {}",
-                some(names),
-                host(directory),
-                time(*again)
-            ),
-        }
-    }
-}
-
-/// The first names.
-fn some(names: &[String]) -> String {
-    const SHOWN: usize = 3;
-    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
-    match names.len().checked_sub(SHOWN) {
-        Some(more @ 1..) => format!("{shown} and {more} more"),
-        _ => shown,
-    }
-}
-
-fn host(directory: &str) -> &str {
-    let rest = directory.split_once("://").map_or(directory, |(_, rest)| rest);
-    rest.split('/').next().unwrap_or(rest)
-}
-
-fn time(at: Timestamp) -> String {
-    let milliseconds = i64::try_from(at.0).unwrap_or(i64::MAX);
-    let time = jiff::Timestamp::from_millisecond(milliseconds).unwrap_or(jiff::Timestamp::MAX);
-    time.strftime("%Y-%m-%d %H:%M UTC").to_string()
-}
-
-/// The part of the store where certificates are.
-#[derive(Clone)]
-pub struct Vault {
-    store: Arc<dyn Store>,
-    prefix: String,
-    fence: Option<Condition>,
-}
-
-impl Vault {
-    fn key(&self, key: &str) -> String {
-        format!("{}{key}", self.prefix)
-    }
-
-    pub(crate) async fn get(&self, key: &str) -> Result<Option<Arc<[u8]>>, Failure> {
-        let entry = self.store.get(&self.key(key)).await.map_err(stuck)?;
-        Ok(entry.map(|entry| entry.value))
-    }
-
-    pub(crate) async fn put(&self, key: &str, record: &impl Serialize) -> Result<(), Failure> {
-        let transaction = Transaction::new().put(self.key(key), encode(record));
-        self.commit(transaction).await
-    }
-
-    async fn commit(&self, mut transaction: Transaction) -> Result<(), Failure> {
-        transaction.conditions.extend(self.fence.clone());
-        match self.store.commit(transaction).await.map_err(stuck)? {
-            Outcome::Committed(_) => Ok(()),
-            Outcome::Conflict => Err(Failure::new("another server leads now")),
-        }
-    }
-
-    async fn load(&self) -> Result<Records, keel_store::Error> {
-        let mut records = Records::default();
-        for entry in self.store.list(&self.prefix).await?.entries {
-            if let Some(key) = entry.key.strip_prefix(&self.prefix) {
-                records.put(key, &entry.value);
-            }
-        }
-        Ok(records)
-    }
-}
-
-fn encode(record: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(record).expect("records have only string keys")
-}
-
-fn stuck(error: keel_store::Error) -> Failure {
-    Failure::new(format!("the store fails: {error}"))
-}
-
-/// What is shown, and whether the proxies show it.
-pub struct Showcase {
-    published: watch::Sender<Published>,
-    acknowledged: watch::Receiver<u64>,
-}
-
-impl Showcase {
-    fn change(&self, change: impl FnOnce(&mut Published)) -> u64 {
-        self.published.send_if_modified(|published| {
-            let before = published.clone();
-            change(published);
-            let changed = *published != before;
-            published.revision += u64::from(changed);
-            changed
-        });
-        self.published.borrow().revision
-    }
-
-    /// Shows these proofs from now on.
-    pub(crate) fn show(&self, challenges: Challenges) -> u64 {
-        self.change(|published| published.challenges = challenges)
-    }
-
-    /// As [`Self::show`], and waits until every proxy does.
-    pub(crate) async fn show_everywhere(&self, challenges: Challenges) -> Result<(), Failure> {
-        let revision = self.show(challenges);
-        let mut acknowledged = self.acknowledged.clone();
-        let shown = acknowledged.wait_for(|acknowledged| *acknowledged >= revision);
-        match tokio::time::timeout(SHOWN_BY, shown).await {
-            Ok(Ok(_)) => Ok(()),
-            _ => Err(Failure::new("the proxy did not take the proof over in time")),
-        }
-    }
-}
 
 /// Orders certificates and keeps them fresh.
 pub struct Renewals {
@@ -461,7 +299,7 @@ impl Renewals {
             let account = account::open(&self.vault, &wanted.acme, RetryAfter::default()).await?;
             order::ask(&account, issued).await
         };
-        let asked = tokio::time::timeout(SHOWN_BY, asking).await;
+        let asked = tokio::time::timeout(ASK, asking).await;
         let (window, again) = match asked {
             Ok(Ok((window, again))) => (Some(window), again.clamp(ASK_AGAIN.0, ASK_AGAIN.1)),
             Ok(Err(failure)) => {
