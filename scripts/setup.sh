@@ -23,6 +23,8 @@ needs=(
     ip:iproute2
     dig:bind9-dnsutils
     ps:procps
+    openssl:openssl
+    pebble:pebble
 )
 # Packages whose service must not be started for us, and the name of that service.
 services=(redis-server:redis-server nginx-light:nginx haproxy:haproxy)

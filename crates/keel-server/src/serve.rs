@@ -22,6 +22,7 @@ use crate::changes::Changes;
 use crate::controller::Controller;
 use crate::events::EventLog;
 use crate::http::{Api, router};
+use crate::issuance::Issuance;
 use crate::network::{Network, system_resolvers};
 use crate::traffic::{Link, ProxyState};
 use crate::views::Viewer;
@@ -109,7 +110,7 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
     tasks.spawn(board.clone().persist(store.clone()));
     tasks.spawn(events.clone().persist(store.clone()));
     start_dns(&network, &worlds, &board, &events, &mut tasks).await;
-    tasks.spawn(link(options, &agent, proxy_sender).run());
+    start_link(options, &agent, proxy_sender, &mut tasks).await?;
     tasks.spawn(controller(&agent).run());
     tasks.spawn(agent.run());
 
@@ -146,8 +147,21 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
     Ok(())
 }
 
-fn link(options: &ServerOptions, shared: &Context, state: watch::Sender<ProxyState>) -> Link {
-    Link {
+/// What the proxy is told, and the certificates that go with it.
+async fn start_link(
+    options: &ServerOptions,
+    shared: &Context,
+    state: watch::Sender<ProxyState>,
+    tasks: &mut JoinSet<()>,
+) -> Result<(), Error> {
+    let (shown_sender, shown) = watch::channel(0);
+    let issuance = Issuance {
+        worlds: shared.worlds.clone(),
+        events: shared.events.clone(),
+        store: shared.store.clone(),
+        shown,
+    };
+    let link = Link {
         program: options.program.clone(),
         state_dir: options.state_dir.clone(),
         worlds: shared.worlds.clone(),
@@ -155,7 +169,11 @@ fn link(options: &ServerOptions, shared: &Context, state: watch::Sender<ProxySta
         events: shared.events.clone(),
         network: shared.network.clone(),
         state,
-    }
+        issued: issuance.start(tasks).await?,
+        shown: shown_sender,
+    };
+    tasks.spawn(link.run());
+    Ok(())
 }
 
 fn controller(shared: &Context) -> Controller {

@@ -154,7 +154,7 @@ fn service(name: &str) -> ServiceName {
 }
 
 /// A stack of services with so many instances each and this version in their environment.
-fn stack(services: &[(&str, u32)], version: &str) -> Stack {
+pub fn stack(services: &[(&str, u32)], version: &str) -> Stack {
     let services: BTreeMap<&str, serde_json::Value> = services
         .iter()
         .map(|(name, replicas)| {

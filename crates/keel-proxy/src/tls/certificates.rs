@@ -9,8 +9,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use keel_route::snapshot::Certificate;
 use rustls::SignatureAlgorithm;
 use rustls::crypto::CryptoProvider;
+use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use sha2::{Digest, Sha256};
@@ -174,25 +174,29 @@ fn load(certificate: &Certificate, provider: &CryptoProvider) -> Result<Loaded, 
     let chain = certificates(certificate.chain.as_bytes(), MAX_CHAIN)?;
     let key = PrivateKeyDer::from_pem_slice(certificate.key.as_bytes())
         .map_err(|error| format!("its private key can't be read ({error})"))?;
-    let (names, not_after) = facts(&chain[0])?;
-    let key = CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
-        rustls::Error::InconsistentKeys(_) => "its private key is that of another one".to_owned(),
-        other => format!("its private key can't be used ({other})"),
-    })?;
-    Ok(Loaded { key: Arc::new(key), names, not_after })
+    let key = provider
+        .key_provider
+        .load_private_key(key)
+        .map_err(|error| format!("its private key can't be used ({error})"))?;
+    let (_, leaf) = X509Certificate::from_der(&chain[0])
+        .map_err(|error| format!("it is no X.509 certificate ({error})"))?;
+    // As rustls compares them, which however refuses extensions that it does not know and that are marked as critical. The
+    // proofs of RFC 8737 have one.
+    if key.public_key().is_some_and(|public| public.as_ref() != leaf.public_key().raw) {
+        return Err("its private key is that of another one".to_owned());
+    }
+    let (names, not_after) = (dns_names(&leaf), leaf.validity().not_after.timestamp());
+    Ok(Loaded { key: Arc::new(CertifiedKey::new(chain, key)), names, not_after })
 }
 
-/// The DNS names in a certificate, and until when it is valid.
-fn facts(certificate: &CertificateDer<'_>) -> Result<(Vec<String>, i64), String> {
-    let (_, parsed) = X509Certificate::from_der(certificate)
-        .map_err(|error| format!("it is no X.509 certificate ({error})"))?;
-    let names = parsed.subject_alternative_name().ok().flatten();
+fn dns_names(certificate: &X509Certificate<'_>) -> Vec<String> {
+    let names = certificate.subject_alternative_name().ok().flatten();
     let names = names.iter().flat_map(|names| &names.value.general_names);
     let names = names.filter_map(|name| match name {
         GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
         _ => None,
     });
-    Ok((names.collect(), parsed.validity().not_after.timestamp()))
+    names.collect()
 }
 
 /// Hands out certificates of the latest table.

@@ -61,8 +61,8 @@ pub async fn connect(
 }
 
 async fn shake(tls: Tls, first: &[u8], deadline: &Deadline) -> Result<Tls, HandshakeError> {
-    let fed = tls.feed(first);
-    if let Err(error) = fed {
+    tls.feed(first);
+    if let Some(error) = tls.failure() {
         return Err(told(&tls, error, deadline).await);
     }
     loop {

@@ -8,6 +8,7 @@ mod async_io;
 mod certificates;
 mod client_certificate;
 mod files;
+mod flow;
 mod handshake;
 mod hello;
 mod listeners;

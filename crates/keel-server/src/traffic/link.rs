@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use keel_acme::Published;
 use keel_model::{EventKind, Generation, Goal, InstanceId, Phase};
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
@@ -69,6 +70,10 @@ pub struct Link {
     pub network: Arc<Network>,
     /// What the rest of the server may know of the proxy.
     pub state: watch::Sender<ProxyState>,
+    /// Certificates that authorities issued, and proofs for those who are to.
+    pub issued: watch::Receiver<Published>,
+    /// Which revision of these the proxy shows.
+    pub shown: watch::Sender<u64>,
 }
 
 /// What one connection knows.
@@ -79,6 +84,8 @@ struct Session {
     in_flight: BTreeMap<InstanceId, (Generation, u64)>,
     /// Instances that ended, and since which generation they are no endpoints.
     withdrawn: Vec<(InstanceId, Generation)>,
+    /// The revision of what is issued in `sent`, and since which generation it is there.
+    issued: (Generation, u64),
 }
 
 impl Link {
@@ -157,14 +164,17 @@ impl Link {
             acknowledged: Generation(0),
             in_flight: BTreeMap::new(),
             withdrawn: Vec::new(),
+            issued: (Generation(0), 0),
         };
         let mut worlds = self.worlds.subscribe();
+        let mut issued = self.issued.clone();
         let mut board = self.board.subscribe();
         let mut stats = tokio::time::interval(STATS_INTERVAL);
         let mut first = true;
         loop {
             worlds.borrow_and_update();
             board.borrow_and_update();
+            issued.borrow_and_update();
             let frames = self.news(&mut session, generation, first);
             first = false;
             if let Err(reason) = send(&mut writer, frames).await {
@@ -187,6 +197,7 @@ impl Link {
                 }
                 changed = worlds.changed() => if changed.is_err() { return "shutdown".to_owned() },
                 changed = board.changed() => if changed.is_err() { return "shutdown".to_owned() },
+                Ok(()) = issued.changed() => {}
                 _ = stats.tick() => {
                     // The proxy tries a listener that failed again with the next whole snapshot.
                     first = !self.state.borrow().failed.is_empty();
@@ -210,13 +221,21 @@ impl Link {
         let next = generation.next();
         let view = self.board.view();
         let mut wanted = snapshot(&world, &view, &self.network, ipv6, next);
-        let same_shape = wanted.listeners == session.sent.listeners
+        let revision = self.issued.borrow().revision;
+        let same_shape = revision == session.issued.1
+            && wanted.listeners == session.sent.listeners
             && wanted.clusters.len() == session.sent.clusters.len()
             && wanted.clusters.keys().eq(session.sent.clusters.keys());
         let mut frames = Vec::new();
         if first || !same_shape {
             *generation = next;
-            frames.push(ToProxy::Snapshot(wanted.clone()));
+            let issued = self.issued.borrow().clone();
+            session.issued = (next, issued.revision);
+            frames.push(ToProxy::Snapshot(Snapshot {
+                certificates: issued.certificates,
+                challenges: issued.challenges,
+                ..wanted.clone()
+            }));
         } else {
             for (id, cluster) in &wanted.clusters {
                 if session.sent.clusters.get(id) != Some(cluster) {
@@ -270,6 +289,9 @@ impl Link {
             }
             FromProxy::Ack { generation, failed } => {
                 session.acknowledged = generation;
+                if generation >= session.issued.0 {
+                    self.shown.send_replace(session.issued.1);
+                }
                 self.tell_withdrawn(session);
                 self.note_failures(&failed);
                 self.state.send_modify(|state| {
@@ -369,3 +391,6 @@ fn decode(decoder: &mut Decoder, buffer: &mut BytesMut) -> Result<Vec<FromProxy>
     }
     Ok(frames)
 }
+
+#[cfg(test)]
+mod tests;

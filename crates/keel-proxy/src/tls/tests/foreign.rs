@@ -210,7 +210,9 @@ fn curl_gets_a_large_answer_whole() {
 #[test]
 fn a_proof_is_shown_to_an_authority_that_asks_for_it() {
     let authority = Authority::new("root");
-    let proof = authority.issue(&["new.test"]);
+    let proof = authority.issue_with(&["new.test"], &rcgen::PKCS_ECDSA_P256_SHA256, |params| {
+        params.custom_extensions = vec![rcgen::CustomExtension::new_acme_identifier(&[7; 32])];
+    });
     let listeners = Arc::new(Listeners::new().unwrap());
     let challenges = Challenges { tls_alpn: vec![proof], ..Challenges::default() };
     assert_eq!(listeners.set_certificates(&[authority.issue(&["old.test"])], &challenges), []);
