@@ -25,6 +25,7 @@ mod print;
 mod project;
 mod reset;
 mod resolve;
+mod rule;
 mod schema;
 mod services;
 mod shellwords;

@@ -123,9 +123,15 @@ mod tests {
         for (rule, text) in [
             (Rule::default(), "PathPrefix(`/`)"),
             (Rule::All(vec![hosts(), path()]), "(Host(`a`) || Host(`b`)) && PathPrefix(`/api`)"),
-            (Rule::Any(vec![Rule::All(vec![host("a"), path()]), host("b")]), "Host(`a`) && PathPrefix(`/api`) || Host(`b`)"),
+            (
+                Rule::Any(vec![Rule::All(vec![host("a"), path()]), host("b")]),
+                "Host(`a`) && PathPrefix(`/api`) || Host(`b`)",
+            ),
             (Rule::Not(Box::new(hosts())), "!(Host(`a`) || Host(`b`))"),
-            (Rule::All(vec![Rule::Any(vec![host("a")]), path()]), "Host(`a`) && PathPrefix(`/api`)"),
+            (
+                Rule::All(vec![Rule::Any(vec![host("a")]), path()]),
+                "Host(`a`) && PathPrefix(`/api`)",
+            ),
             (Rule::Header("X-A".to_owned(), Some("a`\"".to_owned())), "Header(`X-A`, \"a`\\\"\")"),
             (Rule::Query("debug".to_owned(), None), "Query(`debug`)"),
             (Rule::Client("10.0.0.0/8".parse().unwrap()), "ClientIP(`10.0.0.0/8`)"),
