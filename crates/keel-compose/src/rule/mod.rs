@@ -9,6 +9,7 @@ mod token;
 
 use keel_model::Rule;
 
+pub(crate) use matcher::{check_host, check_pattern, is_header_name, parse_network};
 use token::{Kind, Token, Tokens};
 
 /// Longest rule, in characters.
@@ -193,7 +194,7 @@ impl Parser {
 }
 
 /// Several rules as one; a single one stays what it is, and what joins alike is one list.
-fn joined(rules: Vec<Rule>, join: fn(Vec<Rule>) -> Rule) -> Rule {
+pub(crate) fn joined(rules: Vec<Rule>, join: fn(Vec<Rule>) -> Rule) -> Rule {
     if rules.len() == 1 {
         return rules.into_iter().next().unwrap_or_default();
     }
