@@ -291,98 +291,102 @@ fn connections() {
     assert_eq!(ended.entrypoints, ["websecure"]);
 }
 
+const MISTAKES: &[(&str, &str)] = &[
+    ("{routes: [{hots: a.de}]}", "`x-keel.routes[]` has no key `hots` | did you mean `host`?"),
+    ("{routes: 5}", "a list of routes"),
+    ("{routes: ['http://']}", "a host with a path"),
+    ("{routes: [a.de:80]}", "leave out the port"),
+    ("{routes: [{path: api}]}", "begins with `/`"),
+    ("{routes: [{priority: 1}]}", "does not say which requests"),
+    ("{routes: [{host: a.de, rule: 'Path(`/`)'}]}", "both say which requests"),
+    (
+        "{routes: [{rule: 'Hots(`a`)'}]}",
+        "1:74: error: there is no matcher `Hots` | did you mean `Host`?",
+    ),
+    ("{routes: [{rule: 'Host(`a`) & Path(`/`)'}]}", "1:84: error: write `&&`"),
+    ("{routes: [{host: a.de, kind: tpc}]}", "did you mean `tcp`"),
+    ("{routes: [{kind: tcp, host: a.de, entrypoints: web}]}", "`host` is for requests"),
+    ("{routes: [{kind: tcp, compress: true, entrypoints: web}]}", "`compress` is for requests"),
+    ("{routes: [{sni: a.de, host: a.de}]}", "`sni` is for connections"),
+    ("{routes: [{kind: tcp}]}", "an entrypoint of their own"),
+    ("{routes: [{kind: passthrough, sni: a.de, tls: true}]}", "no TLS of its own"),
+    ("{routes: [{kind: passthrough, sni: a.de, entrypoints: web}]}", "speaks no TLS"),
+    ("{routes: [{host: a.de, tls: maybe}]}", "`true`, `acme`"),
+    ("{routes: [{host: a.de, tls: {cert: x}}]}", "both `cert` and `key`"),
+    ("{routes: [{host: a.de, tls: {cert: x, key: y}}]}", "there is no file /app/x"),
+    ("{routes: [{path: /, tls: acme}]}", "names no host"),
+    ("{routes: [{host: '*.a.de', tls: acme}]}", "proof by DNS"),
+    ("{routes: [{host: a.de, tls: true, entrypoints: web}]}", "speaks no TLS"),
+    ("{routes: [{host: a.de, entrypoints: wbe}]}", "no entrypoint `wbe` | did you mean `web`?"),
+    ("{routes: [{host: a.de, port: 82}]}", "the service `a` has no port 82 | it has 80, 81"),
+    ("{routes: [{host: a.de, split: {b: 10%}}]}", "there is no service `b`"),
+    ("{routes: [{host: a.de, split: {a: 10%}}]}", "gets what is left"),
+    ("{routes: [{host: a.de, split: {b: 10}}]}", "`10%`"),
+    ("{routes: [{host: a.de, split: {b: 60%, c: 60%}}]}", "more than 100%"),
+    ("{routes: [a.de, {name: a, host: b.de}]}", "the route `a` is defined at 1:"),
+    ("{routes: [{host: a.de, name: 'x y'}]}", "a name of letters"),
+    ("{routes: [{host: a.de, allow: 10.0.0.0/99}]}", "a network"),
+    ("{routes: [{host: a.de, redirect: ftp}]}", "a scheme, an address or a path"),
+    ("{routes: [{host: a.de, redirect: {status: 305}}]}", "301, 302"),
+    ("{routes: [{host: a.de, redirect: {path: /a, add_prefix: /b}}]}", "both change the path"),
+    (
+        "{routes: [{host: a.de, cors: {origins: '*', credentials: true}}]}",
+        "open the service to every site",
+    ),
+    ("{routes: [{host: a.de, cors: a.de}]}", "not an origin"),
+    ("{routes: [{host: a.de, basic_auth: 'ann:hush'}]}", "written `$$`"),
+    (
+        "{routes: [{host: a.de, basic_auth: {file: nobody}}]}",
+        "cannot read the users from /app/nobody",
+    ),
+    ("{routes: [{host: a.de, basic_auth: {secret: who}}]}", "no secret `who`"),
+    ("{routes: [{host: a.de, basic_auth: {realm: x}}]}", "lets nobody in"),
+    ("{routes: [{host: a.de, rate_limit: 100}]}", "`100/s`"),
+    ("{routes: [{host: a.de, rate_limit: {rate: 1/s, by: ip}}]}", "`all`, `source`"),
+    ("{routes: [{host: a.de, max_body: huge}]}", "a size"),
+    ("{routes: [{host: a.de, rewrite: {regex: {from: '(', to: /}}}]}", "regular expression"),
+    (
+        "{routes: [{host: a.de, request_headers: {set: {Content-Length: 1}}}]}",
+        "belongs to the connection",
+    ),
+    ("{routes: [{host: a.de, request_headers: {sett: {}}}]}", "did you mean `set`"),
+    ("{routes: [{host: a.de, compress: {encodings: lz4}}]}", "zstd, br and gzip"),
+    ("{traffic: {balanse: random}}", "did you mean `balance`"),
+    ("{traffic: {balance: lest_request}}", "did you mean `least_request`"),
+    ("{traffic: {balance: {ring_hash: {by: ip}}}}", "`path`, `source`"),
+    ("{traffic: {sticky: {same_site: none}}}", "`secure: true`"),
+    ("{traffic: {check: {interval: 1s}}}", "no `path`"),
+    ("{traffic: {retry: {attempts: 11}}}", "from 0 to 10"),
+    ("{traffic: {timeouts: {connect: 0s}}}", "at least `1ms`"),
+    ("{traffic: {tls: {cert: x}}}", "belong together"),
+    ("{traffic: {adaptive_concurrency: {min: 9, max: 2}}}", "less than `min`"),
+    ("{protocol: http3}", "did you mean `http`"),
+];
+
+const TOP_MISTAKES: &[(&str, &str)] = &[
+    ("{entrypoint: {}}", "did you mean `entrypoints`"),
+    ("{routes: []}", "a setting of a service"),
+    ("{entrypoints: {web: eighty}}", "an address with a port"),
+    ("{entrypoints: {x: {tls: true}}}", "has no address"),
+    ("{entrypoints: {x: {bind: 1, min_tls: 1.3}}}", "speaks no TLS"),
+    ("{entrypoints: {x: {bind: 1, redirect_to: wbsecure}}}", "did you mean `websecure`"),
+    ("{entrypoints: {x: {bind: 1, redirect_to: web}}}", "speaks no TLS"),
+    ("{entrypoints: {x: 90, y: '127.0.0.1:90'}}", "both want port 90"),
+    ("{entrypoints: {x: 80}}", "`web` and `x` both want port 80"),
+    ("{acme: {directory: 'http://a.de'}}", "https://"),
+    ("{acme: {email: me}}", "an e-mail address"),
+];
+
 /// `line:column: error: message | help` of the only error.
 #[test]
 fn mistakes_in_x_keel_have_their_place() {
     let mut wrong = Vec::new();
-    for (settings, needle) in [
-        ("{routes: [{hots: a.de}]}", "`x-keel.routes[]` has no key `hots` | did you mean `host`?"),
-        ("{routes: 5}", "a list of routes"),
-        ("{routes: ['http://']}", "a host with a path"),
-        ("{routes: [a.de:80]}", "leave out the port"),
-        ("{routes: [{path: api}]}", "begins with `/`"),
-        ("{routes: [{priority: 1}]}", "does not say which requests"),
-        ("{routes: [{host: a.de, rule: 'Path(`/`)'}]}", "both say which requests"),
-        (
-            "{routes: [{rule: 'Hots(`a`)'}]}",
-            "1:74: error: there is no matcher `Hots` | did you mean `Host`?",
-        ),
-        ("{routes: [{rule: 'Host(`a`) & Path(`/`)'}]}", "1:84: error: write `&&`"),
-        ("{routes: [{host: a.de, kind: tpc}]}", "did you mean `tcp`"),
-        ("{routes: [{kind: tcp, host: a.de, entrypoints: web}]}", "`host` is for requests"),
-        ("{routes: [{kind: tcp, compress: true, entrypoints: web}]}", "`compress` is for requests"),
-        ("{routes: [{sni: a.de, host: a.de}]}", "`sni` is for connections"),
-        ("{routes: [{kind: tcp}]}", "an entrypoint of their own"),
-        ("{routes: [{kind: passthrough, sni: a.de, tls: true}]}", "no TLS of its own"),
-        ("{routes: [{kind: passthrough, sni: a.de, entrypoints: web}]}", "speaks no TLS"),
-        ("{routes: [{host: a.de, tls: maybe}]}", "`true`, `acme`"),
-        ("{routes: [{host: a.de, tls: {cert: x}}]}", "both `cert` and `key`"),
-        ("{routes: [{host: a.de, tls: {cert: x, key: y}}]}", "there is no file /app/x"),
-        ("{routes: [{path: /, tls: acme}]}", "names no host"),
-        ("{routes: [{host: '*.a.de', tls: acme}]}", "proof by DNS"),
-        ("{routes: [{host: a.de, tls: true, entrypoints: web}]}", "speaks no TLS"),
-        ("{routes: [{host: a.de, entrypoints: wbe}]}", "no entrypoint `wbe` | did you mean `web`?"),
-        ("{routes: [{host: a.de, port: 82}]}", "the service `a` has no port 82 | it has 80, 81"),
-        ("{routes: [{host: a.de, split: {b: 10%}}]}", "there is no service `b`"),
-        ("{routes: [{host: a.de, split: {a: 10%}}]}", "gets what is left"),
-        ("{routes: [{host: a.de, split: {b: 10}}]}", "`10%`"),
-        ("{routes: [{host: a.de, split: {b: 60%, c: 60%}}]}", "more than 100%"),
-        ("{routes: [a.de, {name: a, host: b.de}]}", "the route `a` is defined at 1:"),
-        ("{routes: [{host: a.de, name: 'x y'}]}", "a name of letters"),
-        ("{routes: [{host: a.de, allow: 10.0.0.0/99}]}", "a network"),
-        ("{routes: [{host: a.de, redirect: ftp}]}", "a scheme, an address or a path"),
-        ("{routes: [{host: a.de, redirect: {status: 305}}]}", "301, 302"),
-        ("{routes: [{host: a.de, redirect: {path: /a, add_prefix: /b}}]}", "both change the path"),
-        (
-            "{routes: [{host: a.de, cors: {origins: '*', credentials: true}}]}",
-            "open the service to every site",
-        ),
-        ("{routes: [{host: a.de, cors: a.de}]}", "not an origin"),
-        ("{routes: [{host: a.de, basic_auth: 'ann:hush'}]}", "written `$$`"),
-        (
-            "{routes: [{host: a.de, basic_auth: {file: nobody}}]}",
-            "cannot read the users from /app/nobody",
-        ),
-        ("{routes: [{host: a.de, basic_auth: {secret: who}}]}", "no secret `who`"),
-        ("{routes: [{host: a.de, basic_auth: {realm: x}}]}", "lets nobody in"),
-        ("{routes: [{host: a.de, rate_limit: 100}]}", "`100/s`"),
-        ("{routes: [{host: a.de, rate_limit: {rate: 1/s, by: ip}}]}", "`all`, `source`"),
-        ("{routes: [{host: a.de, max_body: huge}]}", "a size"),
-        ("{routes: [{host: a.de, rewrite: {regex: {from: '(', to: /}}}]}", "regular expression"),
-        (
-            "{routes: [{host: a.de, request_headers: {set: {Content-Length: 1}}}]}",
-            "belongs to the connection",
-        ),
-        ("{routes: [{host: a.de, request_headers: {sett: {}}}]}", "did you mean `set`"),
-        ("{routes: [{host: a.de, compress: {encodings: lz4}}]}", "zstd, br and gzip"),
-        ("{traffic: {balanse: random}}", "did you mean `balance`"),
-        ("{traffic: {balance: lest_request}}", "did you mean `least_request`"),
-        ("{traffic: {balance: {ring_hash: {by: ip}}}}", "`path`, `source`"),
-        ("{traffic: {sticky: {same_site: none}}}", "`secure: true`"),
-        ("{traffic: {check: {interval: 1s}}}", "no `path`"),
-        ("{traffic: {retry: {attempts: 11}}}", "from 0 to 10"),
-        ("{traffic: {timeouts: {connect: 0s}}}", "at least `1ms`"),
-        ("{traffic: {tls: {cert: x}}}", "belong together"),
-        ("{traffic: {adaptive_concurrency: {min: 9, max: 2}}}", "less than `min`"),
-        ("{protocol: http3}", "did you mean `http`"),
-    ] {
+    for (settings, needle) in MISTAKES {
         let found = errors(&with(settings));
         let good = found.len() == 1 && found[0].contains(needle) && found[0].starts_with("1:");
         wrong.extend((!good).then(|| format!("{settings}: {found:#?}")));
     }
-    for (top, needle) in [
-        ("{entrypoint: {}}", "did you mean `entrypoints`"),
-        ("{routes: []}", "a setting of a service"),
-        ("{entrypoints: {web: eighty}}", "an address with a port"),
-        ("{entrypoints: {x: {tls: true}}}", "has no address"),
-        ("{entrypoints: {x: {bind: 1, min_tls: 1.3}}}", "speaks no TLS"),
-        ("{entrypoints: {x: {bind: 1, redirect_to: wbsecure}}}", "did you mean `websecure`"),
-        ("{entrypoints: {x: {bind: 1, redirect_to: web}}}", "speaks no TLS"),
-        ("{entrypoints: {x: 90, y: '127.0.0.1:90'}}", "both want port 90"),
-        ("{entrypoints: {x: 80}}", "`web` and `x` both want port 80"),
-        ("{acme: {directory: 'http://a.de'}}", "https://"),
-        ("{acme: {email: me}}", "an e-mail address"),
-    ] {
+    for (top, needle) in TOP_MISTAKES {
         let found = errors(&format!("x-keel: {top}\n{}", with("{routes: a.de}")));
         let good = found[0].contains(needle) && found[0].starts_with("1:");
         wrong.extend((!good).then(|| format!("{top}: {found:#?}")));
@@ -578,75 +582,78 @@ services:
     assert_eq!(by_name.services["back"].routes.len(), 1);
 }
 
+const RULE: &str = "traefik.http.routers.r.rule=Host(`a.de`)";
+
+const LABEL_MISTAKES: &[(&[&str], &str)] = &[
+    (
+        &["traefik.http.routers.r.rul=Host(`a`)"],
+        "6:9: error: there is no label `traefik.http.routers.r.rul` | did you mean `traefik.http.routers.r.rule`?",
+    ),
+    (&["traefik.http.routers.r.rule=Host(`a`"], "6:46: error: `Host(` is never closed"),
+    (
+        &["traefik.http.routers.r.rule=Host(`a`) && Foo(`b`)"],
+        "6:51: error: there is no matcher `Foo`",
+    ),
+    (&["traefik.http.routers.r.tls=true"], "6:9: error: the router `r` has no rule"),
+    (
+        &[
+            RULE,
+            "traefik.http.routers.r.middlewares=a,mm",
+            "traefik.http.middlewares.a.compress=true",
+        ],
+        "7:47: error: no label defines the middleware `mm`",
+    ),
+    (&[RULE, "traefik.http.routers.r.service=b"], "7:41: error: there is no service `b`"),
+    (&[RULE, "traefik.http.routers.r.service=api@internal"], "dashboard"),
+    (
+        &[RULE, "traefik.http.routers.r.entrypoints=web,websecur"],
+        "7:49: error: there is no entrypoint `websecur` | did you mean `websecure`?",
+    ),
+    (&[RULE, "traefik.http.routers.r.priority=high"], "7:42: error: this must be an integer"),
+    (&[RULE, "traefik.http.services.s.loadbalancer.server.port=99999"], "from 1 to 65535"),
+    (&[RULE, "traefik.http.services.s.loadbalancer.server.port=82"], "has no port 82"),
+    (
+        &[
+            RULE,
+            "traefik.http.services.s.loadbalancer.server.port=80",
+            "traefik.http.services.t.loadbalancer.server.port=81",
+        ],
+        "any of several services",
+    ),
+    (
+        &[RULE, "traefik.http.middlewares.m.forwardauth.address=http://x"],
+        "does not work here | the service would be open",
+    ),
+    (&["traefik.http.middlewares.m.basicauth.users=ann:hush"], "written `$$`"),
+    (
+        &[
+            "traefik.http.middlewares.m.redirectregex.regex=^https?://www\\.(.*)",
+            "traefik.http.middlewares.m.redirectregex.replacement=https://$${1}",
+        ],
+        "can't be expressed",
+    ),
+    (
+        &[
+            "traefik.http.middlewares.m.compress=true",
+            "traefik.http.middlewares.m.addprefix.prefix=/x",
+        ],
+        "both `compress` and `addprefix`",
+    ),
+    (
+        &[
+            RULE,
+            "traefik.http.routers.r.middlewares=m",
+            "traefik.http.middlewares.m.chain.middlewares=m",
+        ],
+        "chains are more than 8 deep",
+    ),
+    (&["traefik.udp.routers.r.entrypoints=x"], "speaks TCP"),
+    (&["traefik.enable=perhaps"], "`true` or `false`"),
+];
+
 #[test]
 fn mistakes_in_labels_have_their_place() {
-    let rule = "traefik.http.routers.r.rule=Host(`a.de`)";
-    for (labels, needle) in [
-        (
-            &["traefik.http.routers.r.rul=Host(`a`)"][..],
-            "6:9: error: there is no label `traefik.http.routers.r.rul` | did you mean `traefik.http.routers.r.rule`?",
-        ),
-        (&["traefik.http.routers.r.rule=Host(`a`"], "6:46: error: `Host(` is never closed"),
-        (
-            &["traefik.http.routers.r.rule=Host(`a`) && Foo(`b`)"],
-            "6:51: error: there is no matcher `Foo`",
-        ),
-        (&["traefik.http.routers.r.tls=true"], "6:9: error: the router `r` has no rule"),
-        (
-            &[
-                rule,
-                "traefik.http.routers.r.middlewares=a,mm",
-                "traefik.http.middlewares.a.compress=true",
-            ],
-            "7:47: error: no label defines the middleware `mm`",
-        ),
-        (&[rule, "traefik.http.routers.r.service=b"], "7:41: error: there is no service `b`"),
-        (&[rule, "traefik.http.routers.r.service=api@internal"], "dashboard"),
-        (
-            &[rule, "traefik.http.routers.r.entrypoints=web,websecur"],
-            "7:49: error: there is no entrypoint `websecur` | did you mean `websecure`?",
-        ),
-        (&[rule, "traefik.http.routers.r.priority=high"], "7:42: error: this must be an integer"),
-        (&[rule, "traefik.http.services.s.loadbalancer.server.port=99999"], "from 1 to 65535"),
-        (&[rule, "traefik.http.services.s.loadbalancer.server.port=82"], "has no port 82"),
-        (
-            &[
-                rule,
-                "traefik.http.services.s.loadbalancer.server.port=80",
-                "traefik.http.services.t.loadbalancer.server.port=81",
-            ],
-            "any of several services",
-        ),
-        (
-            &[rule, "traefik.http.middlewares.m.forwardauth.address=http://x"],
-            "does not work here | the service would be open",
-        ),
-        (&["traefik.http.middlewares.m.basicauth.users=ann:hush"], "written `$$`"),
-        (
-            &[
-                "traefik.http.middlewares.m.redirectregex.regex=^https?://www\\.(.*)",
-                "traefik.http.middlewares.m.redirectregex.replacement=https://$${1}",
-            ],
-            "can't be expressed",
-        ),
-        (
-            &[
-                "traefik.http.middlewares.m.compress=true",
-                "traefik.http.middlewares.m.addprefix.prefix=/x",
-            ],
-            "both `compress` and `addprefix`",
-        ),
-        (
-            &[
-                rule,
-                "traefik.http.routers.r.middlewares=m",
-                "traefik.http.middlewares.m.chain.middlewares=m",
-            ],
-            "chains are more than 8 deep",
-        ),
-        (&["traefik.udp.routers.r.entrypoints=x"], "speaks TCP"),
-        (&["traefik.enable=perhaps"], "`true` or `false`"),
-    ] {
+    for (labels, needle) in LABEL_MISTAKES {
         let found = errors(&labelled(labels));
         assert!(found.iter().any(|error| error.contains(needle)), "{labels:?}: {found:#?}");
     }

@@ -8,7 +8,8 @@ use super::Labels;
 use super::entry::Entry;
 use super::middleware::{Options, Step};
 use crate::diagnostic::Code;
-use crate::xkeel::filters::{check_origin, is_header_value};
+use crate::xkeel::access::check_origin;
+use crate::xkeel::filters::is_header_value;
 
 /// Options that set a header of the answer to their value.
 const VALUES: [(&str, &str); 7] = [

@@ -148,7 +148,17 @@ mod tests {
             parts("/login"),
             Some((owned(""), owned(""), None, Some(PathRewrite::Replace(owned("/login")))))
         );
-        for bad in ["", "ftp", "www.a.de", "ftp://a", "https://", "https:///x", "*.a.de", "a b", "https://a:x"] {
+        for bad in [
+            "",
+            "ftp",
+            "www.a.de",
+            "ftp://a",
+            "https://",
+            "https:///x",
+            "*.a.de",
+            "a b",
+            "https://a:x",
+        ] {
             assert_eq!(redirect(bad), None, "{bad}");
         }
     }

@@ -90,7 +90,10 @@ pub(super) fn split(text: &str) -> Result<Tokens, RuleError> {
                 }
                 Kind::Word(word)
             }
-            other => return Err(RuleError::new(at, format!("`{other}` has no meaning here"))),
+            other => {
+                return Err(RuleError::new(at, format!("`{other}` has no meaning here"))
+                    .help("values stand in `backticks`"));
+            }
         };
         words.push(Token { at, kind });
     }

@@ -3,7 +3,9 @@
 //! They are read strictly: an unknown key or a value of the wrong form is an error at its place. The keys are also
 //! published as a JSON Schema, `docs/x-keel.schema.json`; a test keeps the two in step.
 
+pub(crate) mod access;
 pub(crate) mod filters;
+mod matches;
 pub(crate) mod reader;
 mod routes;
 mod settings;
