@@ -313,7 +313,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("{routes: [{kind: passthrough, sni: a.de, entrypoints: web}]}", "speaks no TLS"),
     ("{routes: [{host: a.de, tls: maybe}]}", "`true`, `acme`"),
     ("{routes: [{host: a.de, tls: {cert: x}}]}", "both `cert` and `key`"),
-    ("{routes: [{host: a.de, tls: {cert: x, key: y}}]}", "there is no file /app/x"),
+    ("{routes: [{host: a.de, tls: {cert: x, key: tls/key.pem}}]}", "there is no file /app/x"),
     ("{routes: [{path: /, tls: acme}]}", "names no host"),
     ("{routes: [{host: '*.a.de', tls: acme}]}", "proof by DNS"),
     ("{routes: [{host: a.de, tls: true, entrypoints: web}]}", "speaks no TLS"),

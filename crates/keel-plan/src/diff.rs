@@ -6,9 +6,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use keel_model::{Order, RevisionId, Service, ServiceName, StackRecord};
+use keel_model::{Order, RevisionId, RouteTls, Service, ServiceName, Stack, StackRecord};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::mask;
 
@@ -81,7 +81,8 @@ fn one(old: Option<&StackRecord>, new: &StackRecord, name: &ServiceName) -> Opti
         (None, Some(_)) => change.kind = ChangeKind::Create,
         (Some(_), None) => change.kind = ChangeKind::Remove,
         (Some(was), Some(is)) => {
-            change.fields = fields(&view(was), &view(is));
+            let before = old.map_or(&new.stack, |record| &record.stack);
+            change.fields = fields(&view(was, before), &view(is, &new.stack));
             change.fields.extend(intents(old, new, name));
             change.replaces = (change.from != change.to).then(|| is.order());
             if change.fields.is_empty() {
@@ -120,9 +121,16 @@ fn intents(old: Option<&StackRecord>, new: &StackRecord, name: &ServiceName) -> 
     .collect()
 }
 
-/// A service as a tree in the user's words: the fields of its spec stand beside the others.
-fn view(service: &Service) -> Value {
+/// A service as a tree in the user's words: the fields of its spec stand beside the others, and what its routes use of
+/// the stack too.
+fn view(service: &Service, stack: &Stack) -> Value {
     let mut tree = serde_json::to_value(service).unwrap_or_default();
+    if let Some(fields) = tree.as_object_mut() {
+        fields.insert("routes".to_owned(), routes(service));
+        fields.insert("deploy".to_owned(), json!({ "labels": shown_labels(service) }));
+        fields.remove("labels");
+        fields.extend(surroundings(service, stack));
+    }
     let spec = tree.as_object_mut().and_then(|fields| fields.remove("spec"));
     if let (Some(fields), Some(Value::Object(spec))) = (tree.as_object_mut(), spec) {
         // The spec repeats the target ports; those of the service say more.
@@ -135,6 +143,42 @@ fn view(service: &Service) -> Value {
         fields.insert("scale".to_owned(), Value::String(scale_text(service)));
     }
     tree
+}
+
+/// Routes by name, with their rules as text.
+fn routes(service: &Service) -> Value {
+    let routes = service.routes.iter().map(|route| {
+        let mut tree = serde_json::to_value(route).unwrap_or_default();
+        tree["rule"] = Value::String(route.rule.to_string());
+        tree
+    });
+    by_name(routes.collect())
+}
+
+/// Labels of the service; what those about routing mean is shown as routes and traffic.
+fn shown_labels(service: &Service) -> Map<String, Value> {
+    let routing = |key: &str| ["traefik.", "keel."].iter().any(|prefix| key.starts_with(prefix));
+    let labels = service.labels.iter().filter(|(key, _)| !routing(key));
+    labels.map(|(key, value)| (key.clone(), Value::String(value.clone()))).collect()
+}
+
+/// The entrypoints that the routes of a service use, and who issues their certificates.
+fn surroundings(service: &Service, stack: &Stack) -> Map<String, Value> {
+    let used = service.routes.iter().flat_map(|route| &route.entrypoints);
+    let entrypoints: Map<String, Value> = used
+        .filter_map(|name| {
+            Some((name.clone(), serde_json::to_value(stack.entrypoints.get(name)?).ok()?))
+        })
+        .collect();
+    let mut fields = Map::new();
+    fields.insert("entrypoints".to_owned(), Value::Object(entrypoints));
+    let acme = stack.acme.as_ref();
+    if let Some(acme) = acme
+        && service.routes.iter().any(|route| route.tls == Some(RouteTls::Acme))
+    {
+        fields.insert("acme".to_owned(), serde_json::to_value(acme).unwrap_or_default());
+    }
+    fields
 }
 
 /// A list whose items have a name or target becomes a map, so that a change names the item.
@@ -227,9 +271,27 @@ fn is_duration(path: &str) -> bool {
         "startup_timeout",
         "timeout",
     ];
+    const TRAFFIC_NAMES: [&str; 12] = [
+        "base",
+        "connect",
+        "hold",
+        "idle",
+        "interval",
+        "max_age",
+        "per_try_timeout",
+        "request",
+        "response",
+        "slow_start",
+        "timeout",
+        "ttl",
+    ];
     let mut parts = path.split('.');
     let section = parts.next().unwrap_or_default();
     let settings = ["health", "readiness", "restart", "rollback", "rollout", "stop"];
+    if matches!(section, "routes" | "traffic") {
+        let last = path.rsplit('.').next().unwrap_or_default();
+        return TRAFFIC_NAMES.contains(&last) || path == "traffic.outlier.max";
+    }
     settings.contains(&section) && parts.next().is_some_and(|name| NAMES.contains(&name))
 }
 

@@ -142,7 +142,7 @@ impl Reader {
     pub(super) fn rate_limit(&mut self, node: &Node) -> Option<RateLimit> {
         let mistakes = self.errors.len();
         let (mut rate, mut burst, mut key) = (None, None, ClientKey::Source);
-        if node.as_str().is_some() {
+        if node.as_map().is_none() {
             rate = self.rate(node);
         } else {
             for (name, value) in self.keys(node, "x-keel.routes[].rate_limit", &RATE_KEYS) {
