@@ -68,7 +68,7 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let status = match self.0.code {
             "no_such_stack" | "no_such_service" | "no_such_instance" => StatusCode::NOT_FOUND,
-            "conflict" | "port_in_use" => StatusCode::CONFLICT,
+            "conflict" | "port_in_use" | "route_taken" => StatusCode::CONFLICT,
             "invalid" => StatusCode::BAD_REQUEST,
             "disk_full" => StatusCode::INSUFFICIENT_STORAGE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,

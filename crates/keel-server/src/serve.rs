@@ -23,7 +23,7 @@ use crate::controller::Controller;
 use crate::events::EventLog;
 use crate::http::{Api, router};
 use crate::network::{Network, system_resolvers};
-use crate::traffic::{Link, ProxyState};
+use crate::traffic::{CertificateFiles, Credentials, Link, ProxyState};
 use crate::views::Viewer;
 use crate::world::WorldReader;
 use crate::{Error, clock, names};
@@ -109,7 +109,12 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
     tasks.spawn(board.clone().persist(store.clone()));
     tasks.spawn(events.clone().persist(store.clone()));
     start_dns(&network, &worlds, &board, &events, &mut tasks).await;
-    tasks.spawn(link(options, &agent, proxy_sender).run());
+    let credentials = Arc::new(Credentials::default());
+    let mut files = CertificateFiles::new(worlds.clone(), events.clone(), credentials.clone());
+    // Before the link: a proxy that runs must not lose its certificates to a new server that has not looked yet.
+    files.look();
+    tasks.spawn(files.run());
+    tasks.spawn(link(options, &agent, credentials, proxy_sender).run());
     tasks.spawn(controller(&agent).run());
     tasks.spawn(agent.run());
 
@@ -146,7 +151,12 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
     Ok(())
 }
 
-fn link(options: &ServerOptions, shared: &Context, state: watch::Sender<ProxyState>) -> Link {
+fn link(
+    options: &ServerOptions,
+    shared: &Context,
+    credentials: Arc<Credentials>,
+    state: watch::Sender<ProxyState>,
+) -> Link {
     Link {
         program: options.program.clone(),
         state_dir: options.state_dir.clone(),
@@ -154,6 +164,7 @@ fn link(options: &ServerOptions, shared: &Context, state: watch::Sender<ProxySta
         board: shared.board.clone(),
         events: shared.events.clone(),
         network: shared.network.clone(),
+        credentials,
         state,
     }
 }

@@ -153,6 +153,12 @@ fn service(name: &str) -> ServiceName {
     ServiceName::new(name).unwrap()
 }
 
+/// A service with nothing but a command.
+pub(crate) fn blank_service() -> keel_model::Service {
+    let mut stack = stack(&[("a", 1)], "1");
+    stack.services.remove("a").unwrap()
+}
+
 /// A stack of services with so many instances each and this version in their environment.
 fn stack(services: &[(&str, u32)], version: &str) -> Stack {
     let services: BTreeMap<&str, serde_json::Value> = services

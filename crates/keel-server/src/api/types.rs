@@ -38,7 +38,7 @@ pub struct ServerInfo {
 /// An error, as every endpoint reports it with a status of 400 or more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
-    /// For programs: `no_such_stack`, `no_such_service`, `port_in_use`, `disk_full`, `conflict`, `invalid`, `internal`.
+    /// For programs: `no_such_stack`, `no_such_service`, `port_in_use`, `route_taken`, `disk_full`, `conflict`, `invalid`, `internal`.
     pub code: String,
     /// What happened, and where.
     pub message: String,

@@ -19,7 +19,8 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::watch;
 
-use super::snapshot::{drained, snapshot};
+use super::Credentials;
+use super::snapshot::{Sources, drained, snapshot};
 use crate::board::Board;
 use crate::clock;
 use crate::events::EventLog;
@@ -66,6 +67,8 @@ pub struct Link {
     pub events: Arc<EventLog>,
     /// Virtual addresses.
     pub network: Arc<Network>,
+    /// Certificates and proofs.
+    pub credentials: Arc<Credentials>,
     /// What the rest of the server may know of the proxy.
     pub state: watch::Sender<ProxyState>,
 }
@@ -158,11 +161,13 @@ impl Link {
         };
         let mut worlds = self.worlds.subscribe();
         let mut board = self.board.subscribe();
+        let mut credentials = self.credentials.subscribe();
         let mut stats = tokio::time::interval(STATS_INTERVAL);
         let mut first = true;
         loop {
             worlds.borrow_and_update();
             board.borrow_and_update();
+            credentials.seen();
             let frames = self.news(&mut session, generation, first);
             first = false;
             if let Err(reason) = send(&mut writer, frames).await {
@@ -185,6 +190,7 @@ impl Link {
                 }
                 changed = worlds.changed() => if changed.is_err() { return "shutdown".to_owned() },
                 changed = board.changed() => if changed.is_err() { return "shutdown".to_owned() },
+                changed = credentials.changed() => if !changed { return "shutdown".to_owned() },
                 _ = stats.tick() => {
                     // The proxy tries a listener that failed again with the next whole snapshot.
                     first = !self.state.borrow().failed.is_empty();
@@ -207,12 +213,16 @@ impl Link {
         let ipv6 = std::path::Path::new("/proc/net/if_inet6").exists();
         let next = generation.next();
         let view = self.board.view();
-        let mut wanted = snapshot(&world, &view, &self.network, ipv6, next);
-        let same_shape = wanted.listeners == session.sent.listeners
-            && wanted.clusters.len() == session.sent.clusters.len()
-            && wanted.clusters.keys().eq(session.sent.clusters.keys());
+        let sources = Sources {
+            world: &world,
+            board: &view,
+            network: &self.network,
+            credentials: &self.credentials,
+            ipv6,
+        };
+        let mut wanted = snapshot(&sources, next);
         let mut frames = Vec::new();
-        if first || !same_shape {
+        if first || !same_shape(&wanted, &session.sent) {
             *generation = next;
             frames.push(ToProxy::Snapshot(wanted.clone()));
         } else {
@@ -310,6 +320,18 @@ impl Link {
             self.events.add(EventKind::Platform, None, None, None, message);
         }
     }
+}
+
+/// Whether two snapshots differ in nothing but what single clusters hold, which has a frame of its own.
+fn same_shape(a: &Snapshot, b: &Snapshot) -> bool {
+    a.listeners == b.listeners
+        && a.tables == b.tables
+        && a.certificates == b.certificates
+        && a.challenges == b.challenges
+        && a.callers == b.callers
+        && a.zone == b.zone
+        && a.clusters.len() == b.clusters.len()
+        && a.clusters.keys().eq(b.clusters.keys())
 }
 
 fn instances(snapshot: &Snapshot) -> BTreeSet<&InstanceId> {
