@@ -3,12 +3,14 @@
 //! Invariant: nothing secret appears in a [`FieldChange`]: file contents, values under keys that look secret, secret
 //! command-line options and passwords in URLs are masked; see `mask.rs`.
 
+mod routes;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use keel_model::{Order, RevisionId, RouteTls, Service, ServiceName, Stack, StackRecord};
+use keel_model::{Order, RevisionId, Service, ServiceName, Stack, StackRecord};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::mask;
 
@@ -126,10 +128,9 @@ fn intents(old: Option<&StackRecord>, new: &StackRecord, name: &ServiceName) -> 
 fn view(service: &Service, stack: &Stack) -> Value {
     let mut tree = serde_json::to_value(service).unwrap_or_default();
     if let Some(fields) = tree.as_object_mut() {
-        fields.insert("routes".to_owned(), routes(service));
-        fields.insert("deploy".to_owned(), json!({ "labels": shown_labels(service) }));
+        fields.insert("routes".to_owned(), by_name(routes::tree(service)));
         fields.remove("labels");
-        fields.extend(surroundings(service, stack));
+        fields.extend(routes::surroundings(service, stack));
     }
     let spec = tree.as_object_mut().and_then(|fields| fields.remove("spec"));
     if let (Some(fields), Some(Value::Object(spec))) = (tree.as_object_mut(), spec) {
@@ -143,42 +144,6 @@ fn view(service: &Service, stack: &Stack) -> Value {
         fields.insert("scale".to_owned(), Value::String(scale_text(service)));
     }
     tree
-}
-
-/// Routes by name, with their rules as text.
-fn routes(service: &Service) -> Value {
-    let routes = service.routes.iter().map(|route| {
-        let mut tree = serde_json::to_value(route).unwrap_or_default();
-        tree["rule"] = Value::String(route.rule.to_string());
-        tree
-    });
-    by_name(routes.collect())
-}
-
-/// Labels of the service; what those about routing mean is shown as routes and traffic.
-fn shown_labels(service: &Service) -> Map<String, Value> {
-    let routing = |key: &str| ["traefik.", "keel."].iter().any(|prefix| key.starts_with(prefix));
-    let labels = service.labels.iter().filter(|(key, _)| !routing(key));
-    labels.map(|(key, value)| (key.clone(), Value::String(value.clone()))).collect()
-}
-
-/// The entrypoints that the routes of a service use, and who issues their certificates.
-fn surroundings(service: &Service, stack: &Stack) -> Map<String, Value> {
-    let used = service.routes.iter().flat_map(|route| &route.entrypoints);
-    let entrypoints: Map<String, Value> = used
-        .filter_map(|name| {
-            Some((name.clone(), serde_json::to_value(stack.entrypoints.get(name)?).ok()?))
-        })
-        .collect();
-    let mut fields = Map::new();
-    fields.insert("entrypoints".to_owned(), Value::Object(entrypoints));
-    let acme = stack.acme.as_ref();
-    if let Some(acme) = acme
-        && service.routes.iter().any(|route| route.tls == Some(RouteTls::Acme))
-    {
-        fields.insert("acme".to_owned(), serde_json::to_value(acme).unwrap_or_default());
-    }
-    fields
 }
 
 /// A list whose items have a name or target becomes a map, so that a change names the item.

@@ -194,9 +194,9 @@ fn routes_and_traffic_change_in_place() {
         [
             "deploy.labels.team: - > x",
             "entrypoints.web.bind: 0.0.0.0:80 > 0.0.0.0:8080",
-            "routes.web.filters.basic_auth.realm: - > me",
-            "routes.web.filters.basic_auth.remove_header: - > false",
-            r#"routes.web.filters.basic_auth.users: - > ["(hidden)"]"#,
+            "routes.web.basic_auth.realm: - > me",
+            "routes.web.basic_auth.remove_header: - > false",
+            r#"routes.web.basic_auth.users: - > ["(hidden)"]"#,
             "routes.web.rule: Host(`a.de`) > Host(`b.de`)",
             "routes.web.timeout: - > 3s",
             "traffic.timeouts.connect: 1s > 500ms",

@@ -21,7 +21,8 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::api::types::{
     Applied, ApplyRequest, ChangeView, DownRequest, ErrorBody, EventsQuery, HistoryEntry,
-    LogsQuery, RollbackRequest, ScaleRequest, ServerInfo, ServicesRequest, StackSummary, StackView,
+    LogsQuery, RollbackRequest, RouteView, ScaleRequest, ServerInfo, ServicesRequest, StackSummary,
+    StackView,
 };
 use crate::changes::{Changes, Operation};
 use crate::error::Refusal;
@@ -84,6 +85,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/version", get(version))
         .route("/v1/shutdown", post(shutdown))
         .route("/v1/events", get(events))
+        .route("/v1/routes", get(routes))
         .route("/v1/stacks", get(stacks))
         .route("/v1/stacks/{stack}", put(apply).get(stack))
         .route("/v1/stacks/{stack}/watch", get(watch))
@@ -122,6 +124,10 @@ async fn shutdown(State(api): Shared) -> Json<serde_json::Value> {
 
 async fn stacks(State(api): Shared) -> Json<Vec<StackSummary>> {
     Json(api.viewer.summaries())
+}
+
+async fn routes(State(api): Shared) -> Json<Vec<RouteView>> {
+    Json(api.viewer.routes())
 }
 
 async fn stack(State(api): Shared, Path(name): Path<String>) -> Answer<StackView> {
