@@ -153,6 +153,9 @@ pub enum Command {
     /// Print which Compose keys are supported, as Markdown
     #[command(hide = true)]
     HelpComposeSupport,
+    /// Print which labels of Traefik are supported, as Markdown
+    #[command(hide = true)]
+    HelpLabels,
 }
 
 impl Command {
@@ -182,7 +185,8 @@ impl Command {
             | Self::Version(_)
             | Self::Completion(_)
             | Self::HelpMarkdown
-            | Self::HelpComposeSupport => &[],
+            | Self::HelpComposeSupport
+            | Self::HelpLabels => &[],
         }
     }
 }

@@ -59,6 +59,10 @@ fn routes_change_in_place_and_are_refused_when_taken() {
     let refused = keel.run(&["-f", "two.yaml", "up", "-d"]);
     assert_eq!(refused.code, 1, "{}", refused.all());
     insta::assert_snapshot!(refused.stderr.replace(&port.to_string(), "PORT"));
-    assert_eq!(keel.run(&["ls", "-q"]).ok(), "one\n", "a refused change leaves everything as it was");
+    assert_eq!(
+        keel.run(&["ls", "-q"]).ok(),
+        "one\n",
+        "a refused change leaves everything as it was"
+    );
     assert!(keel.run(&["routes", "--all"]).ok().contains("c.example.com"));
 }

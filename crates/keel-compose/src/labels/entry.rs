@@ -174,7 +174,7 @@ fn unknown(
         Diagnostic::error(Code::UnknownKey, format!("there is no label `{key}`")).at(place);
     error.help = Some(match table::nearest_to(parts) {
         Some(near) => format!("did you mean `{prefix}{near}`?"),
-        None => "docs/routes.md lists the labels".to_owned(),
+        None => "docs/labels.md lists the labels".to_owned(),
     });
     errors.push(error);
 }

@@ -149,3 +149,32 @@ impl<'p> Labels<'p> {
         self.result.entry(service.to_owned()).or_default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_are_found_by_themselves_and_each_once() {
+        let mut seen = BTreeSet::new();
+        for row in LABELS {
+            assert!(seen.insert(row.pattern), "{} is there twice", row.pattern);
+            let label = row.pattern.replace("**", "x.y").replace('*', "name").replace("[]", "[0]");
+            let parts: Vec<&str> = label.split('.').collect();
+            let (found, _) = table::find(&parts).unwrap_or_else(|| panic!("{label}"));
+            assert_eq!(found.pattern, row.pattern);
+        }
+    }
+
+    #[test]
+    fn words_know_no_case_and_names_do() {
+        let (row, path) = table::find(&["HTTP", "Routers", "Shop", "Rule"]).unwrap();
+        assert_eq!(row.pattern, "http.routers.*.rule");
+        assert_eq!(path, ["http", "routers", "Shop", "rule"]);
+        let (_, path) =
+            table::find(&["http", "middlewares", "m", "headers", "customrequestheaders", "X-A.b"])
+                .unwrap();
+        assert_eq!(path.last().unwrap(), "X-A.b");
+        assert!(table::find(&["http", "routers", "", "rule"]).is_none());
+    }
+}

@@ -1,4 +1,4 @@
-//! What is done with each label: the one table behind reading, warnings, refusals and `docs/routes.md`.
+//! What is done with each label: the one table behind reading, warnings, refusals and `docs/labels.md`.
 
 use crate::diagnostic::nearest;
 use crate::keys::Support::{self, Honoured, Partly, Refused, Warn};
@@ -371,14 +371,18 @@ pub(super) fn nearest_to(parts: &[&str]) -> Option<String> {
     nearest(&parts.join("."), filled.iter().map(String::as_str)).map(str::to_owned)
 }
 
-/// The table as Markdown, for `docs/routes.md`.
+/// The table as a Markdown page, for `docs/labels.md`.
 #[must_use]
 pub fn label_table_markdown() -> String {
-    let mut table = String::from("| label | what is done | note |\n|---|---|---|\n");
+    let mut page = String::from(
+        "# What is done with each label of Traefik\n\n\
+         Generated from the table of labels of `keel-compose`; do not edit. [routes.md](routes.md) says how labels are\n\
+         read. `*` is a name of your choice. `keel.` may stand for `traefik.`.\n\n\
+         | label | what is done | note |\n|---|---|---|\n",
+    );
     for row in LABELS {
         let (what, note) = row.support.words();
-        let prefix = "traefik.";
-        table.push_str(&format!("| `{prefix}{}` | {what} | {note} |\n", row.pattern));
+        page.push_str(&format!("| `traefik.{}` | {what} | {note} |\n", row.pattern));
     }
-    table
+    page
 }

@@ -329,3 +329,32 @@ fn errors_have_places_and_neighbours() {
     assert!(wrong[0].help.as_ref().unwrap().contains("setting of a service"));
     assert_eq!(read_top(&node("{}")), Ok(XTop::default()));
 }
+
+#[test]
+fn the_page_about_routes_has_every_key() {
+    let page = include_str!("../../../../docs/routes.md");
+    let keys = routes::route_keys().into_iter().chain(traffic::TRAFFIC_KEYS).chain(top::TOP_KEYS);
+    for key in keys.chain(top::ENTRYPOINT_KEYS) {
+        assert!(page.contains(&format!("`{key}`")), "{key}");
+    }
+    let inner: [&[&str]; 15] = [
+        &filters::REDIRECT_KEYS,
+        &access::CORS_KEYS,
+        &access::AUTH_KEYS,
+        &access::RATE_KEYS,
+        &filters::REWRITE_KEYS,
+        &filters::FROM_TO_KEYS,
+        &filters::HEADER_KEYS,
+        &filters::COMPRESS_KEYS,
+        &traffic::STICKY_KEYS,
+        &traffic::OUTLIER_KEYS,
+        &traffic::CHECK_KEYS,
+        &traffic::RETRY_KEYS,
+        &traffic::TIMEOUT_KEYS,
+        &traffic::LIMIT_KEYS,
+        &top::ACME_KEYS,
+    ];
+    for key in inner.into_iter().flatten() {
+        assert!(page.contains(key), "{key}");
+    }
+}

@@ -55,6 +55,7 @@ pub async fn run(ctx: &Context, command: Command) -> Result<(), Failure> {
         Command::Completion(args) => completion::run(&args),
         Command::HelpMarkdown => print(&markdown::reference()),
         Command::HelpComposeSupport => print(&keel_compose::support_table_markdown()),
+        Command::HelpLabels => print(&keel_compose::label_table_markdown()),
         Command::Proxy(args) => proxy::run(args),
     }
 }
