@@ -1,3 +1,5 @@
+//! Rules as people write them, mistakes at their character, and every rule that is printed reads back.
+
 use keel_model::Rule;
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! The parser and the published schema agree; mistakes have places; the page about routes is complete.
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keel_model::{
-    Assignment, Balance, Entrypoint, Filters, Generation, Goal, Health, InstanceId, InstanceStatus,
-    NodeName, Phase, PortBinding, Protocol, Route, RouteKind, RouteTls, Rule, ServiceName,
-    ServicePort, Split, Stack, StackName, StackRecord, Timestamp, TlsVersion, Transport,
+    Assignment, Balance, Generation, Goal, Health, InstanceId, InstanceStatus, NodeName, Phase,
+    PortBinding, Protocol, Route, RouteKind, RouteTls, Rule, ServiceName, Split, Stack, StackName,
+    Timestamp,
 };
 use keel_route::snapshot::{Certificate, Challenges, Snapshot};
 use keel_store::{RedbStore, Version};
@@ -16,8 +16,10 @@ use super::Credentials;
 use super::snapshot::{Sources, snapshot};
 use crate::board::BoardView;
 use crate::network::Network;
-use crate::tests::blank_service;
-use crate::world::{StackState, Stored, World};
+use crate::tests::{
+    blank_service, plain_entrypoint, plain_record, plain_route, plain_stack, port_80, stored_stack,
+};
+use crate::world::{Stored, World};
 
 fn service(text: &str) -> ServiceName {
     ServiceName::new(text).unwrap()
@@ -28,69 +30,27 @@ fn stored<T>(value: T) -> Stored<T> {
 }
 
 fn route(name: &str, host: &str, entrypoint: &str) -> Route {
-    Route {
-        name: name.to_owned(),
-        entrypoints: vec![entrypoint.to_owned()],
-        rule: Rule::Host(host.to_owned()),
-        priority: None,
-        kind: RouteKind::Http,
-        port: None,
-        split: Vec::new(),
-        tls: None,
-        filters: Filters::default(),
-        timeout: None,
-    }
-}
-
-fn entrypoint(bind: &str, tls: bool, redirect_to: Option<&str>) -> Entrypoint {
-    Entrypoint {
-        bind: bind.parse().unwrap(),
-        tls,
-        redirect_to: redirect_to.map(str::to_owned),
-        accept_proxy_from: Vec::new(),
-        client_auth: None,
-        min_tls: TlsVersion::V1_2,
-    }
+    plain_route(name, Rule::Host(host.to_owned()), entrypoint)
 }
 
 /// A stack with one service for each of these, on port 80.
 fn stack(name: &str, services: &[(&str, Vec<Route>)]) -> Stack {
-    let service = |routes: &Vec<Route>| {
+    let definition = |routes: &Vec<Route>| {
         let mut definition = blank_service();
-        let (transport, protocol) = (Transport::Tcp, Protocol::Http2);
-        definition.ports.push(ServicePort { target: 80, name: None, transport, protocol });
+        definition.ports.push(port_80(Protocol::Http2));
         definition.routes.clone_from(routes);
         definition
     };
-    Stack {
-        name: StackName::new(name).unwrap(),
-        directory: "/".into(),
-        services: services
-            .iter()
-            .map(|(name, routes)| (self::service(name), service(routes)))
-            .collect(),
-        volumes: BTreeMap::new(),
-        entrypoints: BTreeMap::from([
-            ("web".to_owned(), entrypoint("0.0.0.0:80", false, Some("websecure"))),
-            ("websecure".to_owned(), entrypoint("0.0.0.0:443", true, None)),
-        ]),
-        acme: None,
-    }
+    let services = services.iter().map(|(name, routes)| (service(name), definition(routes)));
+    let mut web = plain_entrypoint("0.0.0.0:80", false);
+    web.redirect_to = Some("websecure".to_owned());
+    let secure = plain_entrypoint("0.0.0.0:443", true);
+    let entrypoints = [("web".to_owned(), web), ("websecure".to_owned(), secure)];
+    plain_stack(name, services.collect(), entrypoints.into())
 }
 
 fn add(world: &mut World, stack: Stack) {
-    let name = stack.name.clone();
-    let record = StackRecord {
-        generation: Generation(1),
-        applied: Generation(1),
-        stack,
-        intents: BTreeMap::new(),
-        removing: false,
-        remove_volumes: false,
-        changed_at: Timestamp(0),
-        change: String::new(),
-    };
-    world.stacks.insert(name, StackState { record: Some(stored(record)), ..StackState::default() });
+    world.stacks.insert(stack.name.clone(), stored_stack(plain_record(stack)));
 }
 
 async fn told(world: &World, board: &BoardView, credentials: &Credentials) -> Snapshot {
@@ -164,7 +124,7 @@ async fn connections_that_cannot_be_told_apart_are_opaque_from_the_first_byte() 
     tcp.kind = RouteKind::Tcp;
     tcp.rule = Rule::Sni("*".to_owned());
     let mut with_db = stack("s", &[("a", vec![tcp, route("r", "a.de", "web")])]);
-    with_db.entrypoints.insert("db".to_owned(), entrypoint("127.0.0.1:5432", false, None));
+    with_db.entrypoints.insert("db".to_owned(), plain_entrypoint("127.0.0.1:5432", false));
     let mut world = World::default();
     add(&mut world, with_db);
     let snapshot = told(&world, &BoardView::default(), &Credentials::default()).await;

@@ -1,11 +1,12 @@
-use std::sync::Arc;
+//! What is refused of two stacks, or of one, and in which words.
 
-use keel_model::{Filters, PublishedPort, Rule, ServicePort, Split, TlsVersion, Transport};
-use keel_store::Version;
+use keel_model::{PublishedPort, Rule, Split, Transport};
 
 use super::*;
-use crate::tests::blank_service;
-use crate::world::{StackState, Stored};
+use crate::tests::{
+    blank_service, plain_entrypoint as entrypoint, plain_record as record, plain_route,
+    plain_stack, port_80, stored_stack,
+};
 
 fn name(text: &str) -> StackName {
     StackName::new(text).unwrap()
@@ -16,73 +17,27 @@ fn service(text: &str) -> ServiceName {
 }
 
 fn route(name: &str, rule: Rule) -> Route {
-    Route {
-        name: name.to_owned(),
-        entrypoints: vec!["web".to_owned()],
-        rule,
-        priority: None,
-        kind: RouteKind::Http,
-        port: None,
-        split: Vec::new(),
-        tls: None,
-        filters: Filters::default(),
-        timeout: None,
-    }
+    plain_route(name, rule, "web")
 }
 
 fn host(text: &str) -> Rule {
     Rule::Host(text.to_owned())
 }
 
-fn entrypoint(bind: &str, tls: bool) -> Entrypoint {
-    Entrypoint {
-        bind: bind.parse().unwrap(),
-        tls,
-        redirect_to: None,
-        accept_proxy_from: Vec::new(),
-        client_auth: None,
-        min_tls: TlsVersion::V1_2,
-    }
-}
-
 /// A stack with a service `a` that has port 80 and these routes, and the entrypoint `web`.
 fn stack(stack_name: &str, routes: Vec<Route>) -> Stack {
     let mut definition = blank_service();
-    let transport = Transport::Tcp;
-    let protocol = keel_model::Protocol::Auto;
-    definition.ports.push(ServicePort { target: 80, name: None, transport, protocol });
+    definition.ports.push(port_80(keel_model::Protocol::Auto));
     definition.routes = routes;
-    Stack {
-        name: name(stack_name),
-        directory: "/".into(),
-        services: BTreeMap::from([(service("a"), definition)]),
-        volumes: BTreeMap::new(),
-        entrypoints: BTreeMap::from([("web".to_owned(), entrypoint("0.0.0.0:80", false))]),
-        acme: None,
-    }
-}
-
-fn record(stack: Stack) -> StackRecord {
-    StackRecord {
-        generation: keel_model::Generation(1),
-        applied: keel_model::Generation(1),
-        stack,
-        intents: BTreeMap::new(),
-        removing: false,
-        remove_volumes: false,
-        changed_at: keel_model::Timestamp(0),
-        change: String::new(),
-    }
+    let web = ("web".to_owned(), entrypoint("0.0.0.0:80", false));
+    plain_stack(stack_name, BTreeMap::from([(service("a"), definition)]), BTreeMap::from([web]))
 }
 
 /// What is said to a stack beside others; `good` if nothing is.
 fn verdict(wanted: Stack, others: Vec<Stack>) -> String {
     let mut world = World::default();
     for stack in others {
-        let name = stack.name.clone();
-        let value = Arc::new(record(stack));
-        let stored = Stored { version: Version::default(), value };
-        world.stacks.insert(name, StackState { record: Some(stored), ..StackState::default() });
+        world.stacks.insert(stack.name.clone(), stored_stack(record(stack)));
     }
     match check(&world, &record(wanted)) {
         Ok(()) => "good".to_owned(),
@@ -119,8 +74,7 @@ fn a_stack_that_goes_holds_nothing() {
     let mut world = World::default();
     let mut going = record(stack("one", vec![route("r", host("a.de"))]));
     going.removing = true;
-    let stored = Stored { version: Version::default(), value: Arc::new(going) };
-    world.stacks.insert(name("one"), StackState { record: Some(stored), ..StackState::default() });
+    world.stacks.insert(name("one"), stored_stack(going));
     assert!(check(&world, &record(stack("two", vec![route("r", host("a.de"))]))).is_ok());
 }
 
