@@ -20,7 +20,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::watch;
 
 use super::Credentials;
-use super::snapshot::{Sources, drained, snapshot};
+use super::snapshot::{Sources, drained, same_shape, snapshot};
 use crate::board::Board;
 use crate::clock;
 use crate::events::EventLog;
@@ -320,18 +320,6 @@ impl Link {
             self.events.add(EventKind::Platform, None, None, None, message);
         }
     }
-}
-
-/// Whether two snapshots differ in nothing but what single clusters hold, which has a frame of its own.
-fn same_shape(a: &Snapshot, b: &Snapshot) -> bool {
-    a.listeners == b.listeners
-        && a.tables == b.tables
-        && a.certificates == b.certificates
-        && a.challenges == b.challenges
-        && a.callers == b.callers
-        && a.zone == b.zone
-        && a.clusters.len() == b.clusters.len()
-        && a.clusters.keys().eq(b.clusters.keys())
 }
 
 fn instances(snapshot: &Snapshot) -> BTreeSet<&InstanceId> {
