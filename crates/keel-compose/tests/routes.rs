@@ -309,6 +309,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("{routes: [{kind: tcp, compress: true, entrypoints: web}]}", "`compress` is for requests"),
     ("{routes: [{sni: a.de, host: a.de}]}", "`sni` is for connections"),
     ("{routes: [{kind: tcp}]}", "an entrypoint of their own"),
+    ("{routes: [{kind: tcp, sni: a.de, entrypoints: web}]}", "has no server name"),
     ("{routes: [{kind: passthrough, sni: a.de, tls: true}]}", "no TLS of its own"),
     ("{routes: [{kind: passthrough, sni: a.de, entrypoints: web}]}", "speaks no TLS"),
     ("{routes: [{host: a.de, tls: maybe}]}", "`true`, `acme`"),
@@ -423,7 +424,7 @@ fn labels_as_traefik_users_write_them() {
   other:
     command: ./other
     labels:
-      traefik.http.middlewares.auth.basicauth.users: 'ann:$$apr1$$x$$y'
+      traefik.http.middlewares.auth.basicauth.users: 'ann:$$apr1$$x$$yyyyyyyyyyyyyyyyyyyyyy'
 ";
     let stack = stack(compose);
     let shop = &stack.services["shop"];
@@ -440,7 +441,7 @@ fn labels_as_traefik_users_write_them() {
         filters.rewrite.as_ref().unwrap().path,
         [PathRewrite::StripPrefix(vec!["/api".into()])]
     );
-    assert_eq!(filters.basic_auth.as_ref().unwrap().users, ["ann:$apr1$x$y"]);
+    assert_eq!(filters.basic_auth.as_ref().unwrap().users, ["ann:$apr1$x$yyyyyyyyyyyyyyyyyyyyyy"]);
     assert_eq!(filters.response_headers.set["Strict-Transport-Security"], "max-age=60");
     assert_eq!(filters.response_headers.set["X-Frame-Options"], "DENY");
     assert_eq!(filters.response_headers.remove, ["Server"]);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use keel_model::{
-    AcmeChallenge, Route, RouteTls, Rule, Service, ServiceName, Split, Stack, Transport,
+    AcmeChallenge, Route, RouteKind, RouteTls, Rule, Service, ServiceName, Split, Stack, Transport,
 };
 
 use super::Lower;
@@ -60,8 +60,10 @@ impl Lower<'_> {
         let split = self.split(service, &draft.split, stack);
         let mut tls = draft.tls.clone();
         let entrypoints = self.served_at(&draft, &mut tls, top, needs)?;
-        if let Some(tls) = &tls {
-            self.check_tls(tls, &draft, top, needs);
+        match &tls {
+            Some(tls) => self.check_tls(tls, &draft, top, needs),
+            None if draft.kind == RouteKind::Tcp => self.check_no_names(&draft),
+            None => {}
         }
         let mut filters = draft.filters;
         filters.basic_auth = match draft.auth {
@@ -80,6 +82,16 @@ impl Lower<'_> {
             filters,
             timeout: draft.timeout,
         })
+    }
+
+    /// A connection tells the server's name in its TLS handshake only.
+    fn check_no_names(&mut self, draft: &Draft) {
+        let mut names = Vec::new();
+        hosts_of(&draft.rule, &mut names);
+        if let Some(name) = names.iter().find(|name| **name != "*") {
+            let message = format!("without TLS a connection has no server name, such as `{name}`");
+            self.error(Code::Conflict, &draft.span, message, "add `tls`, or leave the name out");
+        }
     }
 
     fn check_port(&mut self, service: &ServiceName, definition: &Service, draft: &Draft) {
