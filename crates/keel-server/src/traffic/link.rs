@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use keel_acme::Published;
 use keel_model::{EventKind, Generation, Goal, InstanceId, Phase};
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
@@ -21,7 +20,8 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::watch;
 
-use super::snapshot::{drained, snapshot};
+use super::Credentials;
+use super::snapshot::{Sources, drained, same_shape, snapshot};
 use crate::board::Board;
 use crate::clock;
 use crate::events::EventLog;
@@ -68,11 +68,11 @@ pub struct Link {
     pub events: Arc<EventLog>,
     /// Virtual addresses.
     pub network: Arc<Network>,
+    /// Certificates and proofs.
+    pub credentials: Arc<Credentials>,
     /// What the rest of the server may know of the proxy.
     pub state: watch::Sender<ProxyState>,
-    /// Certificates that authorities issued, and proofs for those who are to.
-    pub issued: watch::Receiver<Published>,
-    /// Which revision of these the proxy shows.
+    /// Which revision of what authorities issued the proxy shows.
     pub shown: watch::Sender<u64>,
 }
 
@@ -167,14 +167,14 @@ impl Link {
             issued: (Generation(0), 0),
         };
         let mut worlds = self.worlds.subscribe();
-        let mut issued = self.issued.clone();
         let mut board = self.board.subscribe();
+        let mut credentials = self.credentials.subscribe();
         let mut stats = tokio::time::interval(STATS_INTERVAL);
         let mut first = true;
         loop {
             worlds.borrow_and_update();
             board.borrow_and_update();
-            issued.borrow_and_update();
+            credentials.seen();
             let frames = self.news(&mut session, generation, first);
             first = false;
             if let Err(reason) = send(&mut writer, frames).await {
@@ -197,7 +197,7 @@ impl Link {
                 }
                 changed = worlds.changed() => if changed.is_err() { return "shutdown".to_owned() },
                 changed = board.changed() => if changed.is_err() { return "shutdown".to_owned() },
-                Ok(()) = issued.changed() => {}
+                changed = credentials.changed() => if !changed { return "shutdown".to_owned() },
                 _ = stats.tick() => {
                     // The proxy tries a listener that failed again with the next whole snapshot.
                     first = !self.state.borrow().failed.is_empty();
@@ -220,22 +220,20 @@ impl Link {
         let ipv6 = std::path::Path::new("/proc/net/if_inet6").exists();
         let next = generation.next();
         let view = self.board.view();
-        let mut wanted = snapshot(&world, &view, &self.network, ipv6, next);
-        let revision = self.issued.borrow().revision;
-        let same_shape = revision == session.issued.1
-            && wanted.listeners == session.sent.listeners
-            && wanted.clusters.len() == session.sent.clusters.len()
-            && wanted.clusters.keys().eq(session.sent.clusters.keys());
+        let sources = Sources {
+            world: &world,
+            board: &view,
+            network: &self.network,
+            credentials: &self.credentials,
+            ipv6,
+        };
+        let mut wanted = snapshot(&sources, next);
+        let revision = self.credentials.issued_revision();
         let mut frames = Vec::new();
-        if first || !same_shape {
+        if first || revision != session.issued.1 || !same_shape(&wanted, &session.sent) {
             *generation = next;
-            let issued = self.issued.borrow().clone();
-            session.issued = (next, issued.revision);
-            frames.push(ToProxy::Snapshot(Snapshot {
-                certificates: issued.certificates,
-                challenges: issued.challenges,
-                ..wanted.clone()
-            }));
+            session.issued = (next, revision);
+            frames.push(ToProxy::Snapshot(wanted.clone()));
         } else {
             for (id, cluster) in &wanted.clusters {
                 if session.sent.clusters.get(id) != Some(cluster) {
