@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use futures_util::FutureExt as _;
 use keel_model::Protocol;
@@ -71,6 +72,7 @@ struct Open(Rc<Worker>);
 impl Open {
     fn new(worker: &Rc<Worker>) -> Self {
         worker.connections.set(worker.connections.get() + 1);
+        worker.shared.connections.fetch_add(1, Relaxed);
         Self(Rc::clone(worker))
     }
 }
@@ -78,6 +80,7 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.connections.set(self.0.connections.get() - 1);
+        self.0.shared.connections.fetch_sub(1, Relaxed);
         self.0.ended.notify_waiters();
     }
 }

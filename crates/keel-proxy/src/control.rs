@@ -24,6 +24,7 @@ use crate::elder::Elder;
 use crate::handover::{self, TakenOver};
 use crate::limits::{CONTROL_WRITE, DRAIN, IN_FLIGHT_REPORT, RETIRED_DRAIN};
 use crate::persist::{self, Saver};
+use crate::pressure::Watch;
 use crate::registry::Registry;
 use crate::shared::Shared;
 use crate::worker::{Change, Command, Ending};
@@ -99,6 +100,7 @@ pub async fn run(control: Control) -> Result<(), Error> {
     let mut report = tokio::time::interval(IN_FLIGHT_REPORT);
     report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut drained: Option<JoinHandle<()>> = None;
+    let mut pressure = Watch::new();
     let mut buffer = vec![0; READ];
     loop {
         let accepts = if running.handing_over { None } else { socket.as_ref() };
@@ -141,7 +143,10 @@ pub async fn run(control: Control) -> Result<(), Error> {
             }
             () = hear_elder(&mut running.elder) => running.report_in_flight(Report::Regular).await,
             () = shared.drained.notified() => running.report_in_flight(Report::Ended).await,
-            _ = report.tick() => running.report_in_flight(Report::Regular).await,
+            _ = report.tick() => {
+                pressure.look(&shared);
+                running.report_in_flight(Report::Regular).await;
+            }
             Some(instance) = refused.recv() => running.send(&FromProxy::Refused { instance }).await,
             () = saver.due() => saver.begin(running.registry.snapshot()),
         }

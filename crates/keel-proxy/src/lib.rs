@@ -29,6 +29,7 @@ mod ids;
 mod limits;
 mod listen;
 mod persist;
+mod pressure;
 mod registry;
 mod reply;
 mod route;
@@ -48,6 +49,7 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::{Duration, Instant};
 
 use rustix::fs::Mode;
@@ -140,6 +142,8 @@ pub fn run(options: ProxyOptions) -> Result<(), Error> {
         max_connections: max_connections(raise_descriptor_limit(), workers),
         tls: tls::Listeners::new().map_err(|error| Error::Start(io::Error::other(error)))?,
         upstreams: tls::Upstreams::default(),
+        connections: AtomicUsize::new(0),
+        shed: AtomicU64::new(0),
     });
     let (died_tx, died) = mpsc::channel(workers);
     let mut senders = Vec::with_capacity(workers);

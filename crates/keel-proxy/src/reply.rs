@@ -73,6 +73,11 @@ impl Reply {
         Self::new(404, "No route matches this request.")
     }
 
+    /// There is no memory for it; another try makes sense after `seconds`.
+    pub fn short_of_memory(seconds: u64) -> Self {
+        Self::new(503, "The load balancer is short of memory.").retry_after(seconds)
+    }
+
     /// There is no endpoint for `service`.
     pub fn unavailable(service: &str, why: Unavailable) -> Self {
         let text = match why {

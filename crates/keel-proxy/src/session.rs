@@ -6,13 +6,14 @@ use std::ops::Deref;
 use std::rc::Rc;
 
 use keel_model::ProxyVersion;
-use keel_route::proxy_protocol;
+use keel_route::{proxy_protocol, retry_after};
 
 use crate::cluster::WorkerCluster;
 use crate::conn::Conn;
 use crate::counted::{Affinity, Counted};
 use crate::deadline::Deadline;
 use crate::edge::{Edge, EdgeKey};
+use crate::reply::Reply;
 use crate::worker::{Target, Worker};
 
 /// A client's connection, as its requests see it.
@@ -29,6 +30,8 @@ pub struct Session {
     pub worker: Rc<Worker>,
     /// What TLS told, if it ended here.
     pub secure: Option<Secure>,
+    /// It came when memory was short.
+    late: bool,
     caller: OnceCell<Rc<str>>,
     /// The edge of the request before: mostly that of the next one, too.
     last_edge: RefCell<Option<LastEdge>>,
@@ -62,6 +65,7 @@ impl Session {
             peer,
             peer_text: peer.ip().to_canonical().to_string(),
             local,
+            late: worker.shared.refuses_connections(),
             target,
             worker,
             secure,
@@ -105,6 +109,13 @@ impl Session {
             edge: Rc::clone(&edge),
         });
         edge
+    }
+
+    /// The answer to a request for which there is no memory.
+    pub fn shed(&self) -> Option<Reply> {
+        let wait = self.worker.shared.sheds(self.late)?;
+        let seconds = retry_after::seconds(wait, &mut self.worker.random.borrow_mut());
+        Some(Reply::short_of_memory(seconds))
     }
 
     /// `stack/service` of the client; empty for one outside.

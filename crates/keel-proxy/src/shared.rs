@@ -5,8 +5,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 use keel_model::{InstanceId, Outlier, TrafficPolicy};
 use keel_route::balance::{FULL_WEIGHT, Load};
@@ -14,6 +14,7 @@ use keel_route::breaker::{Bound, Breaker, Gate};
 use keel_route::eject::Ejection;
 use keel_route::ewma::Ewma;
 use keel_route::outlier::{Outcome, Standing};
+use keel_route::shed::Shed;
 use keel_route::slow_start;
 use keel_route::snapshot::{ClusterId, ClusterStats};
 use tokio::sync::{Notify, mpsc};
@@ -39,7 +40,14 @@ pub struct Shared {
     pub tls: Listeners,
     /// TLS towards endpoints.
     pub upstreams: Upstreams,
+    /// Open client connections of all workers.
+    pub connections: AtomicUsize,
+    /// What is refused: 0 nothing, [`NEW_CONNECTIONS`], or requests, which may come back after so many milliseconds.
+    pub shed: AtomicU64,
 }
+
+/// Connections that are new are refused, as a value of [`Shared::shed`].
+const NEW_CONNECTIONS: u64 = 1;
 
 impl Shared {
     /// Two workers that nobody runs.
@@ -56,6 +64,37 @@ impl Shared {
             max_connections: 1,
             tls: Listeners::new().expect("there is randomness"),
             upstreams: Upstreams::default(),
+            connections: AtomicUsize::new(0),
+            shed: AtomicU64::new(0),
+        }
+    }
+
+    /// Notes what is refused from now on.
+    pub fn set_shed(&self, shed: Shed) {
+        self.shed.store(
+            match shed {
+                Shed::No => 0,
+                Shed::NewConnections => NEW_CONNECTIONS,
+                Shed::Requests(wait) => {
+                    u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(NEW_CONNECTIONS + 1)
+                }
+            },
+            Relaxed,
+        );
+    }
+
+    /// Whether new connections are refused.
+    pub fn refuses_connections(&self) -> bool {
+        self.shed.load(Relaxed) != 0
+    }
+
+    /// How long those have to wait whose request is refused: all of them, or only on connections that came when
+    /// there was little memory already.
+    pub fn sheds(&self, late: bool) -> Option<Duration> {
+        match self.shed.load(Relaxed) {
+            0 => None,
+            NEW_CONNECTIONS => late.then_some(Duration::from_secs(1)),
+            wait_ms => Some(Duration::from_millis(wait_ms)),
         }
     }
 

@@ -49,7 +49,7 @@ fn by_source(client: &Client) -> Affinity {
 }
 
 async fn place_and_pass(client: &Client, counted: &Counted, first: Buffer) {
-    if counted.enter().is_err() {
+    if counted.enter().is_err() || client.shed().is_some() {
         counted.failed(0);
         return client.stream.reset_on_close();
     }

@@ -58,6 +58,11 @@ pub async fn serve_http2(
             return;
         }
     };
+    if let Some(reply) = session.shed() {
+        session.answered_here(&reply, None);
+        caller.reply(&reply, head.is_grpc(), is_head, complete).await;
+        return;
+    }
     let way = match decide(session, &head).await {
         Ok(way) => way,
         Err((reply, route)) => {

@@ -171,6 +171,10 @@ impl Connection {
         let read = request::read(self.input.bytes(), &mut fields).map_err(Reply::refused)?;
         let Some((request, head)) = read else { return Ok(Head::Incomplete) };
         let session = &self.client.session;
+        if let Some(reply) = session.shed() {
+            session.answered_here(&reply, None);
+            return Ok(Head::Taken(Taken::Answered(request, reply)));
+        }
         if !session.is_secure()
             && let Some(upgrade) = http2::wanted(&request, &head)
         {
