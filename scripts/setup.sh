@@ -18,6 +18,7 @@ needs=(
     curl:curl
     redis-server:redis-server
     nginx:nginx-light
+    haproxy:haproxy
     wrk:wrk
     ip:iproute2
     dig:bind9-dnsutils
@@ -26,7 +27,7 @@ needs=(
     pebble:pebble
 )
 # Packages whose service must not be started for us, and the name of that service.
-services=(redis-server:redis-server nginx-light:nginx)
+services=(redis-server:redis-server nginx-light:nginx haproxy:haproxy)
 
 say() { printf '%s\n' "$*" >&2; }
 

@@ -6,19 +6,21 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::Duration;
 
-use keel_model::EndpointState;
-use keel_route::balance::{self, Random};
-use keel_route::retry::Budget;
+use keel_model::{Balance, EndpointState, Protocol, Timeouts, TrafficLimits, TrafficPolicy};
+use keel_route::balance::{self, Balancer, Random, Token};
+use keel_route::concurrency::Limiter;
+use keel_route::outlier::{self, Outcome};
+use keel_route::retry::{self, Budget};
 use keel_route::snapshot::ClusterId;
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use crate::limits::{MAX_IDLE_PER_ENDPOINT, UPSTREAM_FRESH, UPSTREAM_IDLE};
+use crate::conn::Conn;
+use crate::counted::Affinity;
+use crate::http2::Pool;
+use crate::limits::{BODY_STALL, MAX_IDLE_PER_ENDPOINT, UPSTREAM_FRESH, UPSTREAM_IDLE};
 use crate::shared::{ClusterShared, Counters, EndpointShared, Shared};
-use crate::stream;
 
 /// The state of a cluster, to be applied by every worker.
 #[derive(Clone, Debug)]
@@ -26,6 +28,27 @@ pub struct ClusterChange {
     pub shared: Arc<ClusterShared>,
     pub endpoints: Arc<[(Arc<EndpointShared>, EndpointState)]>,
     pub expected: bool,
+    pub protocol: Protocol,
+    pub policy: Arc<TrafficPolicy>,
+    /// For the ready endpoints, in order.
+    pub balancer: Balancer,
+    pub limiter: Option<Arc<Limiter>>,
+}
+
+impl ClusterChange {
+    /// No endpoints any more.
+    fn empty(shared: Arc<ClusterShared>) -> Self {
+        let policy = Arc::<TrafficPolicy>::default();
+        Self {
+            shared,
+            endpoints: Arc::new([]),
+            expected: false,
+            protocol: Protocol::Auto,
+            balancer: Balancer::new(&policy.balance, &[], None),
+            policy,
+            limiter: None,
+        }
+    }
 }
 
 /// An endpoint, with the idle connections that this worker keeps to it.
@@ -36,17 +59,27 @@ pub struct WorkerEndpoint {
     /// Takes new requests. A connection to one that does not is closed instead of kept.
     ready: Cell<bool>,
     idle: RefCell<Vec<IdleStream>>,
+    pub http2: Pool,
+    /// What brings a client back here.
+    pub token: Cell<Option<Token>>,
 }
 
 #[derive(Debug)]
 struct IdleStream {
-    stream: TcpStream,
+    stream: Conn,
     since_ms: u64,
 }
 
 impl WorkerEndpoint {
     fn new(shared: Arc<EndpointShared>, proxy: Arc<Shared>) -> Self {
-        Self { shared, proxy, ready: Cell::new(false), idle: RefCell::default() }
+        Self {
+            shared,
+            proxy,
+            ready: Cell::new(false),
+            idle: RefCell::default(),
+            http2: Pool::default(),
+            token: Cell::new(None),
+        }
     }
 
     /// Takes new requests.
@@ -58,19 +91,20 @@ impl WorkerEndpoint {
         self.ready.set(ready);
         if !ready {
             self.idle.take();
+            self.http2.clear();
         }
     }
 
     /// A kept-alive connection that still looks alive. For a request that must not be repeated it must have been
     /// used a moment ago and is asked once more.
-    pub fn check_out(&self, now_ms: u64, repeatable: bool) -> Option<TcpStream> {
+    pub fn check_out(&self, now_ms: u64, repeatable: bool) -> Option<Conn> {
         loop {
             let IdleStream { stream, since_ms } = self.idle.borrow_mut().pop()?;
             let idle_ms = u128::from(now_ms.saturating_sub(since_ms));
             let usable = if repeatable {
-                idle_ms < UPSTREAM_IDLE.as_millis() && stream::is_quiet(&stream)
+                idle_ms < UPSTREAM_IDLE.as_millis() && stream.is_quiet()
             } else {
-                idle_ms < UPSTREAM_FRESH.as_millis() && stream::is_quiet_now(&stream)
+                idle_ms < UPSTREAM_FRESH.as_millis() && stream.is_quiet_now()
             };
             if usable {
                 return Some(stream);
@@ -79,7 +113,7 @@ impl WorkerEndpoint {
     }
 
     /// Keeps a connection for the next request.
-    pub fn check_in(&self, stream: TcpStream, now_ms: u64) {
+    pub fn check_in(&self, stream: Conn, now_ms: u64) {
         let mut idle = self.idle.borrow_mut();
         if self.ready.get() && idle.len() < MAX_IDLE_PER_ENDPOINT {
             idle.push(IdleStream { stream, since_ms: now_ms });
@@ -89,7 +123,7 @@ impl WorkerEndpoint {
     fn close_idle(&self, now_ms: u64) {
         self.idle.borrow_mut().retain(|idle| {
             u128::from(now_ms.saturating_sub(idle.since_ms)) < UPSTREAM_IDLE.as_millis()
-                && stream::is_quiet(&idle.stream)
+                && idle.stream.is_quiet()
         });
     }
 }
@@ -134,11 +168,48 @@ impl Avoid {
     }
 }
 
-#[derive(Debug, Default)]
+/// How long things may take, from the policy.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    pub connect: Duration,
+    pub response: Duration,
+    /// Of one try; that of the answer where the policy says nothing.
+    pub one_try: Duration,
+    pub request: Option<Duration>,
+    pub idle: Duration,
+    pub hold: Duration,
+}
+
+impl Times {
+    fn new(policy: &TrafficPolicy, hold: Duration) -> Self {
+        let Timeouts { connect, response, request, idle, hold: own } = policy.timeouts;
+        Self {
+            connect,
+            response,
+            one_try: retry::try_timeout(&policy.retry, response),
+            request,
+            idle: idle.unwrap_or(BODY_STALL),
+            hold: own.unwrap_or(hold),
+        }
+    }
+}
+
+/// What bounds the requests in flight.
+#[derive(Clone, Debug, Default)]
+pub struct Bounds {
+    pub limits: TrafficLimits,
+    pub limiter: Option<Arc<Limiter>>,
+}
+
+#[derive(Debug)]
 struct View {
     ready: Vec<Rc<WorkerEndpoint>>,
     draining: Vec<Rc<WorkerEndpoint>>,
     expected: bool,
+    protocol: Protocol,
+    policy: Arc<TrafficPolicy>,
+    balancer: Balancer,
+    bounds: Rc<Bounds>,
 }
 
 /// One cluster in one worker.
@@ -146,6 +217,8 @@ struct View {
 pub struct WorkerCluster {
     pub shared: Arc<ClusterShared>,
     view: RefCell<View>,
+    times: Cell<Times>,
+    keyed: Cell<bool>,
     /// Woken by every change.
     pub changed: Notify,
     pub budget: RefCell<Budget>,
@@ -156,10 +229,23 @@ pub struct WorkerCluster {
 impl WorkerCluster {
     /// A cluster without endpoints.
     pub fn new(shared: Arc<ClusterShared>, proxy: &Arc<Shared>, worker: usize) -> Self {
+        let policy = Arc::<TrafficPolicy>::default();
+        let times = Times::new(&policy, proxy.hold);
+        let view = View {
+            ready: Vec::new(),
+            draining: Vec::new(),
+            expected: false,
+            protocol: Protocol::Auto,
+            balancer: Balancer::new(&policy.balance, &[], None),
+            policy,
+            bounds: Rc::default(),
+        };
         Self {
             shared,
             proxy: Arc::clone(proxy),
-            view: RefCell::default(),
+            view: RefCell::new(view),
+            times: Cell::new(times),
+            keyed: Cell::new(false),
             changed: Notify::new(),
             budget: RefCell::new(Budget::new(proxy.now_ms())),
             worker,
@@ -168,6 +254,13 @@ impl WorkerCluster {
 
     pub fn id(&self) -> &ClusterId {
         &self.shared.id
+    }
+
+    /// The service, as it is called in the stack.
+    pub fn service(&self) -> &str {
+        let id = self.shared.id.as_str();
+        let name = id.split_once('/').map_or(id, |(_, name)| name);
+        name.split_once(':').map_or(name, |(name, _)| name)
     }
 
     /// This worker's counters.
@@ -180,6 +273,36 @@ impl WorkerCluster {
         self.view.borrow().expected
     }
 
+    /// What its endpoints speak, where that is declared.
+    pub fn protocol(&self) -> Protocol {
+        self.view.borrow().protocol
+    }
+
+    /// How long things may take.
+    pub fn times(&self) -> Times {
+        self.times.get()
+    }
+
+    /// What bounds the requests in flight.
+    pub fn bounds(&self) -> Rc<Bounds> {
+        Rc::clone(&self.view.borrow().bounds)
+    }
+
+    /// How its traffic is treated.
+    pub fn policy(&self) -> Arc<TrafficPolicy> {
+        Arc::clone(&self.view.borrow().policy)
+    }
+
+    /// Whether something of the request itself says where it goes.
+    pub fn asks_for_key(&self) -> bool {
+        self.keyed.get()
+    }
+
+    /// Whether clients are bound to endpoints by a cookie.
+    pub fn is_sticky(&self) -> bool {
+        self.keyed.get() && self.view.borrow().policy.sticky.is_some()
+    }
+
     /// Whether any endpoint takes new requests.
     pub fn has_ready(&self) -> bool {
         !self.view.borrow().ready.is_empty()
@@ -188,26 +311,49 @@ impl WorkerCluster {
     /// Takes over a new state. Endpoints that stay keep their connections; those that drain or are gone lose the
     /// idle ones.
     pub fn apply(&self, change: &ClusterChange) {
-        let old = self.view.take();
-        let known: Vec<_> = old.ready.into_iter().chain(old.draining).collect();
-        let mut view = View { expected: change.expected, ..View::default() };
+        let (known, was) = {
+            let mut view = self.view.borrow_mut();
+            let ready = std::mem::take(&mut view.ready);
+            let draining = std::mem::take(&mut view.draining);
+            (ready.into_iter().chain(draining).collect::<Vec<_>>(), Arc::clone(&view.policy))
+        };
+        let (mut ready, mut draining) = (Vec::new(), Vec::new());
         for (shared, state) in change.endpoints.iter() {
             let endpoint = known
                 .iter()
                 .find(|e| Arc::ptr_eq(&e.shared, shared))
                 .map_or_else(|| self.new_endpoint(shared), Rc::clone);
             match state {
-                EndpointState::Ready => view.ready.push(endpoint),
-                EndpointState::Draining => view.draining.push(endpoint),
+                EndpointState::Ready => ready.push(endpoint),
+                EndpointState::Draining => draining.push(endpoint),
             }
         }
+        // Connections are made as the policy says: with other TLS they are others.
+        let other_lines =
+            was.tls != change.policy.tls || was.send_proxy != change.policy.send_proxy;
         for endpoint in known {
-            if !view.ready.iter().any(|e| Rc::ptr_eq(e, &endpoint)) {
+            if other_lines || !ready.iter().any(|e| Rc::ptr_eq(e, &endpoint)) {
                 endpoint.set_ready(false);
             }
         }
-        view.ready.iter().for_each(|e| e.set_ready(true));
-        self.view.replace(view);
+        for (index, endpoint) in ready.iter().enumerate() {
+            endpoint.set_ready(true);
+            endpoint.token.set(change.balancer.token(index));
+        }
+        self.times.set(Times::new(&change.policy, self.proxy.hold));
+        let hashes = matches!(change.policy.balance, Balance::RingHash(_) | Balance::Maglev(_));
+        self.keyed.set(hashes || change.policy.sticky.is_some());
+        self.budget.borrow_mut().set_percent(change.policy.retry.budget_percent);
+        let limits = change.policy.limits.clone();
+        self.view.replace(View {
+            ready,
+            draining,
+            expected: change.expected,
+            protocol: change.protocol,
+            policy: Arc::clone(&change.policy),
+            balancer: change.balancer.clone(),
+            bounds: Rc::new(Bounds { limits, limiter: change.limiter.clone() }),
+        });
         self.changed.notify_waiters();
     }
 
@@ -215,11 +361,9 @@ impl WorkerCluster {
         Rc::new(WorkerEndpoint::new(Arc::clone(shared), Arc::clone(&self.proxy)))
     }
 
-    /// Empties it: the cluster is gone.
+    /// Forgets all endpoints, for when the cluster is gone.
     pub fn clear(&self) {
-        let endpoints = Arc::from([]);
-        let shared = Arc::clone(&self.shared);
-        self.apply(&ClusterChange { shared, endpoints, expected: false });
+        self.apply(&ClusterChange::empty(Arc::clone(&self.shared)));
     }
 
     /// Closes connections that were idle for too long or were closed by the endpoint.
@@ -227,80 +371,66 @@ impl WorkerCluster {
         self.view.borrow().ready.iter().for_each(|e| e.close_idle(now_ms));
     }
 
-    /// Chooses an endpoint and counts the request there. In order: ready ones; the one that broke; ejected ones;
-    /// and, as a last resort, draining ones.
-    pub fn pick(&self, avoid: &Avoid, last_resort: bool, random: &mut Random) -> Option<InFlight> {
-        let view = self.view.borrow();
+    /// Chooses an endpoint and counts the request there. In order: ready ones; the one that broke; those that are left
+    /// out; and, as a last resort, draining ones. `tick_ms` is a clock that may be a tick late.
+    pub fn pick(
+        &self,
+        avoid: &Avoid,
+        last_resort: bool,
+        affinity: Affinity,
+        random: &mut Random,
+        tick_ms: u64,
+    ) -> Option<InFlight> {
+        let view = &mut *self.view.borrow_mut();
+        let View { ready, draining, policy, balancer, .. } = view;
         // The clock is read only if something is ejected at all.
         let now_ms = Cell::new(None);
-        let ejected = |e: &WorkerEndpoint| {
-            e.shared.ever_ejected() && {
-                let now = now_ms.get().unwrap_or_else(|| self.proxy.now_ms());
-                now_ms.set(Some(now));
-                e.shared.ejected(now)
-            }
+        let left_out = |e: &WorkerEndpoint| {
+            e.shared.is_out(tick_ms)
+                || e.shared.ever_ejected() && {
+                    let now = now_ms.get().unwrap_or_else(|| self.proxy.now_ms());
+                    now_ms.set(Some(now));
+                    e.shared.ejected(now)
+                }
         };
-        let choose = |from: &[Rc<WorkerEndpoint>],
-                      random: &mut Random,
-                      usable: &dyn Fn(&Rc<WorkerEndpoint>) -> bool| {
-            let load = |i: usize| usable(&from[i]).then(|| from[i].shared.in_flight());
-            balance::pick(from.len(), random, load).map(|i| InFlight::begin(&from[i]))
+        let mut choose = |usable: &dyn Fn(&Rc<WorkerEndpoint>) -> bool| {
+            let state = |i: usize| usable(&ready[i]).then(|| ready[i].shared.load(policy, tick_ms));
+            let chosen = match affinity.token {
+                Some(token) => balancer.pick_sticky(token, affinity.hash, random, state),
+                None => balancer.pick(affinity.hash, random, state),
+            };
+            chosen.map(|i| InFlight::begin(&ready[i]))
         };
-        choose(&view.ready, random, &|e| {
-            !ejected(e) && !avoid.has_refused(e) && !avoid.has_broken(e)
-        })
-        .or_else(|| choose(&view.ready, random, &|e| !ejected(e) && !avoid.has_refused(e)))
-        .or_else(|| choose(&view.ready, random, &|e| !avoid.has_refused(e)))
-        .or_else(|| {
-            let draining: &[_] = if last_resort { &view.draining } else { &[] };
-            choose(draining, random, &|e| !avoid.has_refused(e))
-        })
-    }
-}
-
-/// One request from its first try to the end of its answer, for the counters.
-#[derive(Debug)]
-pub struct Counted {
-    pub cluster: Rc<WorkerCluster>,
-    begun: Instant,
-    none: Cell<bool>,
-}
-
-impl Counted {
-    pub fn begin(cluster: Rc<WorkerCluster>) -> Self {
-        cluster.counters().requests.fetch_add(1, Relaxed);
-        Self { cluster, begun: Instant::now(), none: Cell::new(false) }
+        choose(&|e| !left_out(e) && !avoid.has_refused(e) && !avoid.has_broken(e))
+            .or_else(|| choose(&|e| !left_out(e) && !avoid.has_refused(e)))
+            .or_else(|| choose(&|e| !avoid.has_refused(e)))
+            .or_else(|| {
+                let draining: &[_] = if last_resort { draining } else { &[] };
+                let load = |i: usize| {
+                    let endpoint = &draining[i];
+                    (!avoid.has_refused(endpoint)).then(|| endpoint.shared.in_flight())
+                };
+                balance::pick(draining.len(), random, load).map(|i| InFlight::begin(&draining[i]))
+            })
     }
 
-    /// It turned out to be none: what came on the connection is counted request by request.
-    pub fn was_none(self) {
-        self.cluster.counters().requests.fetch_sub(1, Relaxed);
-        self.none.set(true);
+    /// Whether latencies matter for where requests go.
+    pub fn is_timed(&self) -> bool {
+        let view = self.view.borrow();
+        view.bounds.limiter.is_some()
+            || view.ready.len() > 1 && view.policy.balance == Balance::LeastRequest
     }
 
-    pub fn failed(&self) {
-        self.cluster.counters().failed.fetch_add(1, Relaxed);
-    }
-
-    pub fn retried(&self) {
-        self.cluster.counters().retries.fetch_add(1, Relaxed);
-    }
-
-    pub fn answered(&self, status: u16) {
-        if status >= 500 {
-            self.cluster.counters().server_errors.fetch_add(1, Relaxed);
-        }
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        if self.none.get() {
-            return;
-        }
-        let time = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let counters = self.cluster.counters();
-        counters.total_us.fetch_add(time, Relaxed);
-        counters.ended.fetch_add(1, Relaxed);
+    /// An exchange with `endpoint` ended with `outcome`.
+    pub fn judge(&self, endpoint: &WorkerEndpoint, outcome: Outcome, tick_ms: u64) {
+        let view = self.view.borrow();
+        let room = || {
+            let usable = |e: &&Rc<WorkerEndpoint>| {
+                !e.shared.is_out(tick_ms) && !e.shared.ejected(self.proxy.now_ms())
+            };
+            let usable = view.ready.iter().filter(usable).count();
+            outlier::room(&view.policy.outlier, view.ready.len(), usable)
+        };
+        endpoint.shared.judge(outcome, &view.policy.outlier, tick_ms, room);
     }
 }

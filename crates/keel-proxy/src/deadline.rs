@@ -103,6 +103,12 @@ impl Deadline {
         self.slot.idle.set(false);
     }
 
+    /// Lets it never pass, until it is set again.
+    pub fn unset(&self) {
+        self.slot.at_ms.set(NEVER);
+        self.slot.idle.set(false);
+    }
+
     /// As [`Deadline::set`], for a wait in which nothing is lost if the proxy ends.
     pub fn set_idle(&self, time: Duration) {
         self.set(time);

@@ -10,19 +10,36 @@
 //! queue and buffer has a bound in `limits`; hostile bytes are an error, never a panic.
 
 mod accept;
+mod bridge;
 mod buffer;
+mod check;
 mod cluster;
+mod conn;
 mod control;
+mod counted;
 mod deadline;
+mod edge;
+mod elder;
+#[doc(hidden)]
+pub mod fuzz;
+mod handover;
 mod http1;
+mod http2;
+mod ids;
 mod limits;
 mod listen;
 mod persist;
 mod registry;
+mod reply;
+mod route;
+mod secure;
+mod session;
 mod shared;
+mod splice;
 mod stream;
 #[doc(hidden)]
 pub mod tls;
+mod tries;
 mod tunnel;
 mod upstream;
 mod worker;
@@ -57,6 +74,8 @@ pub struct ProxyOptions {
     pub hold_timeout: Duration,
     /// Told to the server.
     pub version: String,
+    /// Take the place of the proxy that serves the control socket, if there is one, without losing a connection.
+    pub take_over: bool,
 }
 
 /// Why a proxy did not start or had to end.
@@ -80,6 +99,11 @@ pub enum Error {
         /// The system's reason.
         source: io::Error,
     },
+    /// The running proxy did not give its place up.
+    #[error(
+        "cannot take over from the running proxy: {0}; it serves on, and a restart without taking over needs its end"
+    )]
+    TakeOver(#[source] io::Error),
     /// Threads, signals or runtimes could not be set up.
     #[error("cannot start the proxy: {0}")]
     Start(#[source] io::Error),
@@ -96,7 +120,15 @@ pub enum Error {
 /// # Errors
 /// [`Error`], if it cannot start or has to give up.
 pub fn run(options: ProxyOptions) -> Result<(), Error> {
-    let lock = lock(&options.control_socket)?;
+    let taken_over = if options.take_over {
+        handover::take_over(&options.control_socket).map_err(Error::TakeOver)?
+    } else {
+        None
+    };
+    if taken_over.is_none() {
+        // Before anything is started; it is asked again when the socket is made.
+        drop(lock(&options.control_socket)?);
+    }
     let workers = options.workers.max(1);
     let (refused_tx, refused) = mpsc::channel(limits::REFUSED_QUEUE);
     let shared = Arc::new(Shared {
@@ -104,7 +136,10 @@ pub fn run(options: ProxyOptions) -> Result<(), Error> {
         refused: refused_tx,
         started: Instant::now(),
         hold: options.hold_timeout,
+        workers,
         max_connections: max_connections(raise_descriptor_limit(), workers),
+        tls: tls::Listeners::new().map_err(|error| Error::Start(io::Error::other(error)))?,
+        upstreams: tls::Upstreams::default(),
     });
     let (died_tx, died) = mpsc::channel(workers);
     let mut senders = Vec::with_capacity(workers);
@@ -125,17 +160,15 @@ pub fn run(options: ProxyOptions) -> Result<(), Error> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
     let result = runtime.block_on(async {
-        let socket = ControlSocket::create(options.control_socket.clone(), lock)?;
-        let snapshot_file = options.snapshot_file.clone();
-        let version = options.version.clone();
         control::run(Control {
-            version,
-            socket,
+            version: options.version.clone(),
             workers: senders,
             died,
             refused,
             shared,
-            snapshot_file,
+            control_socket: options.control_socket.clone(),
+            snapshot_file: options.snapshot_file.clone(),
+            taken_over,
         })
         .await
     });
@@ -189,7 +222,8 @@ struct ControlSocket {
 impl ControlSocket {
     /// Makes the socket, for this user only. With the lock held, a file that exists is left from a proxy
     /// that died.
-    fn create(path: PathBuf, lock: File) -> Result<Self, Error> {
+    fn create(path: PathBuf) -> Result<Self, Error> {
+        let lock = lock(&path)?;
         let failed = |source| Error::ControlSocket { path: path.clone(), source };
         match std::fs::remove_file(&path) {
             Ok(()) => {}

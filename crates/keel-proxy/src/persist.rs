@@ -56,15 +56,29 @@ pub struct Saver {
     path: PathBuf,
     due: Option<Instant>,
     writing: Option<JoinHandle<io::Result<()>>>,
+    /// Somebody else writes the file now.
+    stopped: bool,
 }
 
 impl Saver {
     pub fn new(path: PathBuf) -> Self {
-        Self { path, due: None, writing: None }
+        Self { path, due: None, writing: None, stopped: false }
+    }
+
+    /// Leaves the file to somebody else.
+    pub async fn stop(&mut self) {
+        (self.stopped, self.due) = (true, None);
+        if let Some(writing) = self.writing.take() {
+            // Its failure does not matter any more.
+            let _ = writing.await;
+        }
     }
 
     /// The state has changed.
     pub fn changed(&mut self) {
+        if self.stopped {
+            return;
+        }
         self.due.get_or_insert_with(|| Instant::now() + SAVE_DELAY);
     }
 

@@ -4,30 +4,58 @@
 //! is reset towards the other side, so that neither takes a cut-off stream for a whole one. There is
 //! no idle timeout; the system's keep-alive finds peers that have vanished.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::os::fd::AsFd;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
+use std::time::Duration;
 
+use keel_route::balance;
 use keel_route::detect::Wire;
-use rustix::net::Shutdown;
-use tokio::net::TcpStream;
 
-use crate::accept::{self, Client};
+use crate::accept;
 use crate::buffer::Buffer;
-use crate::cluster::Counted;
+use crate::conn::Conn;
+use crate::counted::{Affinity, Counted};
 use crate::deadline::Deadline;
-use crate::limits::{CLIENT_IDLE, MAX_MOVES};
-use crate::stream;
+use crate::limits::{CLIENT_IDLE, MAX_MOVES, SCRATCH, SMALL_TURNS};
+use crate::route::RouteAt;
+use crate::session::Client;
 use crate::upstream::{Placement, Reuse, Upstream};
 use crate::worker::Worker;
+use crate::{splice, stream};
 
-/// Serves a connection that is not HTTP/1; `first` was read from it already.
+/// Serves a connection that is no HTTP; `first` was read from it already.
 pub async fn serve(client: Client, first: Buffer) {
-    let counted = Counted::begin(client.target.cluster());
-    if let Some(upstream) = place(&client, &counted).await {
-        pass(&client, &counted, &upstream, first).await;
+    let counted = client.session.count(client.target.cluster(), None, by_source(&client));
+    place_and_pass(&client, &counted, first).await;
+}
+
+/// Serves a connection that a route wants.
+pub async fn serve_route(client: Client, first: Buffer, route: &RouteAt) {
+    if !route.route().allows(client.peer.ip().to_canonical()) {
+        return client.stream.reset_on_close();
+    }
+    let Some(cluster) = route.cluster(&client) else { return client.stream.reset_on_close() };
+    let counted = client.session.count(cluster, Some(route.name()), by_source(&client));
+    place_and_pass(&client, &counted, first).await;
+}
+
+/// Of an opaque connection nothing is known but where it comes from.
+fn by_source(client: &Client) -> Affinity {
+    let hash = balance::hash(client.peer_text.as_bytes());
+    Affinity { hash: Some(hash), token: None }
+}
+
+async fn place_and_pass(client: &Client, counted: &Counted, first: Buffer) {
+    if counted.enter().is_err() {
+        counted.failed(0);
+        return client.stream.reset_on_close();
+    }
+    counted.is_tunnel();
+    if let Some(upstream) = place(client, counted).await {
+        pass(client, counted, &upstream, first).await;
     }
 }
 
@@ -37,7 +65,7 @@ pub async fn serve(client: Client, first: Buffer) {
 /// client that speaks HTTP/1 after all is handed back with its first bytes. While nobody has spoken,
 /// the connection moves on when its endpoint drains.
 pub async fn serve_silent(client: Client) -> Option<(Client, Buffer)> {
-    let counted = Counted::begin(client.target.cluster());
+    let counted = client.session.count(client.target.cluster(), None, by_source(&client));
     let silence = Deadline::never(&client.worker.deadlines);
     silence.set_idle(CLIENT_IDLE);
     let mut moves = 0;
@@ -91,7 +119,7 @@ async fn first_to_speak(
             return Ok(Event::Moved);
         }
         let spoken = silence.until(|cx| {
-            if let Poll::Ready(result) = upstream.stream.poll_read_ready(cx) {
+            if let Poll::Ready(result) = upstream.line.poll_read_ready(cx) {
                 return Poll::Ready(result.map(|()| Event::Server));
             }
             client.stream.poll_read_ready(cx).map_ok(|()| Event::Client)
@@ -109,33 +137,84 @@ async fn place(client: &Client, counted: &Counted) -> Option<Upstream> {
     match placement.acquire(&client.worker, counted, Reuse::No).await {
         Ok(upstream) => Some(upstream),
         Err(why) => {
-            counted.failed();
+            counted.failed(0);
             tracing::debug!(cluster = counted.cluster.id(), ?why, "a connection found no endpoint");
-            stream::reset_on_close(&client.stream);
+            client.stream.reset_on_close();
             None
         }
     }
 }
 
 async fn pass(client: &Client, counted: &Counted, upstream: &Upstream, first: Buffer) {
-    if let Err(error) = both_ways(client, &upstream.stream, first, Buffer::default()).await {
+    let passed = both_ways(client, counted, &upstream.line, first, Buffer::default()).await;
+    if let Err(error) = passed {
         tracing::debug!(cluster = counted.cluster.id(), %error, "a connection broke");
-        stream::reset_on_close(&client.stream);
-        stream::reset_on_close(&upstream.stream);
+        client.stream.reset_on_close();
+        upstream.line.reset_on_close();
+    }
+}
+
+/// What both directions of a tunnel share.
+struct Tunnel<'a> {
+    worker: &'a Worker,
+    /// With nothing in either direction for this long it ends.
+    idle: Option<Duration>,
+    /// When something last came, on the worker's clock.
+    active_ms: Cell<u64>,
+}
+
+impl Tunnel<'_> {
+    fn is_active(&self) {
+        self.active_ms.set(self.worker.deadlines.now_ms());
+    }
+
+    /// Waits for bytes from `from`, as long as there is anything in the other direction.
+    async fn readable(&self, from: &Conn, deadline: &Deadline) -> io::Result<()> {
+        loop {
+            match self.idle {
+                Some(idle) => deadline.set(idle),
+                None => deadline.unset(),
+            }
+            match stream::readable(from, deadline).await {
+                Err(e) if e.kind() == io::ErrorKind::TimedOut => {
+                    let silent = self.worker.deadlines.now_ms() - self.active_ms.get();
+                    if self.idle.is_some_and(|idle| u128::from(silent) >= idle.as_millis()) {
+                        return Err(e);
+                    }
+                }
+                done => return done,
+            }
+        }
     }
 }
 
 /// Copies in both directions until both have ended; what has been read already goes first.
 pub async fn both_ways(
     client: &Client,
-    upstream: &TcpStream,
+    counted: &Counted,
+    upstream: &Conn,
     up: Buffer,
     down: Buffer,
 ) -> io::Result<()> {
-    let worker = &*client.worker;
-    let never = [Deadline::never(&worker.deadlines), Deadline::never(&worker.deadlines)];
-    let mut up = pin!(one_way(worker, &client.stream, upstream, up, &never[0]));
-    let mut down = pin!(one_way(worker, upstream, &client.stream, down, &never[1]));
+    let tunnel = Tunnel {
+        worker: &client.worker,
+        idle: counted.cluster.policy().timeouts.idle,
+        active_ms: Cell::new(client.worker.deadlines.now_ms()),
+    };
+    let moved = [Cell::new(0), Cell::new(0)];
+    let passed = {
+        let mut up = pin!(one_way(&tunnel, &client.stream, upstream, up, &moved[0]));
+        let mut down = pin!(one_way(&tunnel, upstream, &client.stream, down, &moved[1]));
+        until_both_end(up.as_mut(), down.as_mut()).await
+    };
+    counted.moved(moved[0].get(), moved[1].get());
+    passed
+}
+
+async fn until_both_end(
+    mut up: Pin<&mut impl Future<Output = io::Result<()>>>,
+    mut down: Pin<&mut impl Future<Output = io::Result<()>>>,
+) -> io::Result<()> {
     let (mut up_ended, mut down_ended) = (false, false);
     poll_fn(|cx| {
         if !up_ended && let Poll::Ready(result) = up.as_mut().poll(cx) {
@@ -156,45 +235,103 @@ pub async fn both_ways(
 }
 
 async fn one_way(
-    worker: &Worker,
-    from: &TcpStream,
-    to: &TcpStream,
+    tunnel: &Tunnel<'_>,
+    from: &Conn,
+    to: &Conn,
     early: Buffer,
-    never: &Deadline,
+    moved: &Cell<u64>,
 ) -> io::Result<()> {
-    write(worker, to, early, never).await?;
+    let worker = tunnel.worker;
+    let deadline = Deadline::new(&worker.deadlines);
+    let never = Deadline::never(&worker.deadlines);
+    moved.set(early.len() as u64);
+    write(worker, to, early, &never).await?;
     loop {
-        stream::readable(from, never).await?;
-        let left = {
-            let mut scratch = worker.scratch.borrow_mut();
-            let read = match stream::try_read(from, &mut scratch[..]) {
-                Ok(0) => break,
-                Ok(n) => n,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(e) => return Err(e),
-            };
-            let written = match stream::try_write(to, &scratch[..read], &[]) {
-                Ok(n) => n,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
-                Err(e) => return Err(e),
-            };
-            if written == read {
-                continue;
+        tunnel.readable(from, &deadline).await?;
+        tunnel.is_active();
+        match copy(worker, from, to, moved)? {
+            Copied::All => {}
+            Copied::End => return to.shutdown_write(),
+            Copied::Left(left) => write(worker, to, left, &never).await?,
+            Copied::Bulk(left) => {
+                write(worker, to, left, &never).await?;
+                bulk(tunnel, from, to, &deadline, moved).await?;
             }
-            let mut left = worker.buffers.take();
-            left.extend(&scratch[written..read]);
-            left
-        };
-        write(worker, to, left, never).await?;
-    }
-    match rustix::net::shutdown(to.as_fd(), Shutdown::Write) {
-        // It has closed already.
-        Ok(()) | Err(rustix::io::Errno::NOTCONN) => Ok(()),
-        Err(error) => Err(error.into()),
+        }
     }
 }
 
-async fn write(worker: &Worker, to: &TcpStream, bytes: Buffer, never: &Deadline) -> io::Result<()> {
+enum Copied {
+    All,
+    /// Nothing more comes.
+    End,
+    /// The other side took only a part; this is the rest.
+    Left(Buffer),
+    /// As `Left`, and there is much more.
+    Bulk(Buffer),
+}
+
+/// One read and one write.
+fn copy(worker: &Worker, from: &Conn, to: &Conn, moved: &Cell<u64>) -> io::Result<Copied> {
+    let mut scratch = worker.scratch.borrow_mut();
+    let read = match from.try_read(&mut scratch[..]) {
+        Ok(0) => return Ok(Copied::End),
+        Ok(n) => n,
+        Err(e) if is_passing(&e) => return Ok(Copied::All),
+        Err(e) => return Err(e),
+    };
+    moved.set(moved.get() + read as u64);
+    let written = match to.try_write(&scratch[..read], &[]) {
+        Ok(n) => n,
+        Err(e) if is_passing(&e) => 0,
+        Err(e) => return Err(e),
+    };
+    let is_bulk = read == scratch.len();
+    if written == read && !is_bulk {
+        return Ok(Copied::All);
+    }
+    let mut left = Buffer::default();
+    if written < read {
+        left = worker.buffers.take();
+        left.extend(&scratch[written..read]);
+    }
+    Ok(if is_bulk { Copied::Bulk(left) } else { Copied::Left(left) })
+}
+
+/// Lets the system move the bytes for as long as many come.
+async fn bulk(
+    tunnel: &Tunnel<'_>,
+    from: &Conn,
+    to: &Conn,
+    deadline: &Deadline,
+    moved: &Cell<u64>,
+) -> io::Result<()> {
+    let never = Deadline::never(&tunnel.worker.deadlines);
+    let (Some(source), Some(sink)) = (from.plain(), to.plain()) else { return Ok(()) };
+    let mut small = 0;
+    while small < SMALL_TURNS {
+        let turn = splice::turn(&tunnel.worker.pipes, source, sink, u64::MAX, &never).await;
+        let turn = turn.map_err(|(splice::Broken::Source(e) | splice::Broken::Sink(e))| e)?;
+        if let splice::Turn::Moved(n) = turn {
+            moved.set(moved.get() + n as u64);
+            tunnel.is_active();
+        }
+        match turn {
+            // The end shows in the next read, too.
+            splice::Turn::Moved(0) | splice::Turn::Unavailable => return Ok(()),
+            splice::Turn::Moved(n) if n >= SCRATCH => small = 0,
+            splice::Turn::Moved(_) => small += 1,
+            splice::Turn::Nothing => tunnel.readable(from, deadline).await?,
+        }
+    }
+    Ok(())
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+async fn write(worker: &Worker, to: &Conn, bytes: Buffer, never: &Deadline) -> io::Result<()> {
     let written = stream::write_all(to, bytes.bytes(), never).await;
     worker.buffers.give(bytes);
     written.map_err(|(_, error)| error)

@@ -4,14 +4,17 @@
 //! step between two polls of any connection, and are then confirmed to the control thread.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use keel_model::Protocol;
 use keel_route::balance::Random;
-use keel_route::snapshot::ClusterId;
+use keel_route::snapshot::{ClusterId, EdgeStats, TableId};
+use keel_route::table::Table;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{JoinHandle, LocalSet};
@@ -20,21 +23,40 @@ use crate::accept;
 use crate::buffer::Buffers;
 use crate::cluster::{ClusterChange, WorkerCluster};
 use crate::deadline::Deadlines;
+use crate::edge::{EdgeKey, Edges, Record};
 use crate::limits::{CLIENT_IDLE_ENDING, SCRATCH, TICK};
+use crate::route::WorkerTable;
 use crate::shared::{ClusterShared, Shared};
+use crate::splice::Pipes;
+use crate::tls::ListenerConfig;
 
 /// Control thread → worker.
 #[derive(Debug)]
 pub enum Command {
     /// Apply, then confirm.
     Apply(Change, oneshot::Sender<()>),
-    /// Accept no more and end idle connections.
+    /// Say what was counted.
+    Stats(oneshot::Sender<Vec<EdgeStats>>),
+    /// Give copies of the listening sockets.
+    Lend(oneshot::Sender<Vec<(SocketAddr, OwnedFd)>>),
+    /// Accept no more.
     Drain {
+        /// Who takes new connections.
+        ending: Ending,
         /// To be told when nothing listens any more.
         closed: oneshot::Sender<()>,
         /// To be told when the last connection has ended.
         ended: oneshot::Sender<()>,
     },
+}
+
+/// How a proxy ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Nobody takes its place: connections that wait to be accepted are, and idle ones are closed.
+    Final,
+    /// A successor holds the same sockets: there is no hurry.
+    Succeeded,
 }
 
 /// What changed.
@@ -44,42 +66,83 @@ pub struct Change {
     pub clusters: Vec<ClusterChange>,
     /// Clusters that are gone.
     pub removed_clusters: Vec<ClusterId>,
+    /// Routes that are new or different.
+    pub tables: Vec<(TableId, Arc<Table>)>,
+    /// Tables that are gone.
+    pub removed_tables: Vec<TableId>,
+    /// Proofs for certificate authorities, by token, if they changed.
+    pub proofs: Option<Arc<BTreeMap<String, String>>>,
     /// Listeners that are new or lead elsewhere now.
     pub listeners: Vec<ListenerChange>,
     /// Listeners that are gone.
     pub removed_listeners: Vec<SocketAddr>,
+    /// Who calls from where, if that changed.
+    pub callers: Option<Arc<HashMap<IpAddr, String>>>,
 }
 
 /// A listener that is new or leads elsewhere now.
 #[derive(Debug)]
 pub struct ListenerChange {
     pub bind: SocketAddr,
-    pub protocol: Protocol,
+    pub leads: Leads,
     pub cluster: Arc<ClusterShared>,
-    /// This worker's socket, if the listener is new.
-    pub socket: Option<std::net::TcpListener>,
+    /// This worker's sockets, if the listener is new.
+    pub sockets: Vec<std::net::TcpListener>,
+}
+
+/// What becomes of connections to a listener, beside their cluster.
+#[derive(Clone, Debug)]
+pub struct Leads {
+    pub protocol: Protocol,
+    pub table: Option<TableId>,
+    pub tls: Option<ListenerConfig>,
+    pub accept_proxy_from: Arc<[IpNet]>,
 }
 
 /// Where connections to a listener lead; changes while they are open.
 #[derive(Debug)]
 pub struct Target {
-    protocol: Cell<Protocol>,
+    leads: RefCell<Leads>,
     cluster: RefCell<Rc<WorkerCluster>>,
+    table: RefCell<Option<Rc<WorkerTable>>>,
 }
 
 impl Target {
     pub fn protocol(&self) -> Protocol {
-        self.protocol.get()
+        self.leads.borrow().protocol
     }
 
+    /// Where what no route wants goes; with a table perhaps nowhere (its id is empty then).
     pub fn cluster(&self) -> Rc<WorkerCluster> {
         Rc::clone(&self.cluster.borrow())
+    }
+
+    pub fn table(&self) -> Option<Rc<WorkerTable>> {
+        self.table.borrow().clone()
+    }
+
+    /// How TLS is ended here, if it is.
+    pub fn tls(&self) -> Option<ListenerConfig> {
+        self.leads.borrow().tls.clone()
+    }
+
+    /// Whether `peer` is a proxy that says by a header who its client is.
+    pub fn believes(&self, peer: IpAddr) -> bool {
+        let networks = &self.leads.borrow().accept_proxy_from;
+        !networks.is_empty() && networks.iter().any(|net| net.contains(&peer.to_canonical()))
     }
 }
 
 struct Listening {
     target: Rc<Target>,
-    stop: Rc<Notify>,
+    accepting: Vec<Accepting>,
+}
+
+/// One socket that is accepted from.
+struct Accepting {
+    /// A copy for a successor; the listening itself is the task's.
+    socket: Rc<TcpListener>,
+    stop: Rc<Stop>,
     task: JoinHandle<()>,
 }
 
@@ -92,13 +155,43 @@ pub struct Worker {
     pub buffers: Buffers,
     /// Bytes on their way through; never in use across an `await`.
     pub scratch: RefCell<Vec<u8>>,
+    /// For bulk.
+    pub pipes: Pipes,
     pub random: RefCell<Random>,
+    pub edges: Edges,
+    /// Services by the address that they call from.
+    callers: RefCell<Arc<HashMap<IpAddr, String>>>,
+    proofs: RefCell<Arc<BTreeMap<String, String>>>,
     /// Open client connections.
     pub connections: Cell<usize>,
     /// Woken when a client connection ends.
     pub ended: Notify,
     /// The proxy is about to end.
     pub ending: Cell<bool>,
+    /// Woken when it is.
+    pub draining: Notify,
+}
+
+impl Worker {
+    /// `stack/service` of who calls from `address`; empty if it is outside.
+    pub fn caller(&self, address: IpAddr) -> Rc<str> {
+        self.callers.borrow().get(&address).map_or_else(|| "".into(), |name| name.as_str().into())
+    }
+
+    /// The proof that belongs to a certificate authority's token.
+    pub fn proof(&self, token: &str) -> Option<String> {
+        self.proofs.borrow().get(token).cloned()
+    }
+
+    /// Counts an answer of the proxy itself.
+    pub fn count_own(&self, caller: &Rc<str>, route: Option<&Rc<str>>, status: u16) {
+        let edge = self.edges.get(EdgeKey {
+            route: route.cloned().unwrap_or_default(),
+            caller: Rc::clone(caller),
+            cluster: ClusterId::new(),
+        });
+        edge.add(Record { status, ..Record::default() });
+    }
 }
 
 /// Runs a worker until the control thread is gone.
@@ -116,10 +209,15 @@ pub fn run(
         deadlines: Rc::default(),
         buffers: Buffers::default(),
         scratch: RefCell::new(vec![0; SCRATCH]),
+        pipes: Pipes::default(),
         random: RefCell::new(Random::new(u64::from(std::process::id()) << 16 | index as u64)),
+        edges: Edges::default(),
+        callers: RefCell::default(),
+        proofs: RefCell::default(),
         connections: Cell::new(0),
         ended: Notify::new(),
         ending: Cell::new(false),
+        draining: Notify::new(),
         shared,
     });
     LocalSet::new().block_on(&runtime, serve(worker, commands));
@@ -127,8 +225,17 @@ pub fn run(
 }
 
 async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
-    let mut state =
-        State { worker: Rc::clone(&worker), clusters: HashMap::new(), listeners: HashMap::new() };
+    let mut state = State {
+        worker: Rc::clone(&worker),
+        clusters: HashMap::new(),
+        tables: HashMap::new(),
+        listeners: HashMap::new(),
+        nowhere: Rc::new(WorkerCluster::new(
+            Arc::new(ClusterShared::new(ClusterId::new(), worker.shared.workers)),
+            &worker.shared,
+            worker.index,
+        )),
+    };
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -140,8 +247,16 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
                     // Nobody waits any more if the proxy is about to end.
                     let _ = done.send(());
                 }
-                Some(Command::Drain { closed, ended }) => {
-                    state.drain().await;
+                Some(Command::Stats(answer)) => {
+                    // Nobody waits any more if the server is gone.
+                    let _ = answer.send(worker.edges.stats());
+                }
+                Some(Command::Lend(answer)) => {
+                    // As above.
+                    let _ = answer.send(state.lend());
+                }
+                Some(Command::Drain { ending, closed, ended }) => {
+                    state.drain(ending).await;
                     let _ = closed.send(());
                     tokio::task::spawn_local(all_ended(Rc::clone(&worker), ended));
                 }
@@ -170,7 +285,10 @@ async fn all_ended(worker: Rc<Worker>, done: oneshot::Sender<()>) {
 struct State {
     worker: Rc<Worker>,
     clusters: HashMap<ClusterId, Rc<WorkerCluster>>,
+    tables: HashMap<TableId, Rc<WorkerTable>>,
     listeners: HashMap<SocketAddr, Listening>,
+    /// A cluster without endpoints.
+    nowhere: Rc<WorkerCluster>,
 }
 
 impl State {
@@ -179,18 +297,27 @@ impl State {
         for cluster in &change.clusters {
             self.cluster(&cluster.shared).apply(cluster);
         }
+        self.tables(change.tables);
         for listener in change.listeners {
             self.listener(listener);
         }
         for bind in change.removed_listeners {
             if let Some(listening) = self.listeners.remove(&bind) {
-                close(listening).await;
+                close(listening, Ending::Final).await;
             }
         }
         for id in change.removed_clusters {
             if let Some(cluster) = self.clusters.remove(&id) {
                 cluster.clear();
             }
+            self.worker.edges.forget(&id);
+        }
+        change.removed_tables.iter().for_each(|id| drop(self.tables.remove(id)));
+        if let Some(proofs) = change.proofs {
+            self.worker.proofs.replace(proofs);
+        }
+        if let Some(callers) = change.callers {
+            self.worker.callers.replace(callers);
         }
     }
 
@@ -200,45 +327,117 @@ impl State {
         Rc::clone(self.clusters.entry(shared.id.clone()).or_insert_with(new))
     }
 
-    fn listener(&mut self, change: ListenerChange) {
-        let cluster = self.cluster(&change.cluster);
-        let Some(socket) = change.socket else {
-            if let Some(listening) = self.listeners.get(&change.bind) {
-                listening.target.protocol.set(change.protocol);
-                listening.target.cluster.replace(cluster);
+    /// Takes over routes, under open connections too.
+    fn tables(&mut self, changed: Vec<(TableId, Arc<Table>)>) {
+        for (id, table) in changed {
+            let clusters = &self.clusters;
+            let missing = Rc::clone(&self.nowhere);
+            let table = Rc::new(WorkerTable::new(table, |id| {
+                // The control thread sends every cluster that a route names.
+                clusters.get(id).map_or_else(|| Rc::clone(&missing), Rc::clone)
+            }));
+            for listening in self.listeners.values() {
+                if listening.target.leads.borrow().table.as_ref() == Some(&id) {
+                    listening.target.table.replace(Some(Rc::clone(&table)));
+                }
             }
-            return;
-        };
-        let socket = match TcpListener::from_std(socket) {
-            Ok(socket) => socket,
-            Err(error) => {
-                tracing::error!(bind = %change.bind, %error, "a worker cannot listen");
-                return;
-            }
-        };
-        let target = Rc::new(Target {
-            protocol: Cell::new(change.protocol),
-            cluster: RefCell::new(cluster),
-        });
-        let stop = Rc::new(Notify::new());
-        let accepting =
-            accept::run(Rc::clone(&self.worker), socket, Rc::clone(&target), Rc::clone(&stop));
-        let task = tokio::task::spawn_local(accepting);
-        self.listeners.insert(change.bind, Listening { target, stop, task });
+            self.tables.insert(id, table);
+        }
     }
 
-    async fn drain(&mut self) {
+    fn listener(&mut self, change: ListenerChange) {
+        let cluster = self.cluster(&change.cluster);
+        let table = change.leads.table.as_ref().and_then(|id| self.tables.get(id)).cloned();
+        if change.sockets.is_empty() {
+            if let Some(listening) = self.listeners.get(&change.bind) {
+                listening.target.leads.replace(change.leads);
+                listening.target.cluster.replace(cluster);
+                listening.target.table.replace(table);
+            }
+            return;
+        }
+        let target = Rc::new(Target {
+            leads: RefCell::new(change.leads),
+            cluster: RefCell::new(cluster),
+            table: RefCell::new(table),
+        });
+        let mut accepting = Vec::with_capacity(change.sockets.len());
+        for socket in change.sockets {
+            let socket = match TcpListener::from_std(socket) {
+                Ok(socket) => Rc::new(socket),
+                Err(error) => {
+                    tracing::error!(bind = %change.bind, %error, "a worker cannot listen");
+                    continue;
+                }
+            };
+            let stop = Rc::new(Stop::default());
+            let task = tokio::task::spawn_local(accept::run(
+                Rc::clone(&self.worker),
+                Rc::clone(&socket),
+                change.bind,
+                Rc::clone(&target),
+                Rc::clone(&stop),
+            ));
+            accepting.push(Accepting { socket, stop, task });
+        }
+        self.listeners.insert(change.bind, Listening { target, accepting });
+    }
+
+    /// Copies of the listening sockets.
+    fn lend(&self) -> Vec<(SocketAddr, OwnedFd)> {
+        let sockets = self
+            .listeners
+            .iter()
+            .flat_map(|(bind, listening)| listening.accepting.iter().map(|a| (*bind, &a.socket)));
+        let copy = |(bind, socket): (SocketAddr, &Rc<TcpListener>)| {
+            // A successor opens its own where there are too few descriptors for a copy.
+            Some((bind, rustix::io::fcntl_dupfd_cloexec(socket, 0).ok()?))
+        };
+        sockets.filter_map(copy).collect()
+    }
+
+    async fn drain(&mut self, ending: Ending) {
         self.worker.ending.set(true);
-        self.worker.deadlines.shorten_idle(CLIENT_IDLE_ENDING);
+        self.worker.draining.notify_waiters();
+        if ending == Ending::Final {
+            self.worker.deadlines.shorten_idle(CLIENT_IDLE_ENDING);
+        }
         for (_, listening) in self.listeners.drain() {
-            close(listening).await;
+            close(listening, ending).await;
         }
     }
 }
 
-/// Stops accepting, after those that wait in the socket's queue.
-async fn close(listening: Listening) {
-    listening.stop.notify_one();
-    // The task ends by itself; a panic in it would have ended the accepting as well.
-    let _ = listening.task.await;
+/// Stops accepting, after those that wait in the socket's queue if nobody else takes them.
+async fn close(listening: Listening, ending: Ending) {
+    for accepting in listening.accepting {
+        accepting.stop.now(ending);
+        drop(accepting.socket);
+        // The task ends by itself; a panic in it would have ended the accepting as well.
+        let _ = accepting.task.await;
+    }
+}
+
+/// Tells the accepting task to stop, and how.
+#[derive(Debug, Default)]
+pub struct Stop {
+    told: Notify,
+    ending: Cell<Option<Ending>>,
+}
+
+impl Stop {
+    fn now(&self, ending: Ending) {
+        self.ending.set(Some(ending));
+        self.told.notify_one();
+    }
+
+    /// Waits to be told.
+    pub async fn told(&self) -> Ending {
+        loop {
+            if let Some(ending) = self.ending.get() {
+                return ending;
+            }
+            self.told.notified().await;
+        }
+    }
 }

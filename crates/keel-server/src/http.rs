@@ -21,7 +21,8 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::api::types::{
     Applied, ApplyRequest, ChangeView, DownRequest, ErrorBody, EventsQuery, HistoryEntry,
-    LogsQuery, RollbackRequest, ScaleRequest, ServerInfo, ServicesRequest, StackSummary, StackView,
+    LogsQuery, RollbackRequest, RouteView, ScaleRequest, ServerInfo, ServicesRequest, StackSummary,
+    StackView,
 };
 use crate::changes::{Changes, Operation};
 use crate::error::Refusal;
@@ -68,7 +69,7 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let status = match self.0.code {
             "no_such_stack" | "no_such_service" | "no_such_instance" => StatusCode::NOT_FOUND,
-            "conflict" | "port_in_use" => StatusCode::CONFLICT,
+            "conflict" | "port_in_use" | "route_taken" => StatusCode::CONFLICT,
             "invalid" => StatusCode::BAD_REQUEST,
             "disk_full" => StatusCode::INSUFFICIENT_STORAGE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
@@ -84,6 +85,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/version", get(version))
         .route("/v1/shutdown", post(shutdown))
         .route("/v1/events", get(events))
+        .route("/v1/routes", get(routes))
         .route("/v1/stacks", get(stacks))
         .route("/v1/stacks/{stack}", put(apply).get(stack))
         .route("/v1/stacks/{stack}/watch", get(watch))
@@ -122,6 +124,10 @@ async fn shutdown(State(api): Shared) -> Json<serde_json::Value> {
 
 async fn stacks(State(api): Shared) -> Json<Vec<StackSummary>> {
     Json(api.viewer.summaries())
+}
+
+async fn routes(State(api): Shared) -> Json<Vec<RouteView>> {
+    Json(api.viewer.routes())
 }
 
 async fn stack(State(api): Shared, Path(name): Path<String>) -> Answer<StackView> {

@@ -24,7 +24,7 @@ use crate::events::EventLog;
 use crate::http::{Api, router};
 use crate::issuance::Issuance;
 use crate::network::{Network, system_resolvers};
-use crate::traffic::{Link, ProxyState};
+use crate::traffic::{CertificateFiles, Credentials, Link, ProxyState};
 use crate::views::Viewer;
 use crate::world::WorldReader;
 use crate::{Error, clock, names};
@@ -110,7 +110,12 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
     tasks.spawn(board.clone().persist(store.clone()));
     tasks.spawn(events.clone().persist(store.clone()));
     start_dns(&network, &worlds, &board, &events, &mut tasks).await;
-    start_link(options, &agent, proxy_sender, &mut tasks).await?;
+    let credentials = Arc::new(Credentials::default());
+    let mut files = CertificateFiles::new(worlds.clone(), events.clone(), credentials.clone());
+    // Before the link: a proxy that runs must not lose its certificates to a new server that has not looked yet.
+    files.look();
+    tasks.spawn(files.run());
+    start_link(options, &agent, credentials, proxy_sender, &mut tasks).await?;
     tasks.spawn(controller(&agent).run());
     tasks.spawn(agent.run());
 
@@ -151,6 +156,7 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
 async fn start_link(
     options: &ServerOptions,
     shared: &Context,
+    credentials: Arc<Credentials>,
     state: watch::Sender<ProxyState>,
     tasks: &mut JoinSet<()>,
 ) -> Result<(), Error> {
@@ -161,6 +167,9 @@ async fn start_link(
         store: shared.store.clone(),
         shown,
     };
+    let issued = issuance.start(tasks).await?;
+    credentials.set_issued(issued.borrow().clone());
+    tasks.spawn(credentials.clone().follow(issued));
     let link = Link {
         program: options.program.clone(),
         state_dir: options.state_dir.clone(),
@@ -168,8 +177,8 @@ async fn start_link(
         board: shared.board.clone(),
         events: shared.events.clone(),
         network: shared.network.clone(),
+        credentials,
         state,
-        issued: issuance.start(tasks).await?,
         shown: shown_sender,
     };
     tasks.spawn(link.run());

@@ -136,6 +136,8 @@ pub enum Command {
     Rollback(commands::rollback::RollbackArgs),
     /// Print where a port of a service is published
     Port(commands::port::PortArgs),
+    /// List routes: which requests lead to which service
+    Routes(commands::routes::RoutesArgs),
     /// Run, stop or describe the server
     Server(commands::server::ServerArgs),
     /// Run the data plane (started by the server)
@@ -151,6 +153,9 @@ pub enum Command {
     /// Print which Compose keys are supported, as Markdown
     #[command(hide = true)]
     HelpComposeSupport,
+    /// Print which labels of Traefik are supported, as Markdown
+    #[command(hide = true)]
+    HelpLabels,
 }
 
 impl Command {
@@ -169,6 +174,7 @@ impl Command {
             Self::History(args) => &args.files.file,
             Self::Rollback(args) => &args.files.file,
             Self::Port(args) => &args.files.file,
+            Self::Routes(args) => &args.files.file,
             Self::Exec(args) => &args.files.file,
             Self::Logs(args) => &args.files.file,
             Self::Rm(args) => &args.files.file,
@@ -179,7 +185,8 @@ impl Command {
             | Self::Version(_)
             | Self::Completion(_)
             | Self::HelpMarkdown
-            | Self::HelpComposeSupport => &[],
+            | Self::HelpComposeSupport
+            | Self::HelpLabels => &[],
         }
     }
 }

@@ -5,6 +5,7 @@
 mod bench;
 mod ci;
 mod docs;
+mod fuzz;
 mod graph;
 mod report;
 mod source;
@@ -37,6 +38,12 @@ const COMMANDS: &[Command] = &[
         usage: "[--check] [--built]",
         about: "write the generated pages of docs/, or show how they differ (from the built binary)",
         run: docs::run,
+    },
+    Command {
+        name: "fuzz",
+        usage: "[TARGET…] [--runs N] [--keep]",
+        about: "fuzz the readers of hostile bytes (and keep what reaches new code)",
+        run: fuzz::run,
     },
     Command {
         name: "graph",

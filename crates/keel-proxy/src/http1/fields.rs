@@ -3,20 +3,26 @@
 use httparse::Header;
 
 use crate::http1::body::{Body, Chunks, Malformed};
-use crate::limits::MAX_NOMINATED;
+use crate::limits::{MAX_BODY, MAX_NOMINATED};
 
 /// Fields that a proxy looks at; all others pass through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
     Connection,
     ContentLength,
+    /// `X-Forwarded-Client-Cert`: only the proxy says it.
+    ClientCertificate,
     Expect,
+    Forwarded,
     ForwardedFor,
     ForwardedHost,
     ForwardedProto,
     /// Of one hop and of no interest: `Keep-Alive`, `Proxy-Connection`, `TE`, `HTTP2-Settings`.
     Hop,
     Host,
+    IdempotencyKey,
+    RequestId,
+    TraceParent,
     TransferEncoding,
     Upgrade,
     Other,
@@ -33,14 +39,19 @@ impl Field {
             6 => is("expect", Self::Expect),
             7 => is("upgrade", Self::Upgrade),
             10 if name.eq_ignore_ascii_case("connection") => Self::Connection,
+            9 => is("forwarded", Self::Forwarded),
             10 => is("keep-alive", Self::Hop),
+            11 => is("traceparent", Self::TraceParent),
+            12 => is("x-request-id", Self::RequestId),
             14 if name.eq_ignore_ascii_case("content-length") => Self::ContentLength,
             14 => is("http2-settings", Self::Hop),
+            15 if name.eq_ignore_ascii_case("idempotency-key") => Self::IdempotencyKey,
             15 => is("x-forwarded-for", Self::ForwardedFor),
             16 if name.eq_ignore_ascii_case("x-forwarded-host") => Self::ForwardedHost,
             16 => is("proxy-connection", Self::Hop),
             17 if name.eq_ignore_ascii_case("transfer-encoding") => Self::TransferEncoding,
             17 => is("x-forwarded-proto", Self::ForwardedProto),
+            23 => is("x-forwarded-client-cert", Self::ClientCertificate),
             _ => Self::Other,
         }
     }
@@ -96,6 +107,9 @@ impl Framing {
             return Err(Malformed);
         }
         let length = value.iter().fold(0, |n, digit| n * 10 + u64::from(digit - b'0'));
+        if length > MAX_BODY {
+            return Err(Malformed);
+        }
         match self.length.replace(length) {
             None => Ok(false),
             Some(earlier) if earlier == length => Ok(true),

@@ -3,33 +3,44 @@
 //! Requests on one connection are answered strictly in order; the next one is not looked at before the answer to
 //! the one before it is complete. Idle connections hold no buffers.
 
-mod body;
+pub mod body;
 mod exchange;
-mod fields;
+pub mod fields;
+pub mod forward;
 mod relay;
-mod reply;
-mod request;
-mod response;
+pub mod request;
+pub mod response;
 
 use std::io;
-use std::net::SocketAddr;
 
-use crate::accept::Client;
+use keel_model::Protocol;
+use keel_route::filter::{AuthCheck, Verified};
+use keel_route::request::RequestView;
+
+use crate::bridge::head::RequestHead;
 use crate::buffer::Buffer;
-use crate::http1::reply::Reply;
-use crate::http1::request::{Origin, Refusal, Request};
+pub use crate::http1::body::Body;
+use crate::http1::forward::{Changes, Origin};
+pub use crate::http1::request::{Refusal, Request, is_host};
+use crate::http2::{self, Upgrade};
+use crate::ids::Ids;
 use crate::limits::{CLIENT_IDLE, CLIENT_IDLE_ENDING, MAX_HEAD, REQUEST_HEAD};
+use crate::reply::Reply;
+use crate::route::{self, Decided, Http1Fields, Way};
+use crate::session::{Client, Session};
 use crate::stream;
 
 /// What becomes of a client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Next {
+pub enum Next {
     /// Another request may come.
     Request,
     /// Its last answer has been sent completely.
     Close,
     /// As `Close`, but the client may still be sending.
     Linger,
+    /// It goes on in HTTP/2.
+    Upgrade,
     /// It is broken, or an answer could not be completed: the client must notice.
     Reset,
 }
@@ -43,22 +54,24 @@ struct Connection {
     request: Vec<u8>,
     /// The head of the answer, if it had to be rewritten.
     response: Vec<u8>,
-    peer: String,
-    local: String,
+    /// The request in the form for a service of HTTP/2, if that is what it goes to.
+    bridged: Option<Box<RequestHead>>,
+    /// Where it goes.
+    way: Option<Way>,
+    /// The request, as the first of a connection of HTTP/2.
+    upgrade: Option<Box<Upgrade>>,
 }
 
 /// Serves a connection until it ends; `first` was read from it already.
 pub async fn serve(client: Client, first: Buffer) {
     let mut connection = Connection {
-        peer: client.peer.ip().to_canonical().to_string(),
-        local: client
-            .stream
-            .local_addr()
-            .map_or_else(|_| "localhost".into(), |a: SocketAddr| a.to_string()),
         client,
         input: first,
         request: Vec::new(),
         response: Vec::new(),
+        bridged: None,
+        way: None,
+        upgrade: None,
     };
     let next = loop {
         match connection.turn().await {
@@ -68,12 +81,13 @@ pub async fn serve(client: Client, first: Buffer) {
     };
     let client = &connection.client;
     match next {
-        Next::Request | Next::Close => {}
+        Next::Request | Next::Close => client.stream.close(),
         Next::Linger => {
             let worker = &client.worker;
             Box::pin(stream::linger(&client.stream, &worker.scratch, &client.deadline)).await;
         }
-        Next::Reset => stream::reset_on_close(&client.stream),
+        Next::Reset => client.stream.reset_on_close(),
+        Next::Upgrade => return Box::pin(connection.go_on_in_http2()).await,
     }
     client.worker.buffers.give(std::mem::take(&mut connection.input));
 }
@@ -85,12 +99,23 @@ impl Connection {
             return Next::Close;
         }
         match self.head().await {
-            Ok(Some(request)) => {
+            Ok(Some(Taken::Request(request))) => {
                 self.input.consume(request.head);
+                if self.upgrade.is_some() {
+                    return Next::Upgrade;
+                }
                 exchange::run(self, request).await
             }
+            Ok(Some(Taken::Answered(request, reply))) => {
+                self.input.consume(request.head);
+                let complete = request.body.is_over();
+                exchange::reply(&self.client, &request, complete, &reply).await
+            }
             Ok(None) => Next::Close,
-            Err(reply) => self.last_words(&reply).await,
+            Err(reply) => {
+                self.client.answered_here(&reply, None);
+                self.last_words(&reply).await
+            }
         }
     }
 
@@ -112,17 +137,17 @@ impl Connection {
     }
 
     /// The head of the next request; `None` if there is none.
-    async fn head(&mut self) -> Result<Option<Request>, Reply> {
+    async fn head(&mut self) -> Result<Option<Taken>, Reply> {
         self.client.deadline.set(REQUEST_HEAD);
         let mut looked_at = 0;
         loop {
             self.skip_empty_lines();
             // Whole heads mostly come in one piece; of others only the end is looked for until it is there.
             if may_be_complete(self.input.bytes(), looked_at) {
-                let origin = Origin { peer: &self.peer, local: &self.local };
-                let parsed = request::parse(self.input.bytes(), origin, &mut self.request);
-                if let Some(request) = parsed.map_err(Reply::refused)? {
-                    return Ok(Some(request));
+                match self.take_head(None)? {
+                    Head::Incomplete => {}
+                    Head::Taken(taken) => return Ok(Some(taken)),
+                    Head::Verify(check) => return self.verified(check).await,
                 }
             }
             looked_at = self.input.len();
@@ -139,10 +164,91 @@ impl Connection {
         }
     }
 
+    /// Reads the head in the input, if it is complete, decides what becomes of the request, and writes the head for
+    /// the endpoint.
+    fn take_head(&mut self, verified: Option<&Verified>) -> Result<Head, Reply> {
+        let mut fields = request::fields();
+        let read = request::read(self.input.bytes(), &mut fields).map_err(Reply::refused)?;
+        let Some((request, head)) = read else { return Ok(Head::Incomplete) };
+        let session = &self.client.session;
+        if !session.is_secure()
+            && let Some(upgrade) = http2::wanted(&request, &head)
+        {
+            self.upgrade = Some(Box::new(upgrade));
+            return Ok(Head::Taken(Taken::Request(request)));
+        }
+        let way = match session.straight() {
+            Some(way) => way,
+            None => match decide(session, &request, &head, verified) {
+                Decided::Go(way) => way,
+                Decided::Verify(check) => return Ok(Head::Verify(check)),
+                Decided::Answer(reply, route) => {
+                    session.answered_here(&reply, route.as_ref());
+                    return Ok(Head::Taken(Taken::Answered(request, reply)));
+                }
+            },
+        };
+        let local = match head.host {
+            Some(_) => String::new(),
+            None => session.local.to_string(),
+        };
+        if is_bridged(&way, &request) {
+            self.bridged = Some(Box::new(RequestHead::from_http1(&request, &head, &local)));
+            self.way = Some(way);
+            return Ok(Head::Taken(Taken::Request(request)));
+        }
+        let origin = Origin {
+            peer: &session.peer_text,
+            local: &local,
+            secure: session.is_secure(),
+            lines: session.secure.as_ref().map_or(&[][..], |secure| &secure.lines),
+            ids: Some(Ids::new(&mut session.worker.random.borrow_mut())),
+        };
+        if way.changes_nothing() {
+            forward::write(&head, &request, origin, Changes::default(), &mut self.request);
+        } else {
+            let lines = route::lines(&way.request_fields());
+            let changes = Changes {
+                target: way.target(),
+                host: way.host(),
+                drops: Some(&|name: &str| way.drops(name)),
+                lines: &lines,
+            };
+            forward::write(&head, &request, origin, changes, &mut self.request);
+        }
+        self.way = Some(way);
+        Ok(Head::Taken(Taken::Request(request)))
+    }
+
+    /// Checks a password where it holds up nobody, and decides again.
+    async fn verified(&mut self, check: AuthCheck) -> Result<Option<Taken>, Reply> {
+        let checked = tokio::task::spawn_blocking(move || check.run()).await;
+        let checked = checked.map_err(|_| Reply::new(500, "The password could not be checked."))?;
+        match self.take_head(Some(&checked))? {
+            Head::Taken(taken) => Ok(Some(taken)),
+            // The same head, and a password that was checked a moment ago.
+            Head::Incomplete | Head::Verify(_) => {
+                Err(Reply::new(500, "The password could not be checked."))
+            }
+        }
+    }
+
     /// Clients may send an empty line before a request (RFC 9112, 2.2).
     fn skip_empty_lines(&mut self) {
         while self.input.bytes().starts_with(b"\r\n") {
             self.input.consume(2);
+        }
+    }
+
+    /// Agrees to speak HTTP/2 from here on.
+    async fn go_on_in_http2(mut self) {
+        let Some(mut upgrade) = self.upgrade.take() else { return };
+        upgrade.input = std::mem::take(&mut self.input);
+        let agreed =
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n";
+        let client = self.client;
+        if stream::write_all(&client.stream, agreed, &client.deadline).await.is_ok() {
+            http2::serve_upgraded(client, *upgrade).await;
         }
     }
 
@@ -153,6 +259,58 @@ impl Connection {
             Err(_) => Next::Close,
         }
     }
+}
+
+/// What has become of a head.
+enum Head {
+    Incomplete,
+    Taken(Taken),
+    /// A password has to be checked first.
+    Verify(AuthCheck),
+}
+
+/// A request, and what was decided about it.
+enum Taken {
+    Request(Request),
+    /// It is answered by the proxy itself.
+    Answered(Request, Reply),
+}
+
+fn decide(
+    session: &Session,
+    request: &Request,
+    head: &request::Head<'_, '_>,
+    verified: Option<&Verified>,
+) -> Decided {
+    let (path, query) = match head.target.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (head.target, None),
+    };
+    let length = match &request.body {
+        Body::Length(length) => Some(*length),
+        Body::Chunked(_) | Body::UntilClose => None,
+    };
+    let fields = Http1Fields(head.headers);
+    let view = RequestView {
+        method: head.method,
+        host: head.host.and_then(|host| std::str::from_utf8(host).ok()).unwrap_or_default(),
+        path,
+        query,
+        client: session.peer.ip().to_canonical(),
+        tls: session.is_secure(),
+        sni: session.secure.as_ref().and_then(|secure| secure.sni.as_deref()),
+        headers: &fields,
+    };
+    session.decide(&view, length, verified)
+}
+
+/// Whether a request goes the slower way, on which bodies are looked at and services speak other versions.
+fn is_bridged(way: &Way, request: &Request) -> bool {
+    if request.upgrade {
+        return false;
+    }
+    let counts_body = way.max_body().is_some() && matches!(request.body, Body::Chunked(_));
+    way.cluster.protocol() == Protocol::Http2 || way.compresses() || counts_body
 }
 
 /// Whether `input`, of which the first `looked_at` bytes were no complete head, may be one now.

@@ -4,13 +4,14 @@
 //! at once is copied to a buffer of its own, and then nothing more is read until that is gone.
 
 use std::io;
-
-use tokio::net::TcpStream;
+use std::time::Duration;
 
 use crate::buffer::Buffer;
+use crate::conn::Conn;
 use crate::deadline::Deadline;
 use crate::http1::body::Body;
-use crate::limits::BODY_STALL;
+use crate::limits::SPLICE_BODY;
+use crate::splice::{self, Turn};
 use crate::stream;
 use crate::worker::Worker;
 
@@ -28,18 +29,28 @@ pub enum Broken {
 /// From one connection to another.
 pub struct Relay<'a> {
     pub worker: &'a Worker,
-    pub from: &'a TcpStream,
-    pub to: &'a TcpStream,
+    pub from: &'a Conn,
+    pub to: &'a Conn,
     pub deadline: &'a Deadline,
+    /// Between two pieces.
+    pub idle: Duration,
     /// Leave the chunking out.
     pub unchunk: bool,
+    /// Bytes so far, chunking included.
+    pub moved: u64,
 }
 
 impl Relay<'_> {
     /// Passes on what is left of `body`. What was read beyond its end goes to `beyond`.
     pub async fn run(&mut self, body: &mut Body, beyond: &mut Buffer) -> Result<(), Broken> {
         while !body.is_over() {
-            self.deadline.set(BODY_STALL);
+            self.deadline.set(self.idle);
+            if let Body::Length(left) = body
+                && *left >= SPLICE_BODY
+                && self.bulk(left).await?
+            {
+                continue;
+            }
             stream::readable(self.from, self.deadline).await.map_err(|_| Broken::Source)?;
             match self.once(body, beyond)? {
                 Moved::All => {}
@@ -55,15 +66,37 @@ impl Relay<'_> {
         Ok(())
     }
 
+    /// Lets the system move a part of what is `left`; false if it can't.
+    async fn bulk(&mut self, left: &mut u64) -> Result<bool, Broken> {
+        let (Some(from), Some(to)) = (self.from.plain(), self.to.plain()) else {
+            return Ok(false);
+        };
+        let turn = splice::turn(&self.worker.pipes, from, to, *left, self.deadline).await;
+        match turn {
+            Ok(Turn::Moved(0)) | Err(splice::Broken::Source(_)) => Err(Broken::Source),
+            Ok(Turn::Moved(n)) => {
+                *left = left.saturating_sub(n as u64);
+                self.moved += n as u64;
+                Ok(true)
+            }
+            Ok(Turn::Nothing) => {
+                let ready = stream::readable(self.from, self.deadline).await;
+                ready.map(|()| true).map_err(|_| Broken::Source)
+            }
+            Ok(Turn::Unavailable) => Ok(false),
+            Err(splice::Broken::Sink(_)) => Err(Broken::Sink),
+        }
+    }
+
     /// One read and one write.
-    fn once(&self, body: &mut Body, beyond: &mut Buffer) -> Result<Moved, Broken> {
+    fn once(&mut self, body: &mut Body, beyond: &mut Buffer) -> Result<Moved, Broken> {
         let mut scratch = self.worker.scratch.borrow_mut();
         let most = match body {
             // What follows is not ours to read.
             Body::Length(left) => usize::try_from(*left).unwrap_or(usize::MAX).min(scratch.len()),
             Body::Chunked(_) | Body::UntilClose => scratch.len(),
         };
-        let read = match stream::try_read(self.from, &mut scratch[..most]) {
+        let read = match self.from.try_read(&mut scratch[..most]) {
             Ok(0) => return Ok(Moved::End),
             Ok(n) => n,
             Err(e) if is_passing(&e) => return Ok(Moved::All),
@@ -77,8 +110,9 @@ impl Relay<'_> {
         };
         let taken = taken.map_err(|_| Broken::Malformed)?;
         beyond.extend(&scratch[taken..read]);
+        self.moved += taken as u64;
         let bytes = if self.unchunk { &content } else { &scratch[..taken] };
-        let written = match stream::try_write(self.to, bytes, &[]) {
+        let written = match self.to.try_write(bytes, &[]) {
             Ok(n) => n,
             Err(e) if is_passing(&e) => 0,
             Err(_) => return Err(Broken::Sink),

@@ -1,15 +1,14 @@
-//! The head of a request: judged strictly, and rewritten for the endpoint in one pass.
+//! The head of a request, judged strictly.
 //!
 //! Whatever two programs could understand differently is refused (RFC 9112, 11.2): length and coding together,
-//! differing lengths, other codings, bare line feeds, folded lines, white space before a colon. What is for this
-//! hop only is left out, `X-Forwarded-*` is added, all else passes as it came.
+//! differing lengths, other codings, bare line feeds, folded lines, white space before a colon.
 
 use std::mem::MaybeUninit;
 
 use httparse::Header;
 
 use crate::http1::body::Body;
-use crate::http1::fields::{Connection, Copier, Field, Framing, lines_end_properly, offset};
+use crate::http1::fields::{Connection, Field, Framing, lines_end_properly};
 use crate::limits::{MAX_FIELDS, MAX_HEAD};
 
 /// What a proxy needs to know of a request.
@@ -47,26 +46,35 @@ pub enum Refusal {
     Version,
 }
 
-/// The names that the proxy adds for the endpoint.
-#[derive(Clone, Copy, Debug)]
-pub struct Origin<'a> {
-    /// The client's address.
-    pub peer: &'a str,
-    /// The address it connected to, for requests without `Host`.
-    pub local: &'a str,
+/// Memory for header fields while a head is looked at.
+pub type Fields<'b> = [MaybeUninit<Header<'b>>; MAX_FIELDS];
+
+/// No fields yet.
+pub const fn fields<'b>() -> Fields<'b> {
+    [const { MaybeUninit::uninit() }; MAX_FIELDS]
 }
 
-/// Reads the head at the start of `input` and writes the one for the endpoint to `out` (which it clears).
-/// `None`: there is more to come.
-pub fn parse(
-    input: &[u8],
-    origin: Origin<'_>,
-    out: &mut Vec<u8>,
-) -> Result<Option<Request>, Refusal> {
-    let mut storage = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+/// The head of a request as it lies in the input.
+#[derive(Debug)]
+pub struct Head<'h, 'b> {
+    pub method: &'b str,
+    /// Path and query, or `*`.
+    pub target: &'b str,
+    /// Whom the request is for; absent only in HTTP/1.0.
+    pub host: Option<&'b [u8]>,
+    pub headers: &'h [Header<'b>],
+    pub(super) bytes: &'b [u8],
+    pub(super) found: Found<'b>,
+}
+
+/// Reads the head at the start of `input`. `None`: there is more to come.
+pub fn read<'h, 'b>(
+    input: &'b [u8],
+    fields: &'h mut Fields<'b>,
+) -> Result<Option<(Request, Head<'h, 'b>)>, Refusal> {
     let mut parsed = httparse::Request::new(&mut []);
     let config = httparse::ParserConfig::default();
-    let head = match config.parse_request_with_uninit_headers(&mut parsed, input, &mut storage) {
+    let head = match config.parse_request_with_uninit_headers(&mut parsed, input, fields) {
         Ok(httparse::Status::Complete(head)) if head <= MAX_HEAD => head,
         Ok(httparse::Status::Complete(_)) => return Err(Refusal::TooLarge),
         Ok(httparse::Status::Partial) if input.len() >= MAX_HEAD => return Err(Refusal::TooLarge),
@@ -85,52 +93,99 @@ pub fn parse(
     if method == "CONNECT" {
         return Err(Refusal::Method);
     }
-    let found = Found::read(parsed.headers, version == 0)?;
+    let headers: &'h [Header<'b>] = parsed.headers;
+    let found = Found::read(headers, version == 0)?;
     let request = found.request(method, version == 0, head);
+    if target == "*" && method != "OPTIONS" {
+        return Err(Refusal::Malformed("only OPTIONS is about no path"));
+    }
     let (target, host) = split_target(target, found.host)?;
     if host.is_none() && version == 1 {
         return Err(Refusal::Malformed("it has no Host"));
     }
-    out.clear();
-    for part in [method, " ", target, " HTTP/1.1\r\n"] {
-        out.extend_from_slice(part.as_bytes());
-    }
-    found.write(&input[..head], parsed.headers, &request, out);
-    found.add(parsed.headers, origin, host, &request, out);
-    Ok(Some(request))
+    Ok(Some((request, Head { method, target, host, headers, bytes: &input[..head], found })))
 }
 
-/// The target for the endpoint and the host it means. A target with a host of its own overrides `Host`
-/// (RFC 9112, 3.2.2).
+/// Whether `value` can be a host with a port or without (RFC 9110, 7.2). Not the whole grammar, but nothing that one
+/// program could take for the end of it and another not.
+pub fn is_host(value: &[u8]) -> bool {
+    value.iter().copied().all(is_of_host)
+}
+
+impl Head<'_, '_> {
+    /// Whether a field is for this hop only.
+    pub fn is_of_this_hop(&self, header: &Header<'_>) -> bool {
+        match Field::of(header.name) {
+            Field::Connection | Field::Hop | Field::TransferEncoding | Field::Upgrade => true,
+            Field::Host | Field::Expect => true,
+            _ => self.found.connection.nominates(header.name),
+        }
+    }
+
+    /// Whether it asks to go on in HTTP/2 (RFC 7540, 3.2).
+    pub fn asks_for_http2(&self) -> bool {
+        self.found.h2c && self.found.connection.upgrade && self.found.http2_settings
+    }
+}
+
+/// The target for the endpoint and the host it means. A target with a host of its own has to name the same as `Host`:
+/// a client must see to that (RFC 9112, 3.2.2), and what came before us may have gone by the other one.
 fn split_target<'a>(
     target: &'a str,
     host: Option<&'a [u8]>,
 ) -> Result<(&'a str, Option<&'a [u8]>), Refusal> {
+    if !is_of_target_characters(target) {
+        return Err(Refusal::Malformed("its target has a character that belongs in none"));
+    }
     if target.starts_with('/') || target == "*" {
         return Ok((target, host));
     }
     let rest = target.strip_prefix("http://").or_else(|| target.strip_prefix("https://"));
     let rest = rest.ok_or(Refusal::Malformed("its target is neither a path nor an address"))?;
     let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    if authority.is_empty() || authority.contains('@') || path.starts_with('?') {
+    if authority.is_empty() || !authority.bytes().all(is_of_host) || path.starts_with('?') {
         return Err(Refusal::Malformed("its target is neither a path nor an address"));
+    }
+    if host.is_some_and(|host| !host.eq_ignore_ascii_case(authority.as_bytes())) {
+        return Err(Refusal::Malformed("its Host is not the host of its target"));
     }
     Ok((if path.is_empty() { "/" } else { path }, Some(authority.as_bytes())))
 }
 
+/// Whether `target` has only characters of a target. `{|}^[]\` belong in none either, nor the backtick in a query, but
+/// browsers send them and all understand them alike.
+fn is_of_target_characters(target: &str) -> bool {
+    let mut in_query = false;
+    target.bytes().all(|byte| {
+        in_query |= byte == b'?';
+        byte.is_ascii_graphic() && !b"\"#<>".contains(&byte) && (byte != b'`' || in_query)
+    })
+}
+
+/// Characters of a host and its port, whether from `Host` or from the target.
+fn is_of_host(byte: u8) -> bool {
+    byte.is_ascii_graphic() && !b"/?#@\\,".contains(&byte)
+}
+
 /// What the header fields say.
 #[derive(Debug, Default)]
-struct Found<'a> {
-    connection: Connection<'a>,
-    framing: Framing,
+pub(super) struct Found<'a> {
+    pub connection: Connection<'a>,
+    pub framing: Framing,
     host: Option<&'a [u8]>,
     expects_continue: bool,
-    upgrade: bool,
-    forwarded_for: bool,
-    forwarded_proto: bool,
-    forwarded_host: bool,
+    pub upgrade: bool,
+    /// HTTP/2 is among the protocols to upgrade to, and what follows would pass unseen: there is no other upgrade.
+    http2: bool,
+    h2c: bool,
+    http2_settings: bool,
+    pub forwarded_for: bool,
+    pub forwarded_proto: bool,
+    pub forwarded_host: bool,
+    pub forwarded: bool,
+    pub traced: bool,
+    pub identified: bool,
     keyed: bool,
-    repeated_length: bool,
 }
 
 impl<'a> Found<'a> {
@@ -155,8 +210,7 @@ impl<'a> Found<'a> {
                 .add(header.value)
                 .map_err(|_| Refusal::Malformed("its Connection field is not understood"))?,
             Field::ContentLength => {
-                self.repeated_length |= self
-                    .framing
+                self.framing
                     .add_length(header.value)
                     .map_err(|_| Refusal::Malformed("its Content-Length is not one number"))?;
             }
@@ -168,8 +222,7 @@ impl<'a> Found<'a> {
                 if self.host.replace(header.value).is_some() {
                     return Err(Refusal::Malformed("it has more than one Host"));
                 }
-                let valid = |b: &u8| b.is_ascii_graphic() && !b"/?#@\\,".contains(b);
-                if !header.value.iter().all(valid) {
+                if !is_host(header.value) {
                     return Err(Refusal::Malformed("its Host is not a host"));
                 }
             }
@@ -177,17 +230,24 @@ impl<'a> Found<'a> {
                 self.expects_continue = true;
             }
             Field::Expect => return Err(Refusal::Expectation),
-            // HTTP/2 is not begun this way here: what follows would pass unseen.
             Field::Upgrade => {
-                self.upgrade = !header.value.to_ascii_lowercase().starts_with(b"h2");
+                self.upgrade = true;
+                let mut protocols = header.value.split(|b| *b == b',').map(<[u8]>::trim_ascii);
+                self.h2c |= protocols.clone().any(|p| p.eq_ignore_ascii_case(b"h2c"));
+                self.http2 |= protocols
+                    .any(|p| p.get(..2).is_some_and(|start| start.eq_ignore_ascii_case(b"h2")));
             }
             Field::ForwardedFor => self.forwarded_for = true,
             Field::ForwardedProto => self.forwarded_proto = true,
             Field::ForwardedHost => self.forwarded_host = true,
-            Field::Other if header.name.eq_ignore_ascii_case("idempotency-key") => {
-                self.keyed = true;
+            Field::Forwarded => self.forwarded = true,
+            Field::TraceParent => self.traced = true,
+            Field::RequestId => self.identified = true,
+            Field::IdempotencyKey => self.keyed = true,
+            Field::Hop if header.name.eq_ignore_ascii_case("http2-settings") => {
+                self.http2_settings = true;
             }
-            Field::Hop | Field::Other => {}
+            Field::ClientCertificate | Field::Hop | Field::Other => {}
         }
         Ok(())
     }
@@ -198,7 +258,8 @@ impl<'a> Found<'a> {
         // (draft-ietf-httpapi-idempotency-key-header).
         let idempotent =
             self.keyed || ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"].contains(&method);
-        let upgrade = self.upgrade && self.connection.upgrade && !http10 && body.is_over();
+        let upgrade = self.upgrade && !self.http2;
+        let upgrade = upgrade && self.connection.upgrade && !http10 && body.is_over();
         Request {
             head,
             idempotent: idempotent && !upgrade,
@@ -210,66 +271,6 @@ impl<'a> Found<'a> {
             body,
         }
     }
-
-    /// Copies what is not only for this hop.
-    fn write(&self, head: &[u8], headers: &[Header<'_>], request: &Request, out: &mut Vec<u8>) {
-        let Some(first) = headers.first() else { return };
-        let mut copier = Copier::new(head, offset(head, first.name.as_bytes()));
-        let mut length_seen = false;
-        for header in headers {
-            let pass = match Field::of(header.name) {
-                Field::Connection | Field::Hop | Field::ForwardedFor | Field::Host => false,
-                Field::Upgrade => request.upgrade,
-                Field::Expect => request.expects_continue,
-                Field::ContentLength => !std::mem::replace(&mut length_seen, true),
-                Field::TransferEncoding => true,
-                Field::ForwardedHost | Field::ForwardedProto => true,
-                Field::Other => !self.connection.nominates(header.name),
-            };
-            if !pass {
-                copier.skip(header, out);
-            }
-        }
-        copier.finish(out);
-    }
-
-    /// Adds what the proxy has to say, and the empty line.
-    fn add(
-        &self,
-        headers: &[Header<'_>],
-        origin: Origin<'_>,
-        host: Option<&[u8]>,
-        request: &Request,
-        out: &mut Vec<u8>,
-    ) {
-        let host = host.unwrap_or(origin.local.as_bytes());
-        let mut line = |name: &str, value: &[u8]| {
-            out.extend_from_slice(name.as_bytes());
-            out.extend_from_slice(value);
-            out.extend_from_slice(b"\r\n");
-        };
-        line("Host: ", host);
-        if !self.forwarded_host {
-            line("X-Forwarded-Host: ", host);
-        }
-        if !self.forwarded_proto {
-            line("X-Forwarded-Proto: ", b"http");
-        }
-        if request.upgrade {
-            line("Connection: ", b"Upgrade");
-        }
-        out.extend_from_slice(b"X-Forwarded-For: ");
-        if self.forwarded_for {
-            // One field, as many programs read only the first or the last of several.
-            let is_forwarded = |h: &&Header<'_>| Field::of(h.name) == Field::ForwardedFor;
-            for earlier in headers.iter().filter(is_forwarded).filter(|h| !h.value.is_empty()) {
-                out.extend_from_slice(earlier.value);
-                out.extend_from_slice(b", ");
-            }
-        }
-        out.extend_from_slice(origin.peer.as_bytes());
-        out.extend_from_slice(b"\r\n\r\n");
-    }
 }
 
 #[cfg(test)]
@@ -278,8 +279,18 @@ mod tests {
 
     use super::*;
     use crate::http1::body::Chunks;
+    use crate::http1::forward::Origin;
 
-    const ORIGIN: Origin<'static> = Origin { peer: "10.0.0.9", local: "127.0.0.1:80" };
+    const ORIGIN: Origin<'static> =
+        Origin { peer: "10.0.0.9", local: "127.0.0.1:80", secure: false, lines: b"", ids: None };
+
+    fn parse(
+        input: &[u8],
+        origin: Origin<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<Request>, Refusal> {
+        crate::http1::forward::read_and_write(input, origin, out)
+    }
 
     fn read(input: &str) -> Result<(Request, String), Refusal> {
         let mut out = Vec::new();
@@ -325,13 +336,25 @@ mod tests {
         assert!(request.upgrade && !request.idempotent, "a tunnel can't be repeated");
         assert!(out.contains("Upgrade: websocket\r\n") && out.contains("Connection: Upgrade\r\n"));
 
+        for protocols in ["h2c", "websocket, H2C", "h2c\r\nUpgrade: websocket"] {
+            let head = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: ";
+            let (request, out) = read(&format!("{head}{protocols}\r\n\r\n")).unwrap();
+            assert!(!request.upgrade && !out.contains("Upgrade"), "{protocols}: {out}");
+        }
+
         let (request, _) =
             read("POST /pay HTTP/1.1\r\nHost: a\r\nIdempotency-Key: \"k1\"\r\n\r\n").unwrap();
         assert!(request.idempotent, "its client says that it may come twice");
 
-        let (request, out) = read("GET http://other:81/x HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        let (request, out) =
+            read("GET http://other:81/x HTTP/1.1\r\nHost: OTHER:81\r\n\r\n").unwrap();
         assert!(out.starts_with("GET /x HTTP/1.1\r\nHost: other:81\r\n"), "{out}");
+        let (_, out) = read("GET http://other HTTP/1.0\r\n\r\n").unwrap();
+        assert!(out.starts_with("GET / HTTP/1.1\r\nHost: other\r\n"), "{out}");
         assert!(!request.http10);
+
+        let (_, out) = read("GET /{a|b}^[c]?`d\\ HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        assert!(out.starts_with("GET /{a|b}^[c]?`d\\ "), "{out}");
 
         let (request, out) = read("GET / HTTP/1.0\r\n\r\n").unwrap();
         assert!(request.http10 && !request.keep_alive);
@@ -348,12 +371,14 @@ mod tests {
         assert!(out.contains("Transfer-Encoding: Chunked\r\n") && out.contains("Expect"), "{out}");
     }
 
+    fn malformed(input: &str) {
+        let result = read(input);
+        assert!(matches!(result, Err(Refusal::Malformed(_))), "{input:?}: {result:?}");
+    }
+
     #[test]
+    #[allow(clippy::too_many_lines, reason = "it is a table")]
     fn smuggling_table() {
-        let malformed = |input: &str| {
-            let result = read(input);
-            assert!(matches!(result, Err(Refusal::Malformed(_))), "{input:?}: {result:?}");
-        };
         for fields in [
             "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
             "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n",
@@ -364,6 +389,8 @@ mod tests {
             "Content-Length: 0x3\r\n",
             "Content-Length:\r\n",
             "Content-Length: 99999999999999999999\r\n",
+            "Content-Length: 9223372036854775807\r\n",
+            "Content-Length: 4503599627370496\r\n",
             "Transfer-Encoding: gzip, chunked\r\n",
             "Transfer-Encoding: chunked, chunked\r\n",
             "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
@@ -386,14 +413,38 @@ mod tests {
         ] {
             malformed(&format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n"));
         }
+    }
+
+    #[test]
+    fn first_lines_and_hosts_that_are_none() {
         malformed("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n");
         malformed("GET / HTTP/1.1\r\n\r\n");
         malformed("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n");
         malformed("GET / HTTP/1.1\r\nHost: a b\r\n\r\n");
         malformed("GET / HTTP/1.1\nHost: a\n\n");
+        malformed("GET * HTTP/1.1\r\nHost: a\r\n\r\n");
+        malformed("GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n");
+        malformed("GET http://a:80/ HTTP/1.1\r\nHost: a\r\n\r\n");
         malformed("GET  / HTTP/1.1\r\nHost: a\r\n\r\n");
         malformed("GET a HTTP/1.1\r\nHost: a\r\n\r\n");
-        malformed("GET http://u@h/ HTTP/1.1\r\nHost: a\r\n\r\n");
+        for target in [
+            "http://u@h/",
+            "http://a#b/",
+            "http://a,b/",
+            "http://a\\b/",
+            "http:///",
+            "http://?",
+            "/a#b",
+            "/<a",
+            "/a>",
+            "/a?\"",
+            "/`",
+            "/\u{e4}",
+            "/\x7f",
+            "//a\tb",
+        ] {
+            malformed(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        }
         malformed("G\x01T / HTTP/1.1\r\nHost: a\r\n\r\n");
         assert_eq!(read("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n"), Err(Refusal::Method));
         assert_eq!(read("GET /a b HTTP/1.1\r\nHost: a\r\n\r\n"), Err(Refusal::Version));

@@ -10,7 +10,7 @@ use std::io::{self, IoSlice};
 use tokio::net::TcpStream;
 
 use super::session::{MAX_HELD, OVERHEAD, RECORD, Records, Session};
-use crate::stream;
+use crate::conn;
 
 /// Plain bytes that one write takes at most. Starts with one record and doubles with every write that the system
 /// takes whole, so that a slow reader makes us keep one record and a fast one costs few system calls.
@@ -154,7 +154,7 @@ impl Flow {
     ) -> io::Result<usize> {
         let held = self.held.len();
         let want = (room.len() + room.len() / RECORD * OVERHEAD).clamp(MIN_READ, MAX_READ);
-        let read = stream::try_read(tcp, &mut scratch.inbound[held..held + want])?;
+        let read = conn::read_tcp(tcp, &mut scratch.inbound[held..held + want])?;
         if read == 0 {
             self.failed = Some(Failure::Truncated);
             return Ok(0);
@@ -268,7 +268,7 @@ impl Flow {
     fn send(&mut self, tcp: &TcpStream, records: &Records) -> io::Result<()> {
         let mut bytes = records.bytes();
         if self.pending.is_empty() && !bytes.is_empty() {
-            match stream::try_write(tcp, bytes, &[]) {
+            match conn::write_tcp(tcp, bytes, &[]) {
                 Ok(sent) => bytes = &bytes[sent..],
                 Err(error) if is_passing(&error) => {}
                 Err(error) => return Err(error),
@@ -281,7 +281,7 @@ impl Flow {
     /// Sends what is pending.
     pub fn send_pending(&mut self, tcp: &TcpStream) -> io::Result<()> {
         while !self.pending.is_empty() {
-            match stream::try_write(tcp, &self.pending[self.pending_at..], &[]) {
+            match conn::write_tcp(tcp, &self.pending[self.pending_at..], &[]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(sent) => self.pending_at += sent,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

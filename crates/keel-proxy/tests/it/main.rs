@@ -5,10 +5,17 @@
 mod backend;
 mod client;
 mod control;
+mod frames;
+mod hostile;
 mod http;
+mod http2;
 mod lossless;
 mod placement;
 mod proxy;
+mod recorder;
+mod rivals;
+mod smuggling;
+mod takeover;
 mod tcp;
 
 /// Not a test: the process that the tests start (see [`proxy::Proxy`]).

@@ -5,13 +5,13 @@
 //! either: a new proxy starts with the last snapshot of the old one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use keel_acme::Published;
 use keel_model::{EventKind, Generation, Goal, InstanceId, Phase};
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
@@ -20,7 +20,8 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::watch;
 
-use super::snapshot::{drained, snapshot};
+use super::Credentials;
+use super::snapshot::{Sources, drained, same_shape, snapshot};
 use crate::board::Board;
 use crate::clock;
 use crate::events::EventLog;
@@ -67,11 +68,11 @@ pub struct Link {
     pub events: Arc<EventLog>,
     /// Virtual addresses.
     pub network: Arc<Network>,
+    /// Certificates and proofs.
+    pub credentials: Arc<Credentials>,
     /// What the rest of the server may know of the proxy.
     pub state: watch::Sender<ProxyState>,
-    /// Certificates that authorities issued, and proofs for those who are to.
-    pub issued: watch::Receiver<Published>,
-    /// Which revision of these the proxy shows.
+    /// Which revision of what authorities issued the proxy shows.
     pub shown: watch::Sender<u64>,
 }
 
@@ -110,7 +111,7 @@ impl Link {
                 Err(_) if started.is_some_and(|at| at.elapsed() < START_TIME) => {}
                 Err(_) => {
                     started = Some(tokio::time::Instant::now());
-                    self.start();
+                    self.start(Place::Empty);
                     continue;
                 }
             }
@@ -118,7 +119,7 @@ impl Link {
         }
     }
 
-    fn start(&self) {
+    fn start(&self, place: Place) {
         let path = self.state_dir.join("proxy.log");
         let full = std::fs::metadata(&path).is_ok_and(|log| log.len() > MAX_LOG);
         if full && let Err(error) = std::fs::remove_file(&path) {
@@ -132,6 +133,7 @@ impl Link {
             .arg(self.socket())
             .arg("--snapshot-file")
             .arg(self.state_dir.join("proxy.snapshot"))
+            .args((place == Place::Taken).then_some("--take-over"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log.map_or_else(|_| Stdio::null(), Stdio::from))
@@ -165,14 +167,14 @@ impl Link {
             issued: (Generation(0), 0),
         };
         let mut worlds = self.worlds.subscribe();
-        let mut issued = self.issued.clone();
         let mut board = self.board.subscribe();
+        let mut credentials = self.credentials.subscribe();
         let mut stats = tokio::time::interval(STATS_INTERVAL);
         let mut first = true;
         loop {
             worlds.borrow_and_update();
             board.borrow_and_update();
-            issued.borrow_and_update();
+            credentials.seen();
             let frames = self.news(&mut session, generation, first);
             first = false;
             if let Err(reason) = send(&mut writer, frames).await {
@@ -195,7 +197,7 @@ impl Link {
                 }
                 changed = worlds.changed() => if changed.is_err() { return "shutdown".to_owned() },
                 changed = board.changed() => if changed.is_err() { return "shutdown".to_owned() },
-                Ok(()) = issued.changed() => {}
+                changed = credentials.changed() => if !changed { return "shutdown".to_owned() },
                 _ = stats.tick() => {
                     // The proxy tries a listener that failed again with the next whole snapshot.
                     first = !self.state.borrow().failed.is_empty();
@@ -218,22 +220,20 @@ impl Link {
         let ipv6 = std::path::Path::new("/proc/net/if_inet6").exists();
         let next = generation.next();
         let view = self.board.view();
-        let mut wanted = snapshot(&world, &view, &self.network, ipv6, next);
-        let revision = self.issued.borrow().revision;
-        let same_shape = revision == session.issued.1
-            && wanted.listeners == session.sent.listeners
-            && wanted.clusters.len() == session.sent.clusters.len()
-            && wanted.clusters.keys().eq(session.sent.clusters.keys());
+        let sources = Sources {
+            world: &world,
+            board: &view,
+            network: &self.network,
+            credentials: &self.credentials,
+            ipv6,
+        };
+        let mut wanted = snapshot(&sources, next);
+        let revision = self.credentials.issued_revision();
         let mut frames = Vec::new();
-        if first || !same_shape {
+        if first || revision != session.issued.1 || !same_shape(&wanted, &session.sent) {
             *generation = next;
-            let issued = self.issued.borrow().clone();
-            session.issued = (next, issued.revision);
-            frames.push(ToProxy::Snapshot(Snapshot {
-                certificates: issued.certificates,
-                challenges: issued.challenges,
-                ..wanted.clone()
-            }));
+            session.issued = (next, revision);
+            frames.push(ToProxy::Snapshot(wanted.clone()));
         } else {
             for (id, cluster) in &wanted.clusters {
                 if session.sent.clusters.get(id) != Some(cluster) {
@@ -280,6 +280,10 @@ impl Link {
             FromProxy::Hello { pid, version } => {
                 tracing::info!(pid, version, "linked to the proxy");
                 self.state.send_modify(|state| state.pid = Some(pid));
+                if is_other_binary(pid, &self.program) {
+                    tracing::info!(pid, "the proxy is of another build; a new one takes its place");
+                    self.start(Place::Taken);
+                }
             }
             FromProxy::Ack { generation, failed } => {
                 session.acknowledged = generation;
@@ -299,6 +303,9 @@ impl Link {
             // The runtime sees an exit and the probes see a hang sooner than anything done here could.
             FromProxy::Refused { instance } => tracing::debug!(%instance, "refused a connection"),
             FromProxy::Stats(stats) => self.state.send_modify(|state| state.stats = stats),
+            FromProxy::Place { .. } | FromProxy::Retired => {
+                tracing::debug!("a word for a successor went astray");
+            }
         }
     }
 
@@ -332,6 +339,21 @@ impl Link {
             self.events.add(EventKind::Platform, None, None, None, message);
         }
     }
+}
+
+/// Whether a proxy is started where none is, or beside one that is to be replaced.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Empty,
+    Taken,
+}
+
+/// Whether process `pid` runs something else than what lies at `program` now. Where that can't be told, it does not.
+fn is_other_binary(pid: u32, program: &std::path::Path) -> bool {
+    let identity =
+        |path: &std::path::Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    let running = identity(std::path::Path::new(&format!("/proc/{pid}/exe")));
+    running.is_some_and(|running| identity(program).is_some_and(|wanted| running != wanted))
 }
 
 fn instances(snapshot: &Snapshot) -> BTreeSet<&InstanceId> {

@@ -1,6 +1,15 @@
 //! What the proxy is told: the snapshot, and the link that carries it.
 
+mod credentials;
+mod files;
 mod link;
 mod snapshot;
+mod tables;
+#[cfg(test)]
+mod tests;
 
+pub use credentials::Credentials;
+pub use files::CertificateFiles;
 pub use link::{Link, ProxyState};
+pub use snapshot::tcp_ports;
+pub use tables::default_priority;

@@ -1,5 +1,6 @@
 //! A link to a proxy that the test plays.
 
+use keel_acme::Published;
 use keel_route::snapshot::{Certificate, Challenges};
 use keel_store::{RedbStore, Store};
 use tokio::net::UnixListener;
@@ -41,7 +42,7 @@ impl Proxy {
 
 async fn link(
     state_dir: PathBuf,
-    issued: watch::Receiver<Published>,
+    credentials: Arc<Credentials>,
     shown: watch::Sender<u64>,
 ) -> Link {
     let store: Arc<dyn Store> = Arc::new(RedbStore::in_memory().unwrap());
@@ -54,7 +55,7 @@ async fn link(
         events: Arc::new(EventLog::load(&*store).await.unwrap()),
         network: Arc::new(network),
         state: watch::channel(ProxyState::default()).0,
-        issued,
+        credentials,
         shown,
     }
 }
@@ -70,9 +71,10 @@ async fn certificates_are_in_the_first_snapshot_and_proofs_are_shown_when_acknow
         challenges.http.extend(proof.map(|proof| ("token".to_owned(), proof.to_owned())));
         Published { revision, certificates: vec![certificate.clone()], challenges }
     };
-    let (publish, issued) = watch::channel(published(5, None));
+    let credentials = Arc::new(Credentials::default());
+    credentials.set_issued(published(5, None));
     let (sender, mut shown) = watch::channel(0);
-    let link = link(directory.path().to_owned(), issued, sender).await;
+    let link = link(directory.path().to_owned(), credentials.clone(), sender).await;
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(link.run());
     let (stream, _) = listener.accept().await.unwrap();
@@ -85,12 +87,12 @@ async fn certificates_are_in_the_first_snapshot_and_proofs_are_shown_when_acknow
     let is = |revision| move |shown: &u64| *shown == revision;
     tokio::time::timeout(PATIENCE, shown.wait_for(is(5))).await.unwrap().unwrap();
 
-    publish.send_replace(published(6, Some("proof")));
+    credentials.set_issued(published(6, Some("proof")));
     let second = proxy.snapshot().await;
     assert_eq!(second.challenges.http["token"], "proof");
     assert!(second.generation > first.generation);
     proxy.acknowledge(first.generation).await;
-    publish.send_replace(published(7, None));
+    credentials.set_issued(published(7, None));
     let third = proxy.snapshot().await;
     assert!(third.challenges.is_empty());
     assert_eq!(*shown.borrow(), 5, "an older word is none for a newer snapshot");

@@ -1,0 +1,533 @@
+//! One try of a request at one endpoint, and its answer on the way back.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode};
+use keel_route::retry::Failure;
+
+use crate::bridge::sink::{Extent, Sink};
+use crate::bridge::source::{Cut, Http1Source, Piece, Source};
+use crate::bridge::upload::{Broken, Upload};
+use crate::bridge::{Exchange, failure_of};
+use crate::buffer::Buffer;
+use crate::deadline::Deadline;
+use crate::http1::{self, Body, Next, Request, response};
+use crate::http2::Lane;
+use crate::limits::{MAX_HEAD, MAX_INTERIM};
+use crate::stream;
+use crate::tries::{Repeatable, Trial};
+use crate::upstream::Upstream;
+
+/// How one try ended.
+pub enum Outcome {
+    /// An answer was passed on; what becomes of a connection of HTTP/1.
+    Answered(Next),
+    /// No part of an answer was passed on.
+    Failed(Failure),
+    /// The answer is to be asked for once more, which has been decided.
+    Again(Failure),
+    /// The body of the request is over this many bytes.
+    TooLarge(u64),
+    /// The answer did not begin in time.
+    TimedOut,
+    /// The caller is gone.
+    CallerGone,
+    /// The caller sent something that is not a body.
+    Malformed,
+    /// HTTP/2 has no form for its host or target.
+    NoForm,
+}
+
+/// The head of an answer of HTTP/1.
+pub(super) struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Body,
+    reusable: bool,
+}
+
+impl Exchange<'_> {
+    /// Sends the request to an endpoint of HTTP/1.
+    pub async fn try_http1(
+        &mut self,
+        upstream: Upstream,
+        trial: &Trial,
+        upload: &mut Upload<'_>,
+    ) -> Outcome {
+        let waiting = self.deadline();
+        let is_tunnel = self.head.protocol.is_some();
+        let chunked = !is_tunnel && !upload.is_none() && self.head.length.is_none();
+        let framing: &[u8] = if chunked { b"Transfer-Encoding: chunked\r\n" } else { b"" };
+        if is_tunnel {
+            return self.try_tunnel(upstream, trial, upload, &waiting).await;
+        }
+        let mut first = self.head.to_http1(framing);
+        let ended = match upload.begin_http1(chunked, &mut first).await {
+            Ok(ended) => ended,
+            Err(Cut::Malformed) => return Outcome::Malformed,
+            Err(Cut::TooLarge(most)) => return Outcome::TooLarge(most),
+            Err(Cut::Gone) => return Outcome::CallerGone,
+        };
+        if let Err((0, _)) = stream::write_all(&upstream.line, &first, &waiting).await {
+            return Outcome::Failed(Failure::NothingSent);
+        }
+        let sending_deadline = self.deadline();
+        let uploaded = std::cell::Cell::new(ended);
+        let state = self.repeatable(upload);
+        let on_the_way = OnTheWay { trial, uploaded: &uploaded, state };
+        let outcome = {
+            let sending = async {
+                if ended {
+                    return Ok(());
+                }
+                let sent = upload.send_http1(&upstream.line, chunked, &sending_deadline).await;
+                uploaded.set(sent.is_ok());
+                sent
+            };
+            let answering = self.answer_http1(&upstream, &waiting, on_the_way);
+            both(sending, answering).await
+        };
+        self.counted.moved(upload.total, 0);
+        match outcome {
+            Passed::Answered(next, reusable) => {
+                if reusable && uploaded.get() {
+                    let Upstream { line, in_flight, .. } = upstream;
+                    let now_ms = self.session.worker.deadlines.now_ms();
+                    in_flight.endpoint.check_in(line, now_ms);
+                }
+                Outcome::Answered(next)
+            }
+            Passed::Not(outcome) => outcome,
+        }
+    }
+
+    async fn answer_http1(
+        &mut self,
+        upstream: &Upstream,
+        waiting: &Deadline,
+        on_the_way: OnTheWay<'_>,
+    ) -> Passed {
+        let mut input = self.session.worker.buffers.take();
+        let answer = match self.http1_head(upstream, waiting, on_the_way, &mut input).await {
+            Ok(answer) => answer,
+            Err(outcome) => return Passed::Not(outcome),
+        };
+        if let Some(again) = self.once_more(answer.status, on_the_way) {
+            return Passed::Not(again);
+        }
+        let source = Http1Source {
+            worker: &self.session.worker,
+            conn: &upstream.line,
+            body: answer.body,
+            input,
+            trailers: Vec::new(),
+        };
+        let Answer { status, headers, reusable, .. } = answer;
+        let (next, source) =
+            self.pass_on(status, headers, Source::Http1(source), waiting, on_the_way).await;
+        let Source::Http1(source) = source else {
+            return Passed::Answered(next, false);
+        };
+        let reusable = reusable && source.body.is_over() && source.input.is_empty();
+        self.session.worker.buffers.give(source.input);
+        Passed::Answered(next, reusable)
+    }
+
+    /// Reads heads until one is that of the answer.
+    async fn http1_head(
+        &mut self,
+        upstream: &Upstream,
+        waiting: &Deadline,
+        on_the_way: OnTheWay<'_>,
+        input: &mut Buffer,
+    ) -> Result<Answer, Outcome> {
+        let request = self.as_http1();
+        let mut interim = 0;
+        loop {
+            waiting.set(self.counted.cluster.times().one_try);
+            let caller = &mut self.caller;
+            let ready = waiting.until(|cx| {
+                if let Some(caller) = caller.as_mut()
+                    && caller.poll_gone(cx).is_ready()
+                {
+                    return Poll::Ready(Ok(false));
+                }
+                upstream.line.poll_read_ready(cx).map_ok(|()| true)
+            });
+            match ready.await {
+                Ok(true) => {}
+                Ok(false) => return Err(Outcome::CallerGone),
+                Err(e) if e.kind() == io::ErrorKind::TimedOut && !on_the_way.uploaded.get() => {
+                    continue;
+                }
+                Err(e) if e.kind() == io::ErrorKind::TimedOut => return Err(Outcome::TimedOut),
+                Err(_) => {}
+            }
+            match upstream.line.try_read(input.room(MAX_HEAD)) {
+                Ok(n @ 1..) => input.filled(n),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Ok(0) | Err(_) if interim > 0 || !input.is_empty() => {
+                    return Err(Outcome::Failed(Failure::Answering));
+                }
+                Ok(0) | Err(_) if upstream.reused => return Err(Outcome::Failed(Failure::Stale)),
+                Ok(_) | Err(_) => return Err(Outcome::Failed(Failure::CutOff)),
+            }
+            while let Some((head, answer)) =
+                read_head(input, &request).map_err(|()| Outcome::Failed(Failure::Answering))?
+            {
+                input.consume(head);
+                if !answer.status.is_informational() {
+                    return Ok(answer);
+                }
+                interim += 1;
+                if interim > MAX_INTERIM {
+                    return Err(Outcome::Failed(Failure::Answering));
+                }
+                self.announce(answer.status, answer.headers, waiting).await?;
+            }
+        }
+    }
+
+    async fn announce(
+        &mut self,
+        status: StatusCode,
+        headers: HeaderMap,
+        waiting: &Deadline,
+    ) -> Result<(), Outcome> {
+        // Permission to go on was given by the proxy itself.
+        if status == StatusCode::CONTINUE {
+            return Ok(());
+        }
+        match &mut self.caller {
+            Some(caller) => {
+                let told = caller.announce(status, headers, waiting).await;
+                told.map_err(|_| Outcome::CallerGone)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What the parser of answers has to know of the request.
+    pub(super) fn as_http1(&self) -> Request {
+        Request {
+            head: 0,
+            idempotent: false,
+            is_head: self.head.method == Method::HEAD,
+            http10: false,
+            keep_alive: true,
+            upgrade: false,
+            expects_continue: false,
+            body: Body::EMPTY,
+        }
+    }
+
+    /// Sends the request to an endpoint of HTTP/2.
+    pub async fn try_http2(
+        &mut self,
+        mut upstream: Upstream<Lane>,
+        trial: &Trial,
+        upload: &mut Upload<'_>,
+    ) -> Outcome {
+        let secure = self.counted.cluster.policy().tls.is_some();
+        let Ok(request) = self.head.to_http2(secure) else { return Outcome::NoForm };
+        let send = &mut upstream.line.send;
+        let ready = poll_fn(|cx| send.poll_ready(cx)).await;
+        let ended = upload.is_none();
+        let sent = ready.and_then(|()| send.send_request(request, ended));
+        let (mut response, mut body) = match sent {
+            Ok(sent) => sent,
+            Err(error) => {
+                tracing::debug!(%error, "an endpoint takes no more requests on a connection");
+                upstream.line.is_over();
+                return Outcome::Failed(Failure::NothingSent);
+            }
+        };
+        let waiting = self.deadline();
+        let sending_deadline = self.deadline();
+        let uploaded = std::cell::Cell::new(ended);
+        let state = self.repeatable(upload);
+        let on_the_way = OnTheWay { trial, uploaded: &uploaded, state };
+        let outcome = {
+            let sending = async {
+                if ended {
+                    return Ok(());
+                }
+                let sent = upload.send_http2(&mut body, &sending_deadline).await;
+                uploaded.set(sent.is_ok());
+                sent
+            };
+            let answering = self.answer_http2(&mut response, &waiting, on_the_way);
+            both(sending, answering).await
+        };
+        self.counted.moved(upload.total, 0);
+        match outcome {
+            Passed::Answered(next, _) => Outcome::Answered(next),
+            Passed::Not(outcome) => outcome,
+        }
+    }
+
+    async fn answer_http2(
+        &mut self,
+        response: &mut h2::client::ResponseFuture,
+        waiting: &Deadline,
+        on_the_way: OnTheWay<'_>,
+    ) -> Passed {
+        let mut interim = 0;
+        let answer = loop {
+            waiting.set(self.counted.cluster.times().one_try);
+            let caller = &mut self.caller;
+            let news = waiting.until(|cx| {
+                if let Some(caller) = caller.as_mut()
+                    && caller.poll_gone(cx).is_ready()
+                {
+                    return Poll::Ready(Ok(News::CallerGone));
+                }
+                if let Poll::Ready(Some(told)) = response.poll_informational(cx) {
+                    return Poll::Ready(Ok(News::Interim(told)));
+                }
+                let response = std::pin::Pin::new(&mut *response);
+                response.poll(cx).map(|answer| Ok(News::Answer(answer)))
+            });
+            match news.await {
+                Ok(News::Answer(Ok(answer))) => break answer,
+                Ok(News::Answer(Err(error)) | News::Interim(Err(error))) => {
+                    return Passed::Not(Outcome::Failed(failure_of(&error)));
+                }
+                Ok(News::CallerGone) => return Passed::Not(Outcome::CallerGone),
+                Ok(News::Interim(Ok(told))) => {
+                    interim += 1;
+                    if interim > MAX_INTERIM {
+                        return Passed::Not(Outcome::Failed(Failure::Answering));
+                    }
+                    let (parts, ()) = told.into_parts();
+                    if let Err(outcome) = self.announce(parts.status, parts.headers, waiting).await
+                    {
+                        return Passed::Not(outcome);
+                    }
+                }
+                Err(_) if !on_the_way.uploaded.get() => {}
+                Err(_) => return Passed::Not(Outcome::TimedOut),
+            }
+        };
+        let (parts, body) = answer.into_parts();
+        if let Some(again) = self.once_more(parts.status, on_the_way) {
+            return Passed::Not(again);
+        }
+        let source = if body.is_end_stream() { Source::Empty } else { Source::Http2(body) };
+        let (next, _) =
+            self.pass_on(parts.status, parts.headers, source, waiting, on_the_way).await;
+        Passed::Answered(next, false)
+    }
+
+    /// Notes what the answer says of its endpoint; what is to be done instead of passing it on.
+    fn once_more(&mut self, status: StatusCode, on_the_way: OnTheWay<'_>) -> Option<Outcome> {
+        on_the_way.trial.answered(&self.counted, status.as_u16());
+        let state = Repeatable {
+            kept: on_the_way.state.kept && on_the_way.uploaded.get(),
+            ..on_the_way.state
+        };
+        let failure = Failure::Status(status.as_u16());
+        let is_failure = status.is_client_error() || status.is_server_error();
+        (is_failure && self.tries.again(&self.counted, failure, state))
+            .then_some(Outcome::Again(failure))
+    }
+
+    /// Passes an answer on; what becomes of a connection of HTTP/1, and the rest of the body.
+    async fn pass_on<'s>(
+        &mut self,
+        status: StatusCode,
+        mut headers: HeaderMap,
+        mut source: Source<'s>,
+        waiting: &Deadline,
+        on_the_way: OnTheWay<'_>,
+    ) -> (Next, Source<'s>) {
+        if status == StatusCode::NO_CONTENT {
+            // It has none, whatever the endpoint says (RFC 9110, 8.6).
+            headers.remove(header::CONTENT_LENGTH);
+        }
+        let Some(caller) = self.caller.take() else { return (Next::Reset, source) };
+        self.counted.answered(status.as_u16());
+        let mut encoder = None;
+        if let Some(compression) = self.compression.take() {
+            let is_head = self.head.method == Method::HEAD;
+            encoder = compression.begin(status, is_head, &mut headers);
+        }
+        if let Some(changes) = &self.changes {
+            changes.apply(&mut headers);
+        }
+        let extent = if source.is_over() { Extent::None } else { Extent::Some };
+        let Ok(mut sink) = caller.head(status, headers, extent, waiting).await else {
+            return (Next::Reset, source);
+        };
+        if extent == Extent::Some {
+            let idle = self.counted.cluster.times().idle;
+            let relayed = match encoder {
+                Some(encoder) => encoder.relay(&mut source, &mut sink, waiting, idle).await,
+                None => relay(&mut source, &mut sink, waiting, idle).await,
+            };
+            match relayed {
+                Ok(total) => self.counted.moved(0, total),
+                Err(Broken::Sink) => return (Next::Reset, source),
+                Err(Broken::Source | Broken::Malformed | Broken::TooLarge(_)) => {
+                    self.counted.failed(0);
+                    return (sink.abort().await, source);
+                }
+            }
+        }
+        (sink.done(on_the_way.uploaded.get()), source)
+    }
+}
+
+/// What an answer has to know of the request that it answers.
+#[derive(Clone, Copy)]
+struct OnTheWay<'a> {
+    trial: &'a Trial,
+    /// The whole request has been sent.
+    uploaded: &'a std::cell::Cell<bool>,
+    state: Repeatable,
+}
+
+enum News {
+    Answer(Result<http::Response<h2::RecvStream>, h2::Error>),
+    Interim(Result<http::Response<()>, h2::Error>),
+    CallerGone,
+}
+
+/// How one try ended, and whether its connection can serve another request.
+enum Passed {
+    Answered(Next, bool),
+    Not(Outcome),
+}
+
+/// The answer may begin, and even end, while the body of the request is still on its way.
+async fn both(
+    sending: impl Future<Output = Result<(), Broken>>,
+    answering: impl Future<Output = Passed>,
+) -> Passed {
+    let (mut sending, mut answering) = (pin!(sending), pin!(answering));
+    let mut stopped = false;
+    poll_fn(|cx| {
+        if !stopped && let Poll::Ready(sent) = sending.as_mut().poll(cx) {
+            stopped = true;
+            match sent {
+                // It may have answered before it closed.
+                Ok(()) | Err(Broken::Sink) => {}
+                Err(Broken::Source) => return Poll::Ready(Passed::Not(Outcome::CallerGone)),
+                Err(Broken::Malformed) => return Poll::Ready(Passed::Not(Outcome::Malformed)),
+                Err(Broken::TooLarge(most)) => {
+                    return Poll::Ready(Passed::Not(Outcome::TooLarge(most)));
+                }
+            }
+        }
+        answering.as_mut().poll(cx)
+    })
+    .await
+}
+
+/// Passes a body on; its length.
+pub(super) async fn relay(
+    source: &mut Source<'_>,
+    sink: &mut Sink<'_>,
+    deadline: &Deadline,
+    idle: Duration,
+) -> Result<u64, Broken> {
+    let mut total = 0;
+    loop {
+        match next_piece(source, sink, deadline, idle).await? {
+            Piece::Data(data) => {
+                let n = data.len();
+                let last = source.is_over();
+                sink.data(data, last, deadline).await.map_err(|_| Broken::Sink)?;
+                source.passed(n);
+                total += n as u64;
+                if last {
+                    return Ok(total);
+                }
+            }
+            Piece::Trailers(trailers) => {
+                sink.finish(Some(trailers), deadline).await.map_err(|_| Broken::Sink)?;
+                return Ok(total);
+            }
+            Piece::End => {
+                sink.finish(None, deadline).await.map_err(|_| Broken::Sink)?;
+                return Ok(total);
+            }
+        }
+    }
+}
+
+/// The next part of a body. What is at hand goes on at once; nothing is kept back while the endpoint thinks.
+async fn next_piece(
+    source: &mut Source<'_>,
+    sink: &mut Sink<'_>,
+    deadline: &Deadline,
+    idle: Duration,
+) -> Result<Piece, Broken> {
+    match at_hand(source).await {
+        Some(piece) => piece,
+        None => awaited_piece(source, sink, deadline, idle).await,
+    }
+}
+
+/// The next part of a body, if it is at hand.
+pub(super) async fn at_hand(source: &mut Source<'_>) -> Option<Result<Piece, Broken>> {
+    poll_fn(|cx| match source.poll_next(cx) {
+        Poll::Ready(piece) => Poll::Ready(Some(piece.map_err(broken))),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
+}
+
+/// Waits for the next part of a body; what has come before is sent meanwhile.
+pub(super) async fn awaited_piece(
+    source: &mut Source<'_>,
+    sink: &mut Sink<'_>,
+    deadline: &Deadline,
+    idle: Duration,
+) -> Result<Piece, Broken> {
+    sink.flush(deadline).await.map_err(|_| Broken::Sink)?;
+    deadline.set(idle);
+    let next = deadline.until(|cx| {
+        if sink.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        source.poll_next(cx).map(Ok)
+    });
+    match next.await {
+        Ok(piece) => piece.map_err(broken),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Err(Broken::Sink),
+        Err(_) => Err(Broken::Source),
+    }
+}
+
+fn broken(cut: Cut) -> Broken {
+    match cut {
+        Cut::Gone => Broken::Source,
+        Cut::Malformed | Cut::TooLarge(_) => Broken::Malformed,
+    }
+}
+
+/// The head at the start of `input` and its length, once it is complete.
+pub(super) fn read_head(input: &Buffer, request: &Request) -> Result<Option<(usize, Answer)>, ()> {
+    let mut fields = http1::request::fields();
+    let read = response::read(input.bytes(), request, true, &mut fields).map_err(|_| ())?;
+    let Some((response, head)) = read else { return Ok(None) };
+    let mut headers = HeaderMap::with_capacity(head.headers.len());
+    for field in head.headers.iter().filter(|field| !head.is_of_this_hop(field)) {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| ())?;
+        let value = HeaderValue::from_bytes(field.value).map_err(|_| ())?;
+        if name == header::CONTENT_LENGTH && headers.contains_key(&name) {
+            continue;
+        }
+        headers.append(name, value);
+    }
+    let status = StatusCode::from_u16(response.status).map_err(|_| ())?;
+    let answer = Answer { status, headers, body: response.body, reusable: response.reusable };
+    Ok(Some((response.head, answer)))
+}

@@ -1,0 +1,335 @@
+//! The head of a request in a form that every version of HTTP can be made from.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, request, uri};
+use keel_route::request::RequestView;
+
+use crate::http1::fields::Field;
+use crate::http1::{self, Refusal, forward};
+use crate::ids::Ids;
+use crate::limits::MAX_FIELDS;
+use crate::route::{self, MappedFields, Way};
+use crate::session::Session;
+
+/// A request without its body. Fields that are for one hop only are not in it.
+#[derive(Clone, Debug)]
+pub struct RequestHead {
+    pub method: Method,
+    /// Path and query, or `*`.
+    pub target: String,
+    /// Whom the request is for, as the caller said it.
+    pub host: String,
+    fields: MappedFields,
+    /// Length of the body, where it is announced.
+    pub length: Option<u64>,
+    /// Wants to speak this protocol from here on (`websocket`).
+    pub protocol: Option<String>,
+    /// A caller of HTTP/2 waits for `100 Continue`.
+    pub expects_continue: bool,
+}
+
+impl RequestHead {
+    /// From a request of HTTP/2, whose framing and pseudo-fields the library has checked.
+    pub fn from_http2(parts: request::Parts) -> Result<Self, Refusal> {
+        let request::Parts { method, uri, mut headers, mut extensions, .. } = parts;
+        let protocol = extensions.remove::<h2::ext::Protocol>().map(|p| p.as_str().to_owned());
+        if method == Method::CONNECT && protocol.as_deref() != Some("websocket") {
+            return Err(Refusal::Method);
+        }
+        join_cookies(&mut headers);
+        if headers.len() > MAX_FIELDS {
+            return Err(Refusal::TooLarge);
+        }
+        let uri::Parts { authority, path_and_query, .. } = uri.into_parts();
+        let target = path_and_query.map_or_else(|| "/".to_owned(), |path| path.to_string());
+        if !target.starts_with('/') && target != "*" {
+            return Err(Refusal::Malformed("its path does not begin with a slash"));
+        }
+        let named = headers.remove(header::HOST);
+        let host = match (authority, named) {
+            (Some(authority), _) => authority.to_string(),
+            (None, Some(host)) => text(&host),
+            (None, None) => return Err(Refusal::Malformed("it names no host")),
+        };
+        if !http1::is_host(host.as_bytes()) {
+            return Err(Refusal::Malformed("its host is not a host"));
+        }
+        let length = length(&headers)?;
+        let expectation = headers.remove(header::EXPECT);
+        if expectation.as_ref().is_some_and(|e| !e.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+        {
+            return Err(Refusal::Expectation);
+        }
+        for name in [header::TE, header::CONNECTION, header::TRANSFER_ENCODING] {
+            headers.remove(name);
+        }
+        let expects_continue = expectation.is_some();
+        let fields = MappedFields(headers);
+        Ok(Self { method, target, host, fields, length, protocol, expects_continue })
+    }
+
+    /// From a request of HTTP/1.
+    pub fn from_http1(
+        request: &http1::Request,
+        head: &http1::request::Head<'_, '_>,
+        local: &str,
+    ) -> Self {
+        let mut headers = HeaderMap::with_capacity(head.headers.len());
+        let mut protocol = None;
+        for field in head.headers {
+            if Field::of(field.name) == Field::Upgrade && request.upgrade {
+                protocol = Some(String::from_utf8_lossy(field.value).to_ascii_lowercase());
+            }
+            if head.is_of_this_hop(field) {
+                continue;
+            }
+            // The parser let pass only what these take as well.
+            let name = HeaderName::from_bytes(field.name.as_bytes());
+            if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(field.value)) {
+                headers.append(name, value);
+            }
+        }
+        let host = head
+            .host
+            .map_or_else(|| local.to_owned(), |host| String::from_utf8_lossy(host).into_owned());
+        Self {
+            method: Method::from_bytes(head.method.as_bytes()).unwrap_or(Method::GET),
+            target: head.target.to_owned(),
+            host,
+            length: length(&headers).ok().flatten(),
+            fields: MappedFields(headers),
+            protocol,
+            expects_continue: false,
+        }
+    }
+
+    /// As routes see it.
+    pub fn view<'v>(&'v self, session: &'v Session) -> RequestView<'v> {
+        let (path, query) = match self.target.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (self.target.as_str(), None),
+        };
+        RequestView {
+            method: self.method.as_str(),
+            host: &self.host,
+            path,
+            query,
+            client: session.peer.ip().to_canonical(),
+            tls: session.is_secure(),
+            sni: session.secure.as_ref().and_then(|secure| secure.sni.as_deref()),
+            headers: &self.fields,
+        }
+    }
+
+    /// Changes what its route changes. The caller's host stays known by `X-Forwarded-Host`.
+    pub fn change(&mut self, way: &Way) {
+        if way.changes_nothing() {
+            return;
+        }
+        let headers = &mut self.fields.0;
+        let dropped: Vec<_> =
+            headers.keys().filter(|name| way.drops(name.as_str())).cloned().collect();
+        dropped.iter().for_each(|name| drop(headers.remove(name)));
+        route::append(&way.request_fields(), headers);
+        if let Some(target) = way.target() {
+            self.target = target.to_owned();
+        }
+        if let Some(host) = way.host() {
+            if !headers.contains_key("x-forwarded-host")
+                && let Ok(asked) = HeaderValue::from_str(&self.host)
+            {
+                headers.insert("x-forwarded-host", asked);
+            }
+            self.host = host.to_owned();
+        }
+    }
+
+    /// End-to-end fields, without `Host`.
+    pub fn headers(&self) -> &HeaderMap {
+        &self.fields.0
+    }
+
+    /// The same, to be changed.
+    pub fn headers_mut(&mut self) -> &mut HeaderMap {
+        &mut self.fields.0
+    }
+
+    /// Adds what the proxy has to say of where the request came from.
+    pub fn complete(&mut self, session: &Session, ids: &Ids) {
+        let scheme: &'static str = if session.is_secure() { "https" } else { "http" };
+        let headers = &mut self.fields.0;
+        let mut absent = |name: &'static str, value: &[u8]| {
+            if !headers.contains_key(name)
+                && let Ok(value) = HeaderValue::from_bytes(value)
+            {
+                headers.insert(name, value);
+            }
+        };
+        absent("x-forwarded-host", self.host.as_bytes());
+        absent("x-forwarded-proto", scheme.as_bytes());
+        absent("x-request-id", &ids.request());
+        absent("traceparent", &ids.trace());
+        chain(headers, HeaderName::from_static("x-forwarded-for"), &session.peer_text);
+        if headers.contains_key(header::FORWARDED) {
+            let own = forward::forwarded(&session.peer_text, scheme.as_bytes());
+            chain(headers, header::FORWARDED, &own);
+        }
+        headers.remove("x-forwarded-client-cert");
+        let lines = session.secure.as_ref().map_or(&[][..], |secure| &secure.lines);
+        for (name, value) in lines_of(lines) {
+            headers.append(name, value);
+        }
+    }
+
+    /// May be sent twice with the effect of once (RFC 9110, 9.2.2; `Idempotency-Key`).
+    pub fn is_idempotent(&self) -> bool {
+        let idempotent =
+            self.method.is_idempotent() || self.headers().contains_key("idempotency-key");
+        idempotent && self.protocol.is_none()
+    }
+
+    /// Whether it is a call of gRPC.
+    pub fn is_grpc(&self) -> bool {
+        let content = self.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+        content.is_some_and(|content| content.starts_with(b"application/grpc"))
+    }
+
+    /// As bytes of HTTP/1.1, with `framing` lines that say where the body ends.
+    pub fn to_http1(&self, framing: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(512);
+        for part in [self.method.as_str(), " ", &self.target, " HTTP/1.1\r\nHost: ", &self.host] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        out.extend_from_slice(b"\r\n");
+        write_fields(self.headers(), &mut out);
+        out.extend_from_slice(framing);
+        out.extend_from_slice(b"\r\n");
+        out
+    }
+
+    /// As a request of HTTP/2.
+    ///
+    /// # Errors
+    /// When target and host make no address.
+    pub fn to_http2(&self, secure: bool) -> Result<http::Request<()>, http::Error> {
+        let uri = uri::Builder::new()
+            .scheme(if secure { "https" } else { "http" })
+            .authority(self.host.as_str())
+            .path_and_query(self.target.as_str())
+            .build()?;
+        let mut request = http::Request::builder().method(&self.method).uri(uri).body(())?;
+        request.headers_mut().clone_from(self.headers());
+        if self.is_grpc() {
+            // What servers of gRPC look for to tell that trailers will be understood.
+            let trailers = HeaderValue::from_static("trailers");
+            request.headers_mut().insert(header::TE, trailers);
+        }
+        Ok(request)
+    }
+}
+
+/// Field lines as HTTP/1 writes them.
+pub fn write_fields(headers: &HeaderMap, out: &mut Vec<u8>) {
+    for (name, value) in headers {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            out.extend_from_slice(part);
+        }
+    }
+}
+
+/// Reads header lines of our own making, or a trailer section.
+pub fn lines_of(lines: &[u8]) -> Vec<(HeaderName, HeaderValue)> {
+    let mut storage = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut whole = lines.to_vec();
+    whole.extend_from_slice(b"\r\n");
+    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(&whole, &mut storage)
+    else {
+        return Vec::new();
+    };
+    let pair = |field: &httparse::Header<'_>| {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
+        Some((name, HeaderValue::from_bytes(field.value).ok()?))
+    };
+    fields.iter().filter_map(pair).collect()
+}
+
+/// One length, however often it is said.
+fn length(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
+    let mut framing = http1::fields::Framing::default();
+    for value in headers.get_all(header::CONTENT_LENGTH) {
+        framing
+            .add_length(value.as_bytes())
+            .map_err(|_| Refusal::Malformed("its Content-Length is not one number"))?;
+    }
+    Ok(framing.length)
+}
+
+/// HTTP/2 may cut cookies into several fields, which other versions do not understand (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers.get_all(header::COOKIE).iter();
+    let (Some(first), Some(second)) = (cookies.next(), cookies.next()) else { return };
+    let mut joined = first.as_bytes().to_vec();
+    for cookie in std::iter::once(second).chain(cookies) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(cookie.as_bytes());
+    }
+    if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
+/// One field with what earlier proxies said and our own word.
+fn chain(headers: &mut HeaderMap, name: HeaderName, own: &str) {
+    let earlier: Vec<_> = headers.get_all(&name).iter().map(text).collect();
+    let all: Vec<_> =
+        earlier.iter().map(String::as_str).filter(|v| !v.is_empty()).chain([own]).collect();
+    if let Ok(value) = HeaderValue::from_str(&all.join(", ")) {
+        headers.insert(name, value);
+    }
+}
+
+fn text(value: &HeaderValue) -> String {
+    String::from_utf8_lossy(value.as_bytes()).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(uri: &str, fields: &[(&str, &str)]) -> Result<RequestHead, Refusal> {
+        let mut request = http::Request::builder().method("GET").uri(uri);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        RequestHead::from_http2(request.body(()).unwrap().into_parts().0)
+    }
+
+    #[test]
+    fn from_one_version_to_the_other() {
+        let fields = [("cookie", "a=1"), ("te", "trailers"), ("cookie", "b=2"), ("x", "y")];
+        let head = head("http://shop:81/a?b=c", &fields).unwrap();
+        assert_eq!(
+            String::from_utf8(head.to_http1(b"Content-Length: 3\r\n")).unwrap(),
+            "GET /a?b=c HTTP/1.1\r\nHost: shop:81\r\ncookie: a=1; b=2\r\nx: y\r\nContent-Length: 3\r\n\r\n"
+        );
+        let again = head.to_http2(true).unwrap();
+        assert_eq!(again.uri(), "https://shop:81/a?b=c");
+    }
+
+    #[test]
+    fn what_cannot_be_passed_on_is_refused() {
+        assert!(head("/a", &[]).is_err(), "no host");
+        assert!(head("/a", &[("host", "a b")]).is_err());
+        let twice = [("host", "a"), ("content-length", "1"), ("content-length", "2")];
+        assert!(head("/a", &twice).is_err());
+        assert!(head("/a", &[("host", "a"), ("content-length", "1, 1")]).is_err());
+        assert_eq!(head("/a", &[("host", "a")]).unwrap().host, "a");
+    }
+
+    #[test]
+    fn grpc_is_known_by_its_content_type() {
+        let call = head("http://a/x", &[("content-type", "application/grpc+proto")]).unwrap();
+        assert!(call.is_grpc());
+        assert_eq!(call.to_http2(false).unwrap().headers()["te"], "trailers");
+    }
+}

@@ -1,0 +1,377 @@
+//! Requests and answers between any two versions of HTTP, piece by piece.
+//!
+//! HTTP/1 to HTTP/1 has a faster way of its own ([`crate::http1`]); everything else comes through here: clients of
+//! HTTP/2, services of HTTP/2 (gRPC), and answers that are changed on their way. The rules of trying again are the
+//! same as there.
+
+mod compress;
+mod endpoint;
+pub mod head;
+mod sink;
+mod source;
+mod tunnel;
+mod upload;
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::{HeaderMap, Request};
+use keel_model::Protocol;
+use keel_route::retry::Failure;
+
+use crate::bridge::compress::Compressing;
+use crate::bridge::endpoint::Outcome;
+use crate::bridge::head::RequestHead;
+use crate::bridge::sink::{Caller, Http1Caller};
+use crate::bridge::source::{Http1Source, Source};
+use crate::bridge::upload::Upload;
+use crate::counted::Counted;
+use crate::deadline::Deadline;
+use crate::http1::{self, Next, Refusal};
+use crate::http2::Lane;
+use crate::ids::Ids;
+use crate::reply::Reply;
+use crate::route::{self, AnswerChanges, Decided, RouteAt, Way};
+use crate::session::{Client, Session};
+use crate::tries::{Repeatable, Trial, Tries};
+use crate::upstream::{Placement, Reuse, Unavailable, Upstream};
+
+/// Serves one request of a client of HTTP/2.
+pub async fn serve_http2(
+    session: &Rc<Session>,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+) {
+    let (parts, body) = request.into_parts();
+    let mut caller = Caller::Http2(respond);
+    let is_head = parts.method == http::Method::HEAD;
+    let complete = body.is_end_stream();
+    let mut head = match RequestHead::from_http2(parts) {
+        Ok(head) => head,
+        Err(refusal) => {
+            let reply = Reply::refused(refusal);
+            session.answered_here(&reply, None);
+            caller.reply(&reply, false, is_head, complete).await;
+            return;
+        }
+    };
+    let way = match decide(session, &head).await {
+        Ok(way) => way,
+        Err((reply, route)) => {
+            session.answered_here(&reply, route.as_ref());
+            caller.reply(&reply, head.is_grpc(), is_head, complete).await;
+            return;
+        }
+    };
+    head.change(&way);
+    let ids = Ids::new(&mut session.worker.random.borrow_mut());
+    head.complete(session, &ids);
+    if head.expects_continue && !complete {
+        // The expectation is of one hop: it is met here, and the endpoint hears nothing of it.
+        let deadline = Deadline::new(&session.worker.deadlines);
+        let permission = caller.announce(http::StatusCode::CONTINUE, HeaderMap::new(), &deadline);
+        if permission.await.is_err() {
+            return;
+        }
+    }
+    let source = if complete { Source::Empty } else { Source::Http2(body) };
+    run(session, &head, caller, way, source).await;
+}
+
+/// Where a request goes, or what it is answered here.
+async fn decide(session: &Session, head: &RequestHead) -> Result<Way, (Reply, Option<RouteAt>)> {
+    if let Some(way) = session.straight() {
+        return Ok(way);
+    }
+    let mut verified = None;
+    loop {
+        match session.decide(&head.view(session), head.length, verified.as_ref()) {
+            Decided::Go(way) => return Ok(way),
+            Decided::Answer(reply, route) => return Err((reply, route)),
+            Decided::Verify(check) if verified.is_none() => {
+                // Where it holds up nobody.
+                verified = tokio::task::spawn_blocking(move || check.run()).await.ok();
+                if verified.is_some() {
+                    continue;
+                }
+            }
+            // The password was checked a moment ago.
+            Decided::Verify(_) => {}
+        }
+        return Err((Reply::new(500, "The password could not be checked."), None));
+    }
+}
+
+/// Serves one request of a client of HTTP/1 whose service speaks HTTP/2, or whose bodies are to be looked at; `input`
+/// is what was read behind its head.
+pub async fn serve_http1(
+    client: &Client,
+    request: &http1::Request,
+    mut head: RequestHead,
+    input: &mut crate::buffer::Buffer,
+    way: Way,
+) -> Next {
+    let session = &client.session;
+    head.change(&way);
+    let ids = Ids::new(&mut session.worker.random.borrow_mut());
+    head.complete(session, &ids);
+    let caller = Caller::Http1(Http1Caller { client, request });
+    if request.body.is_over() {
+        return run(session, &head, caller, way, Source::Empty).await.0;
+    }
+    if request.expects_continue {
+        let permission = b"HTTP/1.1 100 Continue\r\n\r\n";
+        let written = crate::stream::write_all(&client.stream, permission, &client.deadline).await;
+        if written.is_err() {
+            return Next::Close;
+        }
+    }
+    let source = Source::Http1(Http1Source {
+        worker: &session.worker,
+        conn: &client.stream,
+        body: request.body.clone(),
+        input: std::mem::take(input),
+        trailers: Vec::new(),
+    });
+    let (next, source) = run(session, &head, caller, way, source).await;
+    if let Source::Http1(source) = source {
+        *input = source.input;
+    }
+    next
+}
+
+/// Serves a request on its way. What becomes of a connection of HTTP/1, and what is left of the request's body.
+async fn run<'a, 's>(
+    session: &'a Rc<Session>,
+    head: &'a RequestHead,
+    caller: Caller<'a>,
+    way: Way,
+    source: Source<'s>,
+) -> (Next, Source<'s>) {
+    let counted = way.count(session);
+    if let Err(full) = counted.enter() {
+        let reply = counted.full(full);
+        let is_head = head.method == http::Method::HEAD;
+        let next = caller.reply(&reply, head.is_grpc(), is_head, source.is_over()).await;
+        return (next, source);
+    }
+    counted.cluster.budget.borrow_mut().request();
+    let most = way.max_body();
+    let exchange = Exchange {
+        session,
+        head,
+        caller: Some(caller),
+        counted,
+        limit: way.time_limit(),
+        compression: Compressing::new(&way),
+        changes: way.answer_changes(),
+        tries: Tries::default(),
+    };
+    exchange.run(Upload::new(source, most)).await
+}
+
+/// One request, from its first try to the end of its answer.
+struct Exchange<'a> {
+    session: &'a Session,
+    head: &'a RequestHead,
+    /// Until the head of an answer was sent.
+    caller: Option<Caller<'a>>,
+    counted: Counted,
+    /// The whole answer must have come by then.
+    limit: Option<Duration>,
+    /// How the answer may be compressed.
+    compression: Option<Compressing>,
+    /// What is changed in the head of the answer.
+    changes: Option<Box<AnswerChanges>>,
+    tries: Tries,
+}
+
+impl Exchange<'_> {
+    /// What becomes of a connection of HTTP/1, and what is left of the body of the request.
+    async fn run<'s>(mut self, mut upload: Upload<'s>) -> (Next, Source<'s>) {
+        let ended = match self.time_limit() {
+            Some(limit) => tokio::time::timeout(limit, self.until_answered(&mut upload)).await,
+            None => Ok(self.until_answered(&mut upload).await),
+        };
+        let next = match ended {
+            Ok(next) => next,
+            Err(_) => {
+                let text = Reply::timed_out(self.counted.cluster.id());
+                self.failed(&text, upload.is_over()).await
+            }
+        };
+        (next, upload.source)
+    }
+
+    /// The caller waits no longer than this.
+    fn time_limit(&self) -> Option<Duration> {
+        let limit = self.limit;
+        let grpc = self.head.headers().get("grpc-timeout").filter(|_| self.head.is_grpc());
+        let grpc = grpc.and_then(|value| grpc_timeout(value.as_bytes()));
+        [limit, grpc].into_iter().flatten().min()
+    }
+
+    async fn until_answered(&mut self, upload: &mut Upload<'_>) -> Next {
+        let mut placement = Placement::default();
+        let repeatable = self.head.is_idempotent() && upload.is_over();
+        let mut reuse = if repeatable { Reuse::Any } else { Reuse::Checked };
+        loop {
+            upload.rewind();
+            let (outcome, trial) = match self.attempt(&mut placement, reuse, upload).await {
+                Ok(tried) => tried,
+                Err(why) => {
+                    let text = Reply::unavailable(self.counted.cluster.id(), why);
+                    return self.failed(&text, upload.is_over()).await;
+                }
+            };
+            let (failure, decided) = match outcome {
+                Outcome::Answered(next) => return next,
+                Outcome::Again(failure) => (failure, true),
+                Outcome::Failed(failure) => (failure, false),
+                Outcome::TimedOut => (Failure::TimedOut, false),
+                Outcome::Malformed => {
+                    let refusal = Refusal::Malformed("its body is not properly chunked");
+                    return self.reply(&Reply::refused(refusal), false).await;
+                }
+                Outcome::TooLarge(most) => {
+                    return self.reply(&Reply::too_large(most), false).await;
+                }
+                Outcome::NoForm => {
+                    let refusal = Refusal::Malformed("its host is not a host");
+                    return self.reply(&Reply::refused(refusal), upload.is_over()).await;
+                }
+                Outcome::CallerGone => {
+                    self.counted.failed(0);
+                    return Next::Reset;
+                }
+            };
+            trial.failed(&self.counted, failure);
+            let state = self.repeatable(upload);
+            if !decided && !self.tries.again(&self.counted, failure, state) {
+                let cluster = self.counted.cluster.id();
+                let text = match failure {
+                    Failure::TimedOut => Reply::timed_out(cluster),
+                    _ => Reply::broken(cluster),
+                };
+                return self.failed(&text, upload.is_over()).await;
+            }
+            self.counted.retried();
+            placement.broke(trial.endpoint, failure);
+            self.tries.pause(&self.counted).await;
+            reuse = Reuse::No;
+        }
+    }
+
+    fn repeatable(&self, upload: &Upload<'_>) -> Repeatable {
+        Repeatable { idempotent: self.head.is_idempotent(), kept: upload.is_repeatable() }
+    }
+
+    /// Finds a place and sends the request there.
+    async fn attempt(
+        &mut self,
+        placement: &mut Placement,
+        reuse: Reuse,
+        upload: &mut Upload<'_>,
+    ) -> Result<(Outcome, Trial), Unavailable> {
+        let worker = &self.session.worker;
+        if self.speaks_http2() {
+            let upstream: Upstream<Lane> = placement.acquire(worker, &self.counted, reuse).await?;
+            let trial = self.placed(placement, &upstream);
+            let outcome = Box::pin(self.try_http2(upstream, &trial, upload)).await;
+            Ok((outcome, trial))
+        } else {
+            let upstream: Upstream = placement.acquire(worker, &self.counted, reuse).await?;
+            let trial = self.placed(placement, &upstream);
+            let outcome = Box::pin(self.try_http1(upstream, &trial, upload)).await;
+            Ok((outcome, trial))
+        }
+    }
+
+    fn placed<L>(&mut self, placement: &mut Placement, upstream: &Upstream<L>) -> Trial {
+        placement.placed();
+        self.tries.sent();
+        let trial = Trial::begin(&self.counted, &upstream.in_flight.endpoint);
+        route::bind(&mut self.changes, &self.counted, &trial.endpoint);
+        trial
+    }
+
+    /// What the service is spoken to in. Where nothing is declared it hears what the client chose to speak in clear;
+    /// a browser that speaks HTTP/2 over TLS has not chosen for the service, but a client of gRPC has.
+    fn speaks_http2(&self) -> bool {
+        if self.head.protocol.is_some() {
+            return false;
+        }
+        match self.counted.cluster.protocol() {
+            Protocol::Http2 => true,
+            Protocol::Http | Protocol::Tcp => false,
+            Protocol::Auto => match self.caller {
+                Some(Caller::Http1(_)) | None => false,
+                Some(Caller::Http2(_)) => !self.session.is_secure() || self.head.is_grpc(),
+            },
+        }
+    }
+
+    /// Tells the caller that the platform failed it.
+    async fn failed(&mut self, text: &Reply, complete: bool) -> Next {
+        self.counted.failed(text.status());
+        self.reply(text, complete).await
+    }
+
+    async fn reply(&mut self, text: &Reply, complete: bool) -> Next {
+        let is_head = self.head.method == http::Method::HEAD;
+        match self.caller.take() {
+            Some(caller) => caller.reply(text, self.head.is_grpc(), is_head, complete).await,
+            // A part of an answer was sent: what was dropped on the way here has told the caller.
+            None => Next::Reset,
+        }
+    }
+
+    fn deadline(&self) -> Deadline {
+        Deadline::new(&self.session.worker.deadlines)
+    }
+}
+
+/// `1S`, `250m`: at most eight digits and a unit (gRPC over HTTP/2, "Timeout").
+fn grpc_timeout(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let n = digits.iter().fold(0, |n, digit| n * 10 + u64::from(digit - b'0'));
+    Some(match unit {
+        b'H' => Duration::from_secs(n * 3600),
+        b'M' => Duration::from_secs(n * 60),
+        b'S' => Duration::from_secs(n),
+        b'm' => Duration::from_millis(n),
+        b'u' => Duration::from_micros(n),
+        b'n' => Duration::from_nanos(n),
+        _ => return None,
+    })
+}
+
+/// How a failure of HTTP/2 is judged: a stream that was refused was not looked at (RFC 9113, 8.7).
+fn failure_of(error: &h2::Error) -> Failure {
+    match error.reason() {
+        Some(h2::Reason::REFUSED_STREAM) => Failure::NothingSent,
+        // Streams above the last one that the peer names were not looked at; the library tells only about those.
+        Some(h2::Reason::NO_ERROR) if error.is_go_away() => Failure::NothingSent,
+        _ => Failure::CutOff,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_of_grpc() {
+        assert_eq!(grpc_timeout(b"250m"), Some(Duration::from_millis(250)));
+        assert_eq!(grpc_timeout(b"99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        for bad in ["", "S", "1", "123456789S", "-1S", "1x", "1 S"] {
+            assert_eq!(grpc_timeout(bad.as_bytes()), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! A connection to a client or an endpoint: plain TCP, or TLS on it.
+//!
+//! Everything takes `&self`, so that the two directions of a connection can be waited for by two futures of one
+//! task. Reading and writing never wait; readiness is polled. What was taken has gone to the system.
+
+use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use keel_route::breaker::Pass;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, sockopt};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::tls::Tls;
+
+/// A connection.
+#[derive(Debug)]
+pub struct Conn {
+    io: Io,
+    /// Its place among the connections that there may be.
+    _pass: Option<Pass>,
+}
+
+#[derive(Debug)]
+enum Io {
+    Tcp(TcpStream),
+    Tls(Box<Tls>),
+}
+
+impl Conn {
+    /// Gives the connection a place that is given back when it ends.
+    pub fn with_pass(self, pass: Pass) -> Self {
+        Self { _pass: Some(pass), ..self }
+    }
+
+    /// The socket underneath.
+    pub fn tcp(&self) -> &TcpStream {
+        match &self.io {
+            Io::Tcp(tcp) => tcp,
+            Io::Tls(tls) => tls.tcp(),
+        }
+    }
+
+    /// The socket, if bytes pass as the program sent them, so that the system can move them by itself.
+    pub fn plain(&self) -> Option<&TcpStream> {
+        match &self.io {
+            Io::Tcp(tcp) => Some(tcp),
+            Io::Tls(_) => None,
+        }
+    }
+
+    /// The socket of a connection in clear, to begin TLS on it.
+    pub fn into_plain(self) -> Option<TcpStream> {
+        match self.io {
+            Io::Tcp(tcp) => Some(tcp),
+            Io::Tls(_) => None,
+        }
+    }
+
+    /// Ready when a read would find something, or the end.
+    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &self.io {
+            Io::Tcp(tcp) => tcp.poll_read_ready(cx),
+            Io::Tls(tls) => tls.poll_read_ready(cx),
+        }
+    }
+
+    /// Ready when a write would take something.
+    pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &self.io {
+            Io::Tcp(tcp) => tcp.poll_write_ready(cx),
+            Io::Tls(tls) => tls.poll_write_ready(cx),
+        }
+    }
+
+    /// Reads what there is. `WouldBlock`, mostly without a system call, if there is nothing.
+    pub fn try_read(&self, room: &mut [u8]) -> io::Result<usize> {
+        match &self.io {
+            Io::Tcp(tcp) => read_tcp(tcp, room),
+            Io::Tls(tls) => tls.try_read(room),
+        }
+    }
+
+    /// Writes what the connection takes of `first`, then `second`. `WouldBlock` if it takes nothing; then the same
+    /// bytes must be written again.
+    pub fn try_write(&self, first: &[u8], second: &[u8]) -> io::Result<usize> {
+        match &self.io {
+            Io::Tcp(tcp) => write_tcp(tcp, first, second),
+            Io::Tls(tls) => tls.try_write(first, second),
+        }
+    }
+
+    /// Tells the peer that nothing more comes. A peer that is gone is no error.
+    pub fn shutdown_write(&self) -> io::Result<()> {
+        if let Io::Tls(tls) = &self.io {
+            tls.close_now();
+        }
+        shutdown_tcp(self.tcp())
+    }
+
+    /// Makes the coming close a reset, so that the peer does not take a cut-off stream for a whole one.
+    pub fn reset_on_close(&self) {
+        // Failing means that the connection is gone already.
+        let _ = sockopt::set_socket_linger(self.tcp().as_fd(), Some(Duration::ZERO));
+    }
+
+    /// Ends the connection in order: with TLS the peer is told that nothing is missing.
+    pub fn close(&self) {
+        if let Io::Tls(tls) = &self.io {
+            tls.close_now();
+        }
+    }
+
+    /// Whether a connection that should be silent still is: neither closed nor sending. Costs no system call
+    /// unless something is known to have happened.
+    pub fn is_quiet(&self) -> bool {
+        matches!(self.try_read(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// As [`Conn::is_quiet`], asking the system.
+    pub fn is_quiet_now(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let peeked = rustix::net::recv(self.tcp().as_fd(), &mut [0u8; 1][..], flags);
+        self.is_quiet() && matches!(peeked, Err(rustix::io::Errno::AGAIN))
+    }
+}
+
+impl From<TcpStream> for Conn {
+    fn from(tcp: TcpStream) -> Self {
+        Self { io: Io::Tcp(tcp), _pass: None }
+    }
+}
+
+impl From<Tls> for Conn {
+    fn from(tls: Tls) -> Self {
+        Self { io: Io::Tls(Box::new(tls)), _pass: None }
+    }
+}
+
+/// A short read tells that there is no more for now: readiness is then forgotten without asking the system
+/// again, so that a request costs one read and one write per side. This is safe because readiness is
+/// edge-triggered and only noted between two polls: whatever arrives later makes a new event.
+pub fn read_tcp(tcp: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
+    let mut short = None;
+    let read = tcp.try_io(Interest::READABLE, || {
+        let n = rustix::io::read(tcp, &mut *room)?;
+        if n > 0 && n < room.len() {
+            short = Some(n);
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(n)
+    });
+    short.map_or(read, Ok)
+}
+
+/// As [`read_tcp`], the other way.
+pub fn write_tcp(tcp: &TcpStream, first: &[u8], second: &[u8]) -> io::Result<usize> {
+    let mut short = None;
+    let flags = SendFlags::NOSIGNAL;
+    let written = tcp.try_io(Interest::WRITABLE, || {
+        let n = if first.is_empty() || second.is_empty() {
+            let one = if first.is_empty() { second } else { first };
+            rustix::net::send(tcp, one, flags)?
+        } else {
+            let both = [IoSlice::new(first), IoSlice::new(second)];
+            rustix::net::sendmsg(tcp, &both, &mut SendAncillaryBuffer::default(), flags)?
+        };
+        if n > 0 && n < first.len() + second.len() {
+            short = Some(n);
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(n)
+    });
+    short.map_or(written, Ok)
+}
+
+fn shutdown_tcp(tcp: &TcpStream) -> io::Result<()> {
+    match rustix::net::shutdown(tcp.as_fd(), Shutdown::Write) {
+        // It has closed already.
+        Ok(()) | Err(rustix::io::Errno::NOTCONN) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// For libraries that want a stream of their own (HTTP/2).
+impl AsyncRead for Conn {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            match self.try_read(buf.initialize_unfilled()) {
+                Ok(n) => {
+                    buf.advance(n);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    ready!(self.poll_read_ready(cx))?;
+                }
+                Err(e) => return Poll::Ready(Err(e)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Conn {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let tcp = match &mut self.io {
+            Io::Tcp(tcp) => tcp,
+            Io::Tls(tls) => return Pin::new(&mut **tls).poll_write_vectored(cx, bufs),
+        };
+        let mut filled = bufs.iter().filter(|b| !b.is_empty());
+        let first = filled.next().map_or(&[][..], |b| b);
+        let second = filled.next().map_or(&[][..], |b| b);
+        loop {
+            match write_tcp(tcp, first, second) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    ready!(tcp.poll_write_ready(cx))?;
+                }
+                done => return Poll::Ready(done),
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Tcp(_) => Poll::Ready(Ok(())),
+            Io::Tls(tls) => AsyncWrite::poll_flush(Pin::new(&mut **tls), cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Tcp(tcp) => Poll::Ready(shutdown_tcp(tcp)),
+            Io::Tls(tls) => AsyncWrite::poll_shutdown(Pin::new(&mut **tls), cx),
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! HTTP/2: a client's connection, each request a task of its own.
+//!
+//! The protocol is the `h2` crate's, with its defences against floods of resets, settings, empty frames and
+//! continuations switched on; here is how long things may take and how many there may be.
+
+mod pool;
+mod upgrade;
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use h2::server::{Connection, SendResponse};
+use http::Request;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+pub use pool::{Lane, Pool};
+pub use upgrade::{Upgrade, wanted};
+
+use crate::bridge;
+use crate::buffer::Buffer;
+use crate::deadline::Deadline;
+use crate::limits::{
+    CLIENT_IDLE, H2_CONNECTION_WINDOW, H2_STREAM_WINDOW, MAX_H2_RESETS, MAX_H2_SEND_BUFFER,
+    MAX_H2_STREAMS, MAX_HEAD, REQUEST_HEAD,
+};
+use crate::session::{Client, Session};
+
+/// Serves a connection that begins with the preface of HTTP/2; `first` was read from it already.
+pub async fn serve(client: Client, first: Buffer) {
+    let Client { stream, deadline, session } = client;
+    let io = upgrade::Begun::new(stream, first);
+    run(io, &deadline, session).await;
+}
+
+/// Serves a connection that was upgraded from HTTP/1; its first request came before the upgrade.
+pub async fn serve_upgraded(client: Client, upgrade: Upgrade) {
+    let Client { stream, deadline, session } = client;
+    let io = upgrade::Begun::upgraded(stream, upgrade);
+    run(io, &deadline, session).await;
+}
+
+async fn run<T>(io: T, deadline: &Deadline, session: Rc<Session>)
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(H2_STREAM_WINDOW)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW)
+        .max_concurrent_streams(MAX_H2_STREAMS)
+        .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
+        .max_send_buffer_size(MAX_H2_SEND_BUFFER)
+        .max_pending_accept_reset_streams(MAX_H2_RESETS)
+        .max_concurrent_reset_streams(MAX_H2_RESETS)
+        .max_local_error_reset_streams(Some(MAX_H2_RESETS))
+        .enable_connect_protocol();
+    deadline.set(REQUEST_HEAD);
+    let mut handshake = builder.handshake::<_, Bytes>(io);
+    let made =
+        deadline.until(|cx| std::pin::Pin::new(&mut handshake).poll(cx).map_err(io::Error::other));
+    let Ok(connection) = made.await else { return };
+    Served { connection, session, open: Rc::default(), ending: false }.run(deadline).await;
+}
+
+struct Served<T> {
+    connection: Connection<T, Bytes>,
+    session: Rc<Session>,
+    /// Requests that are being served.
+    open: Rc<Cell<usize>>,
+    /// The client was told to send no more.
+    ending: bool,
+}
+
+/// Counts a request that is being served, even if its task panics.
+struct Open(Rc<Cell<usize>>);
+
+impl Open {
+    fn new(count: &Rc<Cell<usize>>) -> Self {
+        count.set(count.get() + 1);
+        Self(Rc::clone(count))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+impl<T> Served<T>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    async fn run(mut self, deadline: &Deadline) {
+        loop {
+            let worker = Rc::clone(&self.session.worker);
+            let drained = worker.draining.notified();
+            if worker.ending.get() && !self.ending {
+                self.ending = true;
+                self.connection.graceful_shutdown();
+            }
+            let accepted = tokio::select! {
+                biased;
+                accepted = self.next(deadline) => accepted,
+                () = drained => continue,
+            };
+            match accepted {
+                Ok(Some((request, respond))) => self.begin(request, respond),
+                Ok(None) => return,
+                // Idle for long: no more requests, then the end.
+                Err(e) if e.kind() == io::ErrorKind::TimedOut && !self.ending => {
+                    self.ending = true;
+                    self.connection.graceful_shutdown();
+                }
+                Err(error) => {
+                    tracing::debug!(peer = %self.session.peer, %error, "a connection of HTTP/2 broke");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The next request; drives the connection meanwhile.
+    async fn next(
+        &mut self,
+        deadline: &Deadline,
+    ) -> io::Result<Option<(Request<h2::RecvStream>, SendResponse<Bytes>)>> {
+        let mut waits_idle = None;
+        let (connection, open) = (&mut self.connection, &self.open);
+        deadline
+            .until(|cx| {
+                let polled = connection.poll_accept(cx);
+                let idle = open.get() == 0;
+                if waits_idle != Some(idle) {
+                    waits_idle = Some(idle);
+                    if idle { deadline.set_idle(CLIENT_IDLE) } else { deadline.unset() }
+                }
+                match polled {
+                    Poll::Pending => Poll::Pending,
+                    Poll::Ready(None) => Poll::Ready(Ok(None)),
+                    Poll::Ready(Some(Ok(request))) => Poll::Ready(Ok(Some(request))),
+                    Poll::Ready(Some(Err(error))) => Poll::Ready(Err(io::Error::other(error))),
+                }
+            })
+            .await
+    }
+
+    fn begin(&self, request: Request<h2::RecvStream>, respond: SendResponse<Bytes>) {
+        let open = Open::new(&self.open);
+        let session = Rc::clone(&self.session);
+        tokio::task::spawn_local(async move {
+            bridge::serve_http2(&session, request, respond).await;
+            drop(open);
+        });
+    }
+}

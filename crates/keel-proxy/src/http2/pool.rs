@@ -1,0 +1,128 @@
+//! Connections of HTTP/2 to an endpoint: few, shared by many requests.
+//!
+//! A request takes a place on a connection that has one free. Several that need a new connection at the same time
+//! wait for the first one's.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use tokio::sync::Notify;
+
+use crate::conn::Conn;
+use crate::limits::{
+    CONNECT, H2_CONNECTION_WINDOW, H2_STREAM_WINDOW, MAX_H2_SEND_BUFFER, MAX_HEAD,
+};
+use crate::stream::ConnectError;
+
+/// One connection.
+#[derive(Debug)]
+struct Shared {
+    /// Requests on it.
+    streams: Cell<usize>,
+    /// It takes no more.
+    over: Cell<bool>,
+}
+
+/// A place on a connection; given back when dropped.
+#[derive(Debug)]
+pub struct Lane {
+    /// For sending the request.
+    pub send: SendRequest<Bytes>,
+    shared: Rc<Shared>,
+}
+
+impl Lane {
+    fn new(send: &SendRequest<Bytes>, shared: &Rc<Shared>) -> Self {
+        shared.streams.set(shared.streams.get() + 1);
+        Self { send: send.clone(), shared: Rc::clone(shared) }
+    }
+
+    /// The connection takes no more requests.
+    pub fn is_over(&self) {
+        self.shared.over.set(true);
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.shared.streams.set(self.shared.streams.get().saturating_sub(1));
+    }
+}
+
+/// The connections of one worker to one endpoint.
+#[derive(Debug, Default)]
+pub struct Pool {
+    open: RefCell<Vec<(SendRequest<Bytes>, Rc<Shared>)>>,
+    connecting: Cell<bool>,
+    changed: Notify,
+}
+
+/// Says that nobody connects any more, however that ended.
+struct Connecting<'a>(&'a Pool);
+
+impl Drop for Connecting<'_> {
+    fn drop(&mut self) {
+        self.0.connecting.set(false);
+        self.0.changed.notify_waiters();
+    }
+}
+
+impl Pool {
+    /// A place on a connection that is open.
+    pub fn take(&self) -> Option<Lane> {
+        let mut open = self.open.borrow_mut();
+        open.retain(|(_, shared)| !shared.over.get());
+        let free = open
+            .iter()
+            .find(|(send, shared)| shared.streams.get() < send.current_max_send_streams());
+        free.map(|(send, shared)| Lane::new(send, shared))
+    }
+
+    /// A place on a new connection that `dial` makes, or on one that another request is making.
+    ///
+    /// # Errors
+    /// Those of `dial`; `Refused` when the endpoint does not speak HTTP/2.
+    pub async fn open<F>(&self, dial: F) -> Result<Lane, ConnectError>
+    where
+        F: Future<Output = Result<Conn, ConnectError>>,
+    {
+        while self.connecting.get() {
+            // Whatever became of it: if there is no place then, this request connects by itself.
+            let _ = tokio::time::timeout(CONNECT, self.changed.notified()).await;
+            if let Some(lane) = self.take() {
+                return Ok(lane);
+            }
+        }
+        self.connecting.set(true);
+        let _connecting = Connecting(self);
+        let conn = dial.await?;
+        let handshake = h2::client::Builder::new()
+            .enable_push(false)
+            .initial_window_size(H2_STREAM_WINDOW)
+            .initial_connection_window_size(H2_CONNECTION_WINDOW)
+            .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
+            .max_send_buffer_size(MAX_H2_SEND_BUFFER)
+            .handshake(conn);
+        let (send, connection) = match tokio::time::timeout(CONNECT, handshake).await {
+            Ok(Ok(made)) => made,
+            Ok(Err(_)) | Err(_) => return Err(ConnectError::Refused),
+        };
+        let shared = Rc::new(Shared { streams: Cell::new(0), over: Cell::new(false) });
+        let lane = Lane::new(&send, &shared);
+        self.open.borrow_mut().push((send, Rc::clone(&shared)));
+        tokio::task::spawn_local(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection of HTTP/2 to an endpoint broke");
+            }
+            shared.over.set(true);
+        });
+        Ok(lane)
+    }
+
+    /// Lets go of all connections; they end when their requests have.
+    pub fn clear(&self) {
+        self.open.take();
+    }
+}

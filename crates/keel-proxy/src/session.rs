@@ -1,0 +1,136 @@
+//! What is known of a client's connection, whatever is spoken on it.
+
+use std::cell::{OnceCell, RefCell};
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::rc::Rc;
+
+use keel_model::ProxyVersion;
+use keel_route::proxy_protocol;
+
+use crate::cluster::WorkerCluster;
+use crate::conn::Conn;
+use crate::counted::{Affinity, Counted};
+use crate::deadline::Deadline;
+use crate::edge::{Edge, EdgeKey};
+use crate::worker::{Target, Worker};
+
+/// A client's connection, as its requests see it.
+#[derive(Debug)]
+pub struct Session {
+    /// The client, as the network or a trusted proxy in front says.
+    pub peer: SocketAddr,
+    /// The same as text, without the port.
+    pub peer_text: String,
+    /// Where the client connected to.
+    pub local: SocketAddr,
+    /// The listener.
+    pub target: Rc<Target>,
+    pub worker: Rc<Worker>,
+    /// What TLS told, if it ended here.
+    pub secure: Option<Secure>,
+    caller: OnceCell<Rc<str>>,
+    /// The edge of the request before: mostly that of the next one, too.
+    last_edge: RefCell<Option<LastEdge>>,
+}
+
+/// What TLS told of a client.
+#[derive(Clone, Debug, Default)]
+pub struct Secure {
+    /// The name that the client asked for.
+    pub sni: Option<String>,
+    /// Header lines about the client's certificate.
+    pub lines: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct LastEdge {
+    cluster: Rc<WorkerCluster>,
+    route: Option<Rc<str>>,
+    edge: Rc<Edge>,
+}
+
+impl Session {
+    pub fn new(
+        peer: SocketAddr,
+        local: SocketAddr,
+        target: Rc<Target>,
+        worker: Rc<Worker>,
+        secure: Option<Secure>,
+    ) -> Self {
+        Self {
+            peer,
+            peer_text: peer.ip().to_canonical().to_string(),
+            local,
+            target,
+            worker,
+            secure,
+            caller: OnceCell::new(),
+            last_edge: RefCell::default(),
+        }
+    }
+
+    /// Begins to count a request to `cluster` that came over `route`.
+    pub fn count(
+        self: &Rc<Self>,
+        cluster: Rc<WorkerCluster>,
+        route: Option<&Rc<str>>,
+        affinity: Affinity,
+    ) -> Counted {
+        let edge = self.edge(&cluster, route);
+        Counted::begin(Rc::clone(self), cluster, edge, affinity)
+    }
+
+    /// What an endpoint is told of the client before anything else.
+    pub fn proxy_header(&self, version: ProxyVersion) -> Vec<u8> {
+        proxy_protocol::write(version, self.peer, self.local)
+    }
+
+    fn edge(&self, cluster: &Rc<WorkerCluster>, route: Option<&Rc<str>>) -> Rc<Edge> {
+        let mut last = self.last_edge.borrow_mut();
+        if let Some(last) = &*last
+            && Rc::ptr_eq(&last.cluster, cluster)
+            && last.route.as_ref() == route
+        {
+            return Rc::clone(&last.edge);
+        }
+        let edge = self.worker.edges.get(EdgeKey {
+            route: route.cloned().unwrap_or_default(),
+            caller: Rc::clone(self.caller()),
+            cluster: cluster.id().clone(),
+        });
+        *last = Some(LastEdge {
+            cluster: Rc::clone(cluster),
+            route: route.cloned(),
+            edge: Rc::clone(&edge),
+        });
+        edge
+    }
+
+    /// `stack/service` of the client; empty for one outside.
+    pub fn caller(&self) -> &Rc<str> {
+        self.caller.get_or_init(|| self.worker.caller(self.peer.ip().to_canonical()))
+    }
+
+    /// The scheme of requests.
+    pub fn is_secure(&self) -> bool {
+        self.secure.is_some()
+    }
+}
+
+/// A client's connection and what is known of it.
+#[derive(Debug)]
+pub struct Client {
+    pub stream: Conn,
+    /// For waiting on the client.
+    pub deadline: Deadline,
+    pub session: Rc<Session>,
+}
+
+impl Deref for Client {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.session
+    }
+}

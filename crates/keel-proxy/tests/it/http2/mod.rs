@@ -1,0 +1,8 @@
+//! HTTP/2 as clients and endpoints see it, alone and across versions.
+
+pub mod background;
+pub mod client;
+pub mod either;
+pub mod endpoint;
+mod heads;
+mod versions;

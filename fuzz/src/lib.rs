@@ -1,0 +1,45 @@
+//! Fuzz targets for every reader of bytes that strangers send.
+//!
+//! A target is an ordinary function that panics when something does not hold that should. `cargo xtask fuzz` runs it
+//! under libFuzzer; the tests run it over the committed corpus, which has an input for every branch that was ever
+//! reached, and every input that ever broke something (named after what it broke).
+
+mod body;
+mod first_bytes;
+mod head;
+mod hyper_agrees;
+mod plain;
+mod snapshot;
+
+/// Something to feed bytes to.
+#[derive(Debug)]
+pub struct Target {
+    /// Its name, and that of its directory below `corpus/`.
+    pub name: &'static str,
+    /// Longest input worth trying, in bytes.
+    pub longest: usize,
+    /// Panics if something does not hold.
+    pub run: fn(&[u8]),
+}
+
+/// All of them.
+pub const TARGETS: &[Target] = &[
+    Target { name: "request_head", longest: 512, run: head::request },
+    Target { name: "response_head", longest: 512, run: head::response },
+    Target { name: "chunked_body", longest: 256, run: body::chunked },
+    Target { name: "hyper_agrees", longest: 512, run: hyper_agrees::run },
+    Target { name: "proxy_protocol", longest: 300, run: first_bytes::proxy_protocol },
+    Target { name: "detect", longest: 300, run: first_bytes::detection },
+    Target { name: "frames", longest: 1024, run: snapshot::frames },
+    Target { name: "state", longest: 2048, run: snapshot::state },
+];
+
+/// Up to `count` places to cut `bytes` at, different for different bytes and the same for the same.
+fn cuts(bytes: &[u8], count: usize) -> impl Iterator<Item = usize> {
+    // FNV-1a: chance enough, and repeatable.
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let length = bytes.len() as u64 + 1;
+    (0..count as u32).map(move |turn| (hash.rotate_left(turn * 16) % length) as usize)
+}
