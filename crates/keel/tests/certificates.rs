@@ -6,10 +6,13 @@
 mod authority;
 mod support;
 
+use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use authority::Pebble;
 use keel_model::AcmeChallenge;
+// Used by `authority`, which belongs to another crate's tests.
+use rcgen as _;
 use support::{Running, responder, wait_for};
 
 fn compose(pebble: &Pebble, challenge: &str) -> String {
@@ -35,19 +38,21 @@ services:
 
 /// Who issued the certificate that is shown for `shop.test`, and its serial number.
 fn shown(port: u16) -> String {
-    let client = Command::new("openssl")
+    let connection = Command::new("openssl")
         .args(["s_client", "-connect", &format!("127.0.0.1:{port}"), "-servername", "shop.test"])
         .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let output = Command::new("openssl")
-        .args(["x509", "-noout", "-issuer", "-serial"])
-        .stdin(client.stdout.unwrap())
         .output()
         .unwrap();
-    String::from_utf8(output.stdout).unwrap()
+    let mut reader = Command::new("openssl")
+        .args(["x509", "-noout", "-issuer", "-serial"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // It ends early when there is no certificate in it.
+    let _ = reader.stdin.take().unwrap().write_all(&connection.stdout);
+    String::from_utf8(reader.wait_with_output().unwrap().stdout).unwrap()
 }
 
 fn issued(challenge: &str) {
