@@ -85,9 +85,17 @@ impl Renewals {
             self.publish(&wanted, &records);
             let Plan { steps, wake_at } = plan(&wanted, &records, (self.now)());
             if let Some(step) = steps.into_iter().next() {
-                if let Err(failure) = self.carry_out(step, &wanted, &mut records).await {
-                    tracing::warn!(%failure, "certificates can't be kept");
-                    tokio::time::sleep(STORE_PAUSE).await;
+                match self.carry_out(step, &wanted, &mut records).await {
+                    Ok(None) => {}
+                    // Told when it is true for others too.
+                    Ok(Some(notice)) => {
+                        self.publish(&wanted, &records);
+                        (self.tell)(&notice);
+                    }
+                    Err(failure) => {
+                        tracing::warn!(%failure, "certificates can't be kept");
+                        tokio::time::sleep(STORE_PAUSE).await;
+                    }
                 }
                 continue;
             }
@@ -123,31 +131,25 @@ impl Renewals {
         step: Step,
         wanted: &[Wanted],
         records: &mut Records,
-    ) -> Result<(), Failure> {
+    ) -> Result<Option<Notice>, Failure> {
         match step {
-            Step::Order { index, .. } => self.attempt(&wanted[index], records).await,
-            Step::Resume { index } => self.resume(&wanted[index], records).await,
-            Step::Abandon(id) => self.abandon(&id, records).await,
+            Step::Order { index, .. } => return self.attempt(&wanted[index], records).await,
+            Step::Resume { index } => return self.resume(&wanted[index], records).await,
+            Step::Abandon(id) => {
+                self.delete(&format!("orders/{id}")).await?;
+                records.orders.remove(&id);
+            }
             Step::Forget(id) => {
                 self.delete(&format!("certificates/{id}")).await?;
                 records.certificates.remove(&id);
-                Ok(())
             }
-            Step::Ask { index, id } => {
-                self.ask(&wanted[index], id, records).await;
-                Ok(())
-            }
+            Step::Ask { index, id } => self.ask(&wanted[index], id, records).await,
         }
+        Ok(None)
     }
 
     async fn delete(&self, key: &str) -> Result<(), Failure> {
         self.vault.commit(Transaction::new().delete(self.vault.key(key))).await
-    }
-
-    async fn abandon(&self, id: &CertificateId, records: &mut Records) -> Result<(), Failure> {
-        self.delete(&format!("orders/{id}")).await?;
-        records.orders.remove(id);
-        Ok(())
     }
 
     /// Writes down that there is a try, and when the next one may be should we not live to see what comes of this one.
@@ -165,7 +167,11 @@ impl Renewals {
         Ok(())
     }
 
-    async fn attempt(&self, wanted: &Wanted, records: &mut Records) -> Result<(), Failure> {
+    async fn attempt(
+        &self,
+        wanted: &Wanted,
+        records: &mut Records,
+    ) -> Result<Option<Notice>, Failure> {
         let (id, now) = (wanted.id(), (self.now)());
         self.note_try(&id, now, records).await?;
         let replaces = records.certificates.get(&id).cloned();
@@ -179,9 +185,13 @@ impl Renewals {
         self.finish(wanted, trying, &retry_after, records).await
     }
 
-    async fn resume(&self, wanted: &Wanted, records: &mut Records) -> Result<(), Failure> {
+    async fn resume(
+        &self,
+        wanted: &Wanted,
+        records: &mut Records,
+    ) -> Result<Option<Notice>, Failure> {
         let id = wanted.id();
-        let Some(mut pending) = records.orders.get(&id).cloned() else { return Ok(()) };
+        let Some(mut pending) = records.orders.get(&id).cloned() else { return Ok(None) };
         self.note_try(&id, (self.now)(), records).await?;
         pending.resumed += 1;
         self.vault.put(&format!("orders/{id}"), &pending).await?;
@@ -211,7 +221,7 @@ impl Renewals {
         trying: impl Future<Output = Result<Issued, Failure>>,
         retry_after: &RetryAfter,
         records: &mut Records,
-    ) -> Result<(), Failure> {
+    ) -> Result<Option<Notice>, Failure> {
         let tried = tokio::time::timeout(TRY, trying).await;
         let tried = tried.unwrap_or_else(|_| Err(Failure::new("it took too long")));
         self.showcase.show(Challenges::default());
@@ -229,7 +239,7 @@ impl Renewals {
         wanted: &Wanted,
         issued: Issued,
         records: &mut Records,
-    ) -> Result<(), Failure> {
+    ) -> Result<Option<Notice>, Failure> {
         let (id, now) = (wanted.id(), (self.now)());
         let next = now + AFTER_SUCCESS;
         let attempts = Attempts { count: 0, last: now, next, reason: String::new() };
@@ -238,16 +248,16 @@ impl Renewals {
             .put(self.vault.key(&format!("attempts/{id}")), encode(&attempts))
             .delete(self.vault.key(&format!("orders/{id}")));
         self.vault.commit(transaction).await?;
-        (self.tell)(&Notice::Issued {
+        let notice = Notice::Issued {
             names: issued.names.clone(),
             directory: issued.directory.clone(),
             until: issued.not_after,
-        });
+        };
         records.attempts.insert(id.clone(), attempts);
         records.orders.remove(&id);
         records.windows.remove(&id);
         records.certificates.insert(id, issued);
-        Ok(())
+        Ok(Some(notice))
     }
 
     async fn note_failure(
@@ -255,9 +265,9 @@ impl Renewals {
         wanted: &Wanted,
         failure: &Failure,
         records: &mut Records,
-    ) -> Result<(), Failure> {
+    ) -> Result<Option<Notice>, Failure> {
         let (id, now) = (wanted.id(), (self.now)());
-        let Some(attempts) = records.attempts.get_mut(&id) else { return Ok(()) };
+        let Some(attempts) = records.attempts.get_mut(&id) else { return Ok(None) };
         attempts.next = attempts.next.max(now + backoff(&id, attempts.count));
         attempts.reason.clone_from(&failure.reason);
         let next = attempts.next;
@@ -282,13 +292,12 @@ impl Renewals {
         if failure.account_lost {
             account::reopen(&self.vault, &wanted.acme).await?;
         }
-        (self.tell)(&Notice::Failed {
+        Ok(Some(Notice::Failed {
             names: wanted.names.clone(),
             directory: wanted.acme.directory.clone(),
             reason: failure.reason.clone(),
             again,
-        });
-        Ok(())
+        }))
     }
 
     /// Asks when the certificate is to be renewed. That an authority does not say is no failure: there is a rule without it.
