@@ -100,7 +100,9 @@ pub fn chunks(bytes: &[u8]) -> Option<(usize, Vec<u8>)> {
         at += line.len() + 2;
         let digits = line.iter().take_while(|b| b.is_ascii_hexdigit()).count();
         let (size, rest) = line.split_at(digits);
-        if size.is_empty() || size.len() > 16 {
+        // An extension may have 256 bytes, with the white space before it and without the semicolon.
+        let extra = rest.len() - usize::from(rest.contains(&b';'));
+        if size.is_empty() || size.len() > 16 || extra > 256 {
             return None;
         }
         if !rest.is_empty() && !trim(rest).starts_with(b";") && !trim(rest).is_empty() {
