@@ -81,13 +81,17 @@ pub fn framing(fields: &[Field]) -> Framing {
             Framing::Chunked
         }
         ([], [first, rest @ ..]) => {
-            assert!(first.iter().all(u8::is_ascii_digit), "{}", first.escape_ascii());
-            assert!(rest.iter().all(|length| length == first), "different lengths");
-            let length = String::from_utf8_lossy(first).parse().expect("a length that fits");
+            let length = length(first);
+            assert!(rest.iter().all(|other| self::length(other) == length), "different lengths");
             Framing::Length(length)
         }
         _ => panic!("a coding and something else"),
     }
+}
+
+fn length(value: &[u8]) -> u64 {
+    assert!(value.iter().all(u8::is_ascii_digit), "{}", value.escape_ascii());
+    String::from_utf8_lossy(value).parse().expect("a length that fits")
 }
 
 /// Chunks: how long they are with all that belongs to them, and their content. `None`: they do not end here, or are in
