@@ -21,6 +21,8 @@ use keel_proxy::fuzz::RequestHead;
 
 /// Most requests that are looked at.
 const MOST: usize = 8;
+/// Most lines of a head that hyper takes (100 fields).
+const MOST_LINES: usize = 100;
 
 /// A request: its method, and the content of its body.
 type Seen = (String, Vec<u8>);
@@ -43,6 +45,9 @@ fn we_see(mut bytes: &[u8]) -> (Vec<Seen>, Vec<u8>) {
             bytes = rest;
         }
         let Ok(Some(head)) = RequestHead::read(bytes) else { break };
+        if head.passed_on.split(|b| *b == b'\n').count() > MOST_LINES {
+            break;
+        }
         let mut reader = head.reader();
         let mut content = Vec::new();
         let body = &bytes[head.length()..];

@@ -11,28 +11,43 @@ mod hyper_agrees;
 mod plain;
 mod snapshot;
 
+use keel_proxy::fuzz::Refused;
+
 /// Something to feed bytes to.
 #[derive(Debug)]
 pub struct Target {
     /// Its name, and that of its directory below `corpus/`.
     pub name: &'static str,
-    /// Longest input worth trying, in bytes.
-    pub longest: usize,
     /// Panics if something does not hold.
     pub run: fn(&[u8]),
 }
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
-    Target { name: "request_head", longest: 512, run: head::request },
-    Target { name: "response_head", longest: 512, run: head::response },
-    Target { name: "chunked_body", longest: 256, run: body::chunked },
-    Target { name: "hyper_agrees", longest: 512, run: hyper_agrees::run },
-    Target { name: "proxy_protocol", longest: 300, run: first_bytes::proxy_protocol },
-    Target { name: "detect", longest: 300, run: first_bytes::detection },
-    Target { name: "frames", longest: 1024, run: snapshot::frames },
-    Target { name: "state", longest: 2048, run: snapshot::state },
+    Target { name: "request_head", run: head::request },
+    Target { name: "response_head", run: head::response },
+    Target { name: "chunked_body", run: body::chunked },
+    Target { name: "hyper_agrees", run: hyper_agrees::run },
+    Target { name: "proxy_protocol", run: first_bytes::proxy_protocol },
+    Target { name: "detect", run: first_bytes::detection },
+    Target { name: "frames", run: snapshot::frames },
+    Target { name: "state", run: snapshot::state },
 ];
+
+/// What reading the head of a message came to; `None` if it is not complete.
+type Read<T> = Result<Option<T>, Refused>;
+
+/// A verdict stands whatever follows: reading `cut` bytes came to `part`, reading them and more to `whole`.
+fn stands<T>(whole: &Read<T>, part: &Read<T>, length: impl Fn(&T) -> usize, cut: usize) {
+    match (whole, part) {
+        (Ok(Some(whole)), Ok(Some(part))) => assert_eq!(length(part), length(whole)),
+        (Ok(Some(whole)), Ok(None)) => assert!(cut < length(whole), "more was asked for"),
+        (Ok(Some(_)), Err(_)) => panic!("refused before it was complete"),
+        (Ok(None) | Err(_), Ok(None)) | (Err(_), Err(_)) => {}
+        (Ok(None) | Err(_), Ok(Some(_))) => panic!("complete, and then not"),
+        (Ok(None), Err(_)) => panic!("refused, and then not"),
+    }
+}
 
 /// Up to `count` places to cut `bytes` at, different for different bytes and the same for the same.
 fn cuts(bytes: &[u8], count: usize) -> impl Iterator<Item = usize> {

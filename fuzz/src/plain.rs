@@ -81,13 +81,17 @@ pub fn framing(fields: &[Field]) -> Framing {
             Framing::Chunked
         }
         ([], [first, rest @ ..]) => {
-            assert!(first.iter().all(u8::is_ascii_digit), "{}", first.escape_ascii());
-            assert!(rest.iter().all(|length| length == first), "different lengths");
-            let length = String::from_utf8_lossy(first).parse().expect("a length that fits");
+            let length = length(first);
+            assert!(rest.iter().all(|other| self::length(other) == length), "different lengths");
             Framing::Length(length)
         }
         _ => panic!("a coding and something else"),
     }
+}
+
+fn length(value: &[u8]) -> u64 {
+    assert!(value.iter().all(u8::is_ascii_digit), "{}", value.escape_ascii());
+    String::from_utf8_lossy(value).parse().expect("a length that fits")
 }
 
 /// Chunks: how long they are with all that belongs to them, and their content. `None`: they do not end here, or are in
@@ -100,7 +104,9 @@ pub fn chunks(bytes: &[u8]) -> Option<(usize, Vec<u8>)> {
         at += line.len() + 2;
         let digits = line.iter().take_while(|b| b.is_ascii_hexdigit()).count();
         let (size, rest) = line.split_at(digits);
-        if size.is_empty() || size.len() > 16 {
+        // An extension may have 256 bytes, with the white space before it and without the semicolon.
+        let extra = rest.len() - usize::from(rest.contains(&b';'));
+        if size.is_empty() || size.len() > 16 || extra > 256 {
             return None;
         }
         if !rest.is_empty() && !trim(rest).starts_with(b";") && !trim(rest).is_empty() {

@@ -168,6 +168,11 @@ impl Proxy {
         self.listen(protocol, &ready)
     }
 
+    /// Waits until nothing is in flight any more.
+    pub fn all_ended(&mut self) {
+        until("the end of all requests", || (self.stats().in_flight == 0).then_some(()));
+    }
+
     pub fn stats(&mut self) -> ClusterStats {
         self.server.send(&ToProxy::Stats);
         self.server.until("statistics", |message| match message {

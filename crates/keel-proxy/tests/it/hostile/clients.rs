@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use rustix::net::sockopt;
 
-use super::{all_ended, before, serves};
+use super::{before, serves};
 use crate::backend::Backend;
 use crate::client::Client;
 use crate::proxy::until;
@@ -84,7 +84,7 @@ fn one_that_breaks_off_its_request_leaves_nothing_behind() {
             reset(&client);
         }
         drop(client);
-        all_ended(&mut proxy);
+        proxy.all_ended();
     }
     until("the endpoint notices", || (ended.load(Ordering::SeqCst) == 20).then_some(()));
     assert_eq!(whole.load(Ordering::SeqCst), 0, "a part is not taken for a whole");
@@ -145,6 +145,6 @@ fn those_that_never_read_cost_little_memory_and_hold_up_nobody_else() {
     assert!(piece.iter().all(|b| *b == b'x'));
     clients.iter().step_by(2).for_each(reset);
     drop(clients);
-    all_ended(&mut proxy);
+    proxy.all_ended();
     serves(address);
 }

@@ -5,7 +5,7 @@ use std::io::Read;
 use keel_model::Protocol;
 use proptest::prelude::*;
 
-use super::{all_ended, before, rest, serves};
+use super::{before, rest, serves};
 use crate::backend::{Backend, Connection};
 use crate::client::Client;
 use crate::proxy::{Proxy, until};
@@ -47,7 +47,7 @@ fn one_that_hangs_holds_up_nobody_else() {
     for client in &mut waiting {
         assert_eq!(client.answer().status, 502);
     }
-    all_ended(&mut proxy);
+    proxy.all_ended();
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn an_early_answer_arrives_although_the_endpoint_breaks_off_at_once() {
         assert!(sending.join().unwrap() < 1_000, "nobody reads all that");
     }
     serves(address);
-    all_ended(&mut proxy);
+    proxy.all_ended();
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn a_request_is_sent_whole_although_its_answer_has_come() {
     let mut body = [0; 2];
     client.reader.read_exact(&mut body).unwrap();
     assert_eq!(&body, b"ok");
-    all_ended(&mut proxy);
+    proxy.all_ended();
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn rubbish_is_answered_for_and_harms_no_other_request() {
         prop_assert!(answer.starts_with(b"HTTP/1.1 ") || (answer.is_empty() && !ended));
     });
     serves(address);
-    all_ended(&mut proxy);
+    proxy.all_ended();
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use keel_model::{EndpointState, Protocol};
 
-use super::{all_ended, serves};
+use super::serves;
 use crate::backend::Backend;
 use crate::client::{Client, get};
 use crate::proxy::{CART, Process, Proxy, Server, cluster, listener, until};
@@ -40,7 +40,7 @@ fn running_out_of_descriptors_loses_no_listener() {
         // The control connection has its descriptor already.
         assert_eq!(proxy.server.replace(listeners.clone(), clusters.clone()), []);
         drop(clients);
-        all_ended(&mut proxy);
+        proxy.all_ended();
         addresses.into_iter().for_each(serves);
     }
     // One more can be opened, and the others are still there.

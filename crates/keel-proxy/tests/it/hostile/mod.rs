@@ -8,18 +8,13 @@ use keel_model::Protocol;
 
 use crate::backend::Backend;
 use crate::client::{Client, get};
-use crate::proxy::{Proxy, until};
+use crate::proxy::Proxy;
 
 /// A proxy in front of one endpoint, and its address.
 fn before(backend: &Backend) -> (Proxy, std::net::SocketAddr) {
     let mut proxy = Proxy::start();
     let address = proxy.serve(Protocol::Http, &[backend.address]);
     (proxy, address)
-}
-
-/// Waits until nothing is in flight any more.
-fn all_ended(proxy: &mut Proxy) {
-    until("the end of all requests", || (proxy.stats().in_flight == 0).then_some(()));
 }
 
 /// Everything that comes until the end, and whether that was a proper end.
