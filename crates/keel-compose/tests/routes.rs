@@ -324,7 +324,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("{routes: [{host: a.de, split: {a: 10%}}]}", "gets what is left"),
     ("{routes: [{host: a.de, split: {b: 10}}]}", "`10%`"),
     ("{routes: [{host: a.de, split: {b: 60%, c: 60%}}]}", "more than 100%"),
-    ("{routes: [a.de, {name: a, host: b.de}]}", "the route `a` is defined at 1:"),
+    ("{routes: [{name: b, host: a.de}, {name: b, host: b.de}]}", "the route `b` is defined at 1:"),
     ("{routes: [{host: a.de, name: 'x y'}]}", "a name of letters"),
     ("{routes: [{host: a.de, allow: 10.0.0.0/99}]}", "a network"),
     ("{routes: [{host: a.de, redirect: ftp}]}", "a scheme, an address or a path"),
@@ -573,6 +573,17 @@ fn routers_and_services() {
         elsewhere.services["back"].ports[0].target, 9000,
         "the port of a label is a port of the service"
     );
+    let both = stack(
+        "services:
+  a:
+    command: ./a
+    expose: [1]
+    labels: ['traefik.http.routers.a.rule=Host(`a.de`)']
+    x-keel: {routes: [b.de, c.de]}
+",
+    );
+    let names: Vec<&str> = both.services["a"].routes.iter().map(|r| r.name.as_str()).collect();
+    assert_eq!(names, ["a#2", "a#3", "a"], "a router has its name, others get free ones");
     let by_name = stack(
         "name: p
 services:
