@@ -268,6 +268,21 @@ fn default_entrypoints_are_there_when_routes_use_them() {
         own("{web: {redirect_to: websecure}}", "{}"),
         ["web 0.0.0.0:80 -> websecure", "websecure 0.0.0.0:443 tls"]
     );
+    assert_eq!(
+        own(
+            "{http: 80, https: {bind: 443, tls: true}}",
+            "{routes: {host: a.de, tls: acme, entrypoints: https}}"
+        ),
+        ["http 0.0.0.0:80", "https 0.0.0.0:443 tls"],
+        "an authority is answered at any plain entrypoint on port 80"
+    );
+    assert_eq!(
+        own(
+            "{https: {bind: 443, tls: true}}",
+            "{routes: {host: a.de, tls: acme, entrypoints: https}}"
+        ),
+        ["https 0.0.0.0:443 tls", "web 0.0.0.0:80"]
+    );
     let implied = route("{host: a.de, entrypoints: websecure}");
     assert_eq!(implied.tls, Some(RouteTls::Any), "an entrypoint with TLS gives it to its routes");
 }
@@ -324,7 +339,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("{routes: [{host: a.de, split: {a: 10%}}]}", "gets what is left"),
     ("{routes: [{host: a.de, split: {b: 10}}]}", "`10%`"),
     ("{routes: [{host: a.de, split: {b: 60%, c: 60%}}]}", "more than 100%"),
-    ("{routes: [a.de, {name: a, host: b.de}]}", "the route `a` is defined at 1:"),
+    ("{routes: [{name: b, host: a.de}, {name: b, host: b.de}]}", "the route `b` is defined at 1:"),
     ("{routes: [{host: a.de, name: 'x y'}]}", "a name of letters"),
     ("{routes: [{host: a.de, allow: 10.0.0.0/99}]}", "a network"),
     ("{routes: [{host: a.de, redirect: ftp}]}", "a scheme, an address or a path"),
@@ -373,7 +388,10 @@ const TOP_MISTAKES: &[(&str, &str)] = &[
     ("{entrypoints: {x: {bind: 1, redirect_to: wbsecure}}}", "did you mean `websecure`"),
     ("{entrypoints: {x: {bind: 1, redirect_to: web}}}", "speaks no TLS"),
     ("{entrypoints: {x: 90, y: '127.0.0.1:90'}}", "both want port 90"),
-    ("{entrypoints: {x: 80}}", "`web` and `x` both want port 80"),
+    (
+        "{entrypoints: {x: 80}}",
+        "`web` and `x` both want port 80 | routes that name no entrypoint are served at `web`",
+    ),
     ("{acme: {directory: 'http://a.de'}}", "https://"),
     ("{acme: {email: me}}", "an e-mail address"),
 ];
@@ -573,6 +591,17 @@ fn routers_and_services() {
         elsewhere.services["back"].ports[0].target, 9000,
         "the port of a label is a port of the service"
     );
+    let both = stack(
+        "services:
+  a:
+    command: ./a
+    expose: [1]
+    labels: ['traefik.http.routers.a.rule=Host(`a.de`)']
+    x-keel: {routes: [b.de, c.de]}
+",
+    );
+    let names: Vec<&str> = both.services["a"].routes.iter().map(|r| r.name.as_str()).collect();
+    assert_eq!(names, ["a#2", "a#3", "a"], "a router has its name, others get free ones");
     let by_name = stack(
         "name: p
 services:
@@ -658,6 +687,26 @@ fn mistakes_in_labels_have_their_place() {
         let found = errors(&labelled(labels));
         assert!(found.iter().any(|error| error.contains(needle)), "{labels:?}: {found:#?}");
     }
+    let of_another = |middleware: &str| {
+        lower(&format!(
+            "services:
+  a:
+    command: ./a
+    expose: [1]
+    labels: ['traefik.http.routers.r.rule=Host(`a.de`)', traefik.http.routers.r.middlewares=m]
+  b:
+    command: ./b
+    profiles: [never]
+    labels: ['traefik.http.middlewares.m.{middleware}', 'traefik.http.middlewares.n.retry.attempts=x']
+"
+        ))
+    };
+    assert!(of_another("addprefix.prefix=/x").is_ok());
+    let broken = told(&of_another("basicauth.users=ann:hush").unwrap_err());
+    assert!(
+        broken.len() == 1 && broken[0].contains("written `$$`"),
+        "no route without it: {broken:?}"
+    );
     let twice = errors(
         "services:
   a: {command: ./a, expose: [1], labels: ['traefik.http.routers.r.rule=Host(`a.de`)']}
@@ -691,6 +740,12 @@ fn labels_without_effect_are_told() {
             "{label}: {found:#?}"
         );
     }
+    let inert = [
+        rule,
+        "traefik.http.routers.r.middlewares=m",
+        "traefik.http.middlewares.m.circuitbreaker.expression=x",
+    ];
+    assert_eq!(warnings(&labelled(&inert)).len(), 1, "it is defined, and does nothing");
     let both = [
         rule,
         "traefik.http.routers.r.entrypoints=web,websecure",

@@ -18,6 +18,8 @@ pub(super) struct Entry {
     pub key: String,
     pub value: Node,
     pub key_place: Span,
+    /// It is honoured. One that is not has been told, and still defines what it names.
+    pub honoured: bool,
     rank: usize,
 }
 
@@ -58,7 +60,7 @@ pub(super) fn prefix_of(key: &str) -> Option<&'static str> {
     })
 }
 
-/// All labels of a service that are about routing and honoured; the others are told.
+/// All labels of a service that are about routing; those that are not honoured are told.
 pub(super) fn collect(
     service: &Node,
     errors: &mut Vec<Diagnostic>,
@@ -69,8 +71,9 @@ pub(super) fn collect(
         for (key, key_place, value) in pairs(labels) {
             let Some(prefix) = prefix_of(&key) else { continue };
             let rank = PREFIXES.iter().position(|known| *known == prefix).unwrap_or_default();
-            let Some(path) = known(&key, prefix, &key_place, errors, notes) else { continue };
-            let entry = Entry { path, key, value, key_place, rank };
+            let found = known(&key, prefix, &key_place, errors, notes);
+            let Some((path, honoured)) = found else { continue };
+            let entry = Entry { path, key, value, key_place, honoured, rank };
             add(&mut entries, entry, errors);
         }
     }
@@ -125,25 +128,25 @@ fn pairs(labels: &Node) -> Vec<(String, Span, Node)> {
     }
 }
 
-/// The path of a label that is honoured.
+/// The path of a label, and whether it is honoured.
 fn known(
     key: &str,
     prefix: &str,
     place: &Span,
     errors: &mut Vec<Diagnostic>,
     notes: &mut Vec<Diagnostic>,
-) -> Option<Vec<String>> {
+) -> Option<(Vec<String>, bool)> {
     let parts: Vec<&str> = key[prefix.len()..].split('.').collect();
     let Some((row, path)) = table::find(&parts) else {
         unknown(key, prefix, &parts, place, errors, notes);
         return None;
     };
     match row.support {
-        Support::Honoured | Support::Partly(_) => Some(path),
+        Support::Honoured | Support::Partly(_) => Some((path, true)),
         Support::Warn(reason) => {
             let message = format!("`{key}` has no effect: {reason}");
             notes.push(Diagnostic::warning(Code::Unsupported, message).at(place));
-            None
+            Some((path, false))
         }
         Support::Refused(remedy) => {
             let message = format!("`{key}` does not work here");

@@ -10,7 +10,7 @@ use keel_model::{
 
 use super::entry::Entry;
 use super::{Labels, Named, Section};
-use crate::diagnostic::Code;
+use crate::diagnostic::{Code, Diagnostic};
 use crate::number::parse_duration;
 use crate::routes::{AuthDraft, Draft, Located, credentials, forms};
 use crate::rule::parse_network;
@@ -38,6 +38,8 @@ pub(super) enum Step {
     Chain(Vec<Node>),
     /// It asks for nothing that is to be done here.
     Nothing,
+    /// It can't be read, and belongs to a service that does not run: whoever uses it is told.
+    Broken(Vec<Diagnostic>),
 }
 
 /// The middlewares of a project by name.
@@ -52,11 +54,14 @@ impl Labels<'_> {
         let mut middlewares = Middlewares::new();
         for (name, named) in section {
             let mistakes = self.reader.errors.len();
-            let step = self.middleware(&name, &named);
+            let mut step = self.middleware(&name, &named).unwrap_or(Step::Nothing);
             if !active.contains(named.owner) {
-                self.reader.errors.truncate(mistakes);
+                let errors = self.reader.errors.split_off(mistakes);
+                if !errors.is_empty() {
+                    step = Step::Broken(errors);
+                }
             }
-            middlewares.insert(name, step.unwrap_or(Step::Nothing));
+            middlewares.insert(name, step);
         }
         middlewares
     }
@@ -282,6 +287,7 @@ impl Labels<'_> {
             let Some(step) = self.step(&node, known) else { continue };
             match step {
                 Step::Retry(times) => retries = Some(*times),
+                Step::Broken(errors) => self.reader.errors.extend(errors.iter().cloned()),
                 Step::Chain(inner) if depth < MAX_CHAIN_DEPTH => {
                     waiting.extend(inner.iter().rev().map(|node| (node.clone(), depth + 1)));
                 }
@@ -349,7 +355,7 @@ impl Labels<'_> {
             Step::MaxBody(size) => {
                 filters.max_body = Some(filters.max_body.map_or(size, |other| other.min(size)));
             }
-            Step::Retry(_) | Step::Chain(_) | Step::Nothing => {}
+            Step::Retry(_) | Step::Chain(_) | Step::Nothing | Step::Broken(_) => {}
         }
     }
 }

@@ -117,7 +117,7 @@ impl<'p> Labels<'p> {
             let named =
                 section.entry(name.clone()).or_insert_with(|| Named { owner, entries: Vec::new() });
             if named.owner == owner {
-                named.entries.push(entry);
+                named.entries.extend(Some(entry).filter(|entry| entry.honoured));
             } else if !named.entries.iter().any(|other| other.same(&entry)) && told {
                 let word = kind.rsplit('.').next().unwrap_or_default().trim_end_matches('s');
                 let message =

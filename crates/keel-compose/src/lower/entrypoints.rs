@@ -110,10 +110,14 @@ impl Lower<'_> {
             }
         }
         // An authority asks at port 80; what else comes there is better off with TLS.
-        let redirect = needs.redirect || needs.http_challenge;
-        if redirect && !top.entrypoints.contains_key(WEB) && all.contains_key(WEBSECURE) {
+        let wanted = needs.redirect || needs.http_challenge;
+        let port = default_entrypoint(WEB).bind.port();
+        let own =
+            |(name, e): (&String, &Entrypoint)| name != WEB && !e.tls && e.bind.port() == port;
+        if wanted && !top.entrypoints.contains_key(WEB) && !all.iter().any(own) {
+            let target = all.contains_key(WEBSECURE).then(|| WEBSECURE.to_owned());
             let web = all.entry(WEB.to_owned()).or_insert_with(|| default_entrypoint(WEB));
-            web.redirect_to = Some(WEBSECURE.to_owned());
+            web.redirect_to = target;
         }
         self.check_binds(&all, top);
         stack.entrypoints = all;
@@ -147,7 +151,15 @@ impl Lower<'_> {
                     "the entrypoints `{other}` and `{name}` both want port {}",
                     bind.port()
                 );
-                self.error(Code::Conflict, &span, message, "give one of them another port");
+                let implied =
+                    [*other, name].into_iter().find(|n| !top.entrypoints.contains_key(*n));
+                let help = implied.map_or_else(
+                    || "give one of them another port".to_owned(),
+                    |implied| {
+                        format!("routes that name no entrypoint are served at `{implied}`: call yours that, or name it at the routes")
+                    },
+                );
+                self.error(Code::Conflict, &span, message, help);
             }
             seen.push((name, entrypoint));
         }

@@ -1,6 +1,6 @@
 //! Drafts of routes → routes, with everything that they name: entrypoints, ports, other services, files, secrets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use keel_model::{
     AcmeChallenge, Route, RouteKind, RouteTls, Rule, Service, ServiceName, Split, Stack, Transport,
@@ -21,12 +21,21 @@ impl Lower<'_> {
     /// Gives the services of a stack their routes, and the stack the entrypoints that those need.
     pub(super) fn routes(&mut self, stack: &mut Stack, drafts: Drafts, top: XTop) {
         let mut names: BTreeMap<String, Span> = BTreeMap::new();
+        let given: BTreeSet<String> = drafts
+            .values()
+            .flatten()
+            .filter_map(|d| d.name.as_ref())
+            .map(|n| n.value.clone())
+            .collect();
         let mut needs = Needs::default();
         for (service, drafts) in drafts {
+            let mut free = default_names(&service, &given);
             let mut routes = Vec::with_capacity(drafts.len());
-            for (index, draft) in drafts.into_iter().enumerate() {
-                let name = route_name(&service, index, draft.name.as_ref());
-                let place = draft.name.as_ref().map_or(&draft.span, |name| &name.span).clone();
+            for draft in drafts {
+                let (name, place) = match &draft.name {
+                    Some(name) => (name.value.clone(), name.span.clone()),
+                    None => (free.next().unwrap_or_default(), draft.span.clone()),
+                };
                 if let Some(other) = names.get(&name) {
                     let message = format!("the route `{name}` is defined at {other} already");
                     self.error(Code::Conflict, &place, message, "give one of them another `name`");
@@ -200,13 +209,14 @@ impl Lower<'_> {
     }
 }
 
-/// The name that a route has unless it is given one; `#` can't be in the name of a service.
-fn route_name(service: &ServiceName, index: usize, given: Option<&Located<String>>) -> String {
-    match (given, index) {
-        (Some(name), _) => name.value.clone(),
-        (None, 0) => service.to_string(),
-        (None, index) => format!("{service}#{}", index + 1),
-    }
+/// The names that routes of a service have unless they are given one: the service's, then with a number. `#` can't be in
+/// the name of a service. Routers of labels are often named like their service; those names are taken.
+fn default_names<'n>(
+    service: &'n ServiceName,
+    given: &'n BTreeSet<String>,
+) -> impl Iterator<Item = String> + 'n {
+    let numbered = (2_u32..).map(move |number| format!("{service}#{number}"));
+    std::iter::once(service.to_string()).chain(numbered).filter(|name| !given.contains(name))
 }
 
 /// The hosts that a rule names, except behind a `!`.

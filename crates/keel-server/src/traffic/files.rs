@@ -161,7 +161,7 @@ impl Known {
             Some(_) => "the one before stays in use",
             None => "a self-signed one is shown instead",
         };
-        Some(format!("a certificate can't be used: {reason}; {meanwhile}"))
+        Some(format!("can't use a certificate: {reason}; {meanwhile}"))
     }
 }
 
