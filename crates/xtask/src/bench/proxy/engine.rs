@@ -1,0 +1,127 @@
+//! The proxies that are compared: started alike, on the same core, with one worker each.
+
+use std::fs;
+use std::process::Command;
+
+use super::configuration;
+use super::rig::Rig;
+use crate::bench::Error;
+use crate::bench::platform::binary;
+use crate::bench::process::{Started, free_port, pinned, tool};
+
+/// A load balancer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Engine {
+    /// Ours.
+    Keel,
+    /// The one that the bars are about.
+    Haproxy,
+    /// For information.
+    Nginx,
+}
+
+impl Engine {
+    /// Each of them.
+    pub const ALL: [Self; 3] = [Self::Keel, Self::Haproxy, Self::Nginx];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Keel => "keel",
+            Self::Haproxy => "HAProxy",
+            Self::Nginx => "nginx",
+        }
+    }
+}
+
+/// Where a proxy listens.
+#[derive(Clone, Copy, Debug)]
+pub struct Doors {
+    /// HTTP/1.1.
+    pub http: u16,
+    /// TLS, with HTTP/1.1 and HTTP/2 by ALPN.
+    pub https: u16,
+    /// HTTP/2 without TLS, with prior knowledge.
+    pub h2c: u16,
+    /// Opaque TCP to the echo.
+    pub echo: u16,
+    /// Opaque TCP to the bulk server.
+    pub bulk: u16,
+}
+
+impl Doors {
+    fn new() -> Result<Self, Error> {
+        Ok(Self {
+            http: free_port()?,
+            https: free_port()?,
+            h2c: free_port()?,
+            echo: free_port()?,
+            bulk: free_port()?,
+        })
+    }
+}
+
+/// A proxy that runs.
+#[derive(Debug)]
+pub struct Proxy {
+    pub engine: Engine,
+    pub doors: Doors,
+    pub process: Started,
+}
+
+impl Proxy {
+    /// Starts `engine` before the backends of `rig`.
+    pub fn start(engine: Engine, rig: &Rig) -> Result<Self, Error> {
+        let doors = Doors::new()?;
+        let command = match engine {
+            Engine::Keel => keel(rig, &configuration::keel(rig, doors)?, "0", 1)?.0,
+            Engine::Haproxy => haproxy(rig, doors)?,
+            Engine::Nginx => nginx(rig, doors)?,
+        };
+        let mut process = Started::new(command, engine.name(), rig.directory())?;
+        for port in [doors.http, doors.bulk] {
+            process.listens(port)?;
+        }
+        Ok(Self { engine, doors, process })
+    }
+}
+
+/// Our proxy for a snapshot, with its control socket. Nothing of a server is needed: it serves the file at once.
+pub fn keel(
+    rig: &Rig,
+    snapshot: &serde_json::Value,
+    cores: &str,
+    workers: usize,
+) -> Result<(Command, std::path::PathBuf), Error> {
+    let (file, socket) = (rig.directory().join("snapshot.json"), rig.directory().join("keel.sock"));
+    fs::write(&file, snapshot.to_string())?;
+    let mut command = pinned(cores, binary("keel"));
+    command.arg("proxy").arg("--control-socket").arg(&socket).arg("--snapshot-file").arg(file);
+    command.args(["--workers", &workers.to_string()]);
+    Ok((command, socket))
+}
+
+fn haproxy(rig: &Rig, doors: Doors) -> Result<Command, Error> {
+    let file = rig.directory().join("haproxy.cfg");
+    let both = rig.directory().join("haproxy.pem");
+    fs::write(&both, fs::read_to_string(&rig.certificate)? + &fs::read_to_string(&rig.key)?)?;
+    fs::write(&file, configuration::haproxy(rig, doors, &both))?;
+    let mut command = pinned(&rig.proxy_cores, tool("haproxy", "haproxy")?);
+    // In the foreground and as one process.
+    command.args(["-db", "-f"]).arg(file);
+    Ok(command)
+}
+
+fn nginx(rig: &Rig, doors: Doors) -> Result<Command, Error> {
+    let modules =
+        ["/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/share/nginx/modules"];
+    let stream = modules
+        .iter()
+        .map(|directory| std::path::Path::new(directory).join("ngx_stream_module.so"))
+        .find(|file| file.is_file())
+        .ok_or("nginx lacks its stream module: apt-get install libnginx-mod-stream")?;
+    let file = rig.directory().join("nginx.conf");
+    fs::write(&file, configuration::nginx(rig, doors, &stream))?;
+    let mut command = pinned(&rig.proxy_cores, tool("nginx", "nginx-light")?);
+    command.arg("-p").arg(rig.directory()).arg("-c").arg(file);
+    Ok(command)
+}
