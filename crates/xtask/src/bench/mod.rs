@@ -70,6 +70,11 @@ const BENCHES: &[Bench] = &[
         about: "the load balancer's CPU per request and p99 latency, divided by HAProxy's",
         run: Run::Varied(proxy::run),
     },
+    Bench {
+        name: "proxy-syscalls",
+        about: "system calls per request of the load balancer, HAProxy and nginx (needs perf, as root)",
+        run: Run::Varied(proxy::syscalls::run),
+    },
 ];
 
 /// Runs the benches that `arguments` name.

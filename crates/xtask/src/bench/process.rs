@@ -14,7 +14,7 @@ use super::cleanup::Cleanup;
 
 /// A process that was asked to end is killed after this.
 const GRACE: Duration = Duration::from_secs(1);
-/// Something that does not listen by then never will.
+/// Something that does not listen or end by then never will.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Ports are looked for from here on, below those that the system gives to clients.
 const FIRST_PORT: u16 = 20_000;
@@ -77,6 +77,15 @@ impl Started {
         Err(format!("{} does not listen at {address}: {}", self.what, self.words()).into())
     }
 
+    /// Ends it as Ctrl-C would and waits for it, so that it finishes what it does.
+    pub fn interrupt(mut self) {
+        send(self.pid(), Signal::INT);
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE && self.alive().is_ok() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// An error if the process has ended.
     pub fn alive(&mut self) -> Result<(), Error> {
         match self.child.try_wait()? {
@@ -127,17 +136,21 @@ pub fn output(mut command: Command, name: &str, patience: Duration) -> Result<St
     let at_interrupt = Cleanup::new(move || send(pid, Signal::KILL));
     let (ended, has_ended) = std::sync::mpsc::sync_channel::<()>(0);
     let watch = std::thread::spawn(move || {
-        // A tool that hangs is ended; its output is then cut and refused below.
         let is_over = has_ended.recv_timeout(patience);
-        if is_over == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+        let hangs = is_over == Err(std::sync::mpsc::RecvTimeoutError::Timeout);
+        if hangs {
             send(pid, Signal::KILL);
         }
+        hangs
     });
     let output = child.wait_with_output();
     drop(ended);
-    let _ = watch.join();
+    let hung = watch.join().unwrap_or(false);
     at_interrupt.cancel();
     let output = output?;
+    if hung {
+        return Err(format!("{name} did not end within {patience:?}").into());
+    }
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if output.status.success() {
         return Ok(text);
@@ -187,6 +200,24 @@ pub fn raise_descriptor_limit() -> u64 {
     limit.current = limit.maximum;
     let _ = setrlimit(Resource::Nofile, limit.clone());
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// How busy all cores were during the next second, in percent of one core.
+#[allow(clippy::cast_precision_loss)]
+pub fn busy_percent() -> f64 {
+    // The first line of /proc/stat: user, nice, system, idle, iowait, … in hundredths of a second; idle and iowait
+    // are what is not busy.
+    let idle = || {
+        let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+        let line = stat.lines().next().unwrap_or_default();
+        let ticks = line.split_whitespace().skip(4).take(2);
+        ticks.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>()
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let (before, start) = (idle(), Instant::now());
+    std::thread::sleep(Duration::from_secs(1));
+    let share = (idle() - before) / start.elapsed().as_secs_f64();
+    (cores as f64 * 100.0 - share).max(0.0)
 }
 
 /// File descriptors that a process has open.

@@ -128,7 +128,7 @@ http {{
   uwsgi_temp_path {directory}/uwsgi;
   scgi_temp_path {directory}/scgi;
   upstream web {{
-{servers}    keepalive 512;
+{servers}    keepalive 1024;
     keepalive_requests 100000000;
   }}
   ssl_certificate {certificate};

@@ -10,6 +10,7 @@ mod engine;
 mod load;
 mod plot;
 mod rig;
+pub mod syscalls;
 mod table;
 
 use case::{CASES, CONNECTIONS, Case, LATENCY_LOAD, Measure, PEAK};
@@ -124,11 +125,21 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
         eprintln!("{}", table::line(&row));
         rows.push(row);
     }
-    drop(proxies);
+    let appendix = table::markdown(&rows) + &tls(&rig, &proxies);
     if options.is_whole() {
         plot::write(&rows)?;
     }
-    Ok(Outcome { figures: table::figures(&rows), appendix: table::markdown(&rows) })
+    Ok(Outcome { figures: table::figures(&rows), appendix })
+}
+
+/// What a client agrees upon with each proxy; it should be the same.
+fn tls(rig: &Rig, proxies: &[Proxy]) -> String {
+    let mut text = String::from("\nTLS as negotiated:\n\n");
+    for proxy in proxies {
+        let said = rig.negotiated(proxy.doors.https).unwrap_or_else(|_| "none".into());
+        text += &format!("- {}: {said}\n", proxy.engine.name());
+    }
+    text
 }
 
 /// Requests per second that HAProxy can do: from this run's rows, or measured now.

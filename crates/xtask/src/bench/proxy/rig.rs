@@ -8,11 +8,14 @@ use crate::bench::Error;
 use crate::bench::kit;
 use crate::bench::platform::{binary, build};
 use crate::bench::process::{
-    Scratch, Started, free_port, output, pinned, raise_descriptor_limit, tool,
+    Scratch, Started, busy_percent, free_port, output, pinned, raise_descriptor_limit, tool,
 };
 
 /// HTTP backends. More than one, so that balancing is part of what is measured.
 pub const BACKENDS: usize = 4;
+
+/// A machine that is busier than this before anything has started, in percent of one core, spoils the figures.
+const BUSY: f64 = 10.0;
 
 /// Where the backends listen.
 #[derive(Clone, Debug)]
@@ -46,6 +49,12 @@ impl Rig {
     pub fn start(name: &str) -> Result<Self, Error> {
         build()?;
         tool("taskset", "util-linux")?;
+        let busy = busy_percent();
+        if busy > BUSY {
+            eprintln!(
+                "warning: something else keeps {busy:.0} % of a core busy: what follows is noise"
+            );
+        }
         raise_descriptor_limit();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         if cores < 2 {
@@ -83,6 +92,18 @@ impl Rig {
         let mut command = pinned(&self.other_cores, tool(program, package)?);
         command.args(arguments);
         output(command, program, patience)
+    }
+
+    /// What is agreed upon in a TLS handshake with `port`: version and cipher suite, key exchange.
+    pub fn negotiated(&self, port: u16) -> Result<String, Error> {
+        let words = format!("s_client -connect 127.0.0.1:{port} -servername localhost");
+        let mut command = Command::new(tool("openssl", "openssl")?);
+        command.args(words.split(' '));
+        let said = output(command, "openssl", Duration::from_secs(5))?;
+        let field = |name: &str| said.lines().find_map(|line| line.trim().strip_prefix(name));
+        let version = field("New, ").filter(|words| words.starts_with("TLS"));
+        let version = version.ok_or("no TLS is spoken there")?;
+        Ok(format!("{version}, {}", field("Server Temp Key: ").unwrap_or("no key exchange")))
     }
 
     /// Runs a task of the kit to its end; what it printed.

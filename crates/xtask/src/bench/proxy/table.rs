@@ -41,7 +41,10 @@ pub fn line(row: &Row) -> String {
     for engine in Engine::ALL {
         line += &match row.of(engine) {
             Measured::Samples(_) => format!("  {} {}", engine.name(), cell(row, engine)),
-            Measured::NotServed(why) => format!("  {} not served ({why})", engine.name()),
+            Measured::NotServed(why) => {
+                let why: String = why.lines().next().unwrap_or("").chars().take(80).collect();
+                format!("  {} not served ({why})", engine.name())
+            }
         };
     }
     line
