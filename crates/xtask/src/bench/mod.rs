@@ -71,6 +71,16 @@ const BENCHES: &[Bench] = &[
         run: Run::Varied(proxy::run),
     },
     Bench {
+        name: "proxy-size",
+        about: "memory of the load balancer with 10,000 idle connections",
+        run: Run::Varied(proxy::size::run),
+    },
+    Bench {
+        name: "proxy-change",
+        about: "a large configuration, endpoint changes until they are in force, and what 1,000/s cost",
+        run: Run::Varied(proxy::change::run),
+    },
+    Bench {
         name: "proxy-syscalls",
         about: "system calls per request of the load balancer, HAProxy and nginx (needs perf, as root)",
         run: Run::Varied(proxy::syscalls::run),

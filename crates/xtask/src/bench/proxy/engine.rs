@@ -1,6 +1,7 @@
 //! The proxies that are compared: started alike, on the same core, with one worker each.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::configuration;
@@ -8,6 +9,9 @@ use super::rig::Rig;
 use crate::bench::Error;
 use crate::bench::platform::binary;
 use crate::bench::process::{Started, free_port, pinned, tool};
+
+/// The control socket of ours in the directory of a run.
+const SOCKET: &str = "keel.sock";
 
 /// A load balancer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,7 +38,7 @@ impl Engine {
 }
 
 /// Where a proxy listens.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Doors {
     /// HTTP/1.1.
     pub http: u16,
@@ -73,7 +77,10 @@ impl Proxy {
     pub fn start(engine: Engine, rig: &Rig) -> Result<Self, Error> {
         let doors = Doors::new()?;
         let command = match engine {
-            Engine::Keel => keel(rig, &configuration::keel(rig, doors)?, "0", 1)?.0,
+            Engine::Keel => {
+                let snapshot = configuration::keel(rig, doors)?;
+                keel(rig, &snapshot, Some(&rig.proxy_cores), 1)?
+            }
             Engine::Haproxy => haproxy(rig, doors)?,
             Engine::Nginx => nginx(rig, doors)?,
         };
@@ -85,19 +92,45 @@ impl Proxy {
     }
 }
 
-/// Our proxy for a snapshot, with its control socket. Nothing of a server is needed: it serves the file at once.
-pub fn keel(
+/// Our proxy with a snapshot of its own.
+#[derive(Debug)]
+pub struct Running {
+    pub process: Started,
+    /// Where it takes changes.
+    pub socket: PathBuf,
+}
+
+impl Running {
+    /// Starts it with `workers` on `cores`, or wherever the system likes.
+    pub fn keel(
+        rig: &Rig,
+        snapshot: &serde_json::Value,
+        cores: Option<&str>,
+        workers: usize,
+    ) -> Result<Self, Error> {
+        let command = keel(rig, snapshot, cores, workers)?;
+        let process = Started::new(command, Engine::Keel.name(), rig.directory())?;
+        Ok(Self { process, socket: rig.directory().join(SOCKET) })
+    }
+}
+
+/// Our proxy needs nothing of a server: it serves the snapshot file at once.
+fn keel(
     rig: &Rig,
     snapshot: &serde_json::Value,
-    cores: &str,
+    cores: Option<&str>,
     workers: usize,
-) -> Result<(Command, std::path::PathBuf), Error> {
-    let (file, socket) = (rig.directory().join("snapshot.json"), rig.directory().join("keel.sock"));
+) -> Result<Command, Error> {
+    let file = rig.directory().join("snapshot.json");
     fs::write(&file, snapshot.to_string())?;
-    let mut command = pinned(cores, binary("keel"));
-    command.arg("proxy").arg("--control-socket").arg(&socket).arg("--snapshot-file").arg(file);
-    command.args(["--workers", &workers.to_string()]);
-    Ok((command, socket))
+    let program = binary("keel");
+    let mut command = match cores {
+        Some(cores) => pinned(cores, program),
+        None => Command::new(program),
+    };
+    command.arg("proxy").arg("--control-socket").arg(rig.directory().join(SOCKET));
+    command.arg("--snapshot-file").arg(file).args(["--workers", &workers.to_string()]);
+    Ok(command)
 }
 
 fn haproxy(rig: &Rig, doors: Doors) -> Result<Command, Error> {
@@ -116,7 +149,7 @@ fn nginx(rig: &Rig, doors: Doors) -> Result<Command, Error> {
         ["/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/share/nginx/modules"];
     let stream = modules
         .iter()
-        .map(|directory| std::path::Path::new(directory).join("ngx_stream_module.so"))
+        .map(|directory| Path::new(directory).join("ngx_stream_module.so"))
         .find(|file| file.is_file())
         .ok_or("nginx lacks its stream module: apt-get install libnginx-mod-stream")?;
     let file = rig.directory().join("nginx.conf");

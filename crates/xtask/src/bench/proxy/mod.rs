@@ -5,11 +5,14 @@
 //! that a disturbance of the machine meets all alike. A figure is the median over rounds of the ratio within a round.
 
 mod case;
+pub mod change;
 mod configuration;
+mod control;
 mod engine;
 mod load;
 mod plot;
 mod rig;
+pub mod size;
 pub mod syscalls;
 mod table;
 
