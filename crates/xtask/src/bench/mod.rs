@@ -12,6 +12,7 @@ mod lossless;
 mod options;
 mod platform;
 mod process;
+mod protocols;
 mod proxy;
 mod record;
 mod start;
@@ -30,6 +31,8 @@ enum Run {
     Fixed(fn() -> Result<Vec<Figure>, Error>),
     /// As the options say.
     Varied(fn(&Options) -> Result<Outcome, Error>),
+    /// As the options say, and only when it is named: it needs what not every machine has.
+    Named(fn(&Options) -> Result<Outcome, Error>),
 }
 
 struct Bench {
@@ -66,6 +69,11 @@ const BENCHES: &[Bench] = &[
         run: Run::Fixed(lossless::run),
     },
     Bench {
+        name: "lossless-protocols",
+        about: "2,000 requests/s of four protocols through all that the platform does",
+        run: Run::Varied(protocols::run),
+    },
+    Bench {
         name: "proxy",
         about: "the load balancer's CPU per request and p99 latency, divided by HAProxy's",
         run: Run::Varied(proxy::run),
@@ -83,7 +91,7 @@ const BENCHES: &[Bench] = &[
     Bench {
         name: "proxy-syscalls",
         about: "system calls per request of the load balancer, HAProxy and nginx (needs perf, as root)",
-        run: Run::Varied(proxy::syscalls::run),
+        run: Run::Named(proxy::syscalls::run),
     },
 ];
 
@@ -101,7 +109,10 @@ pub fn main(arguments: &[String]) -> ExitCode {
     if let Some(unknown) = names.iter().find(|name| !known(name)) {
         return usage(&format!("no bench {unknown:?}"));
     }
-    let chosen = BENCHES.iter().filter(|bench| all || names.iter().any(|name| name == bench.name));
+    let chosen = BENCHES.iter().filter(|bench| {
+        let by_all = all && !matches!(bench.run, Run::Named(_));
+        by_all || names.iter().any(|name| name == bench.name)
+    });
     let fixed = |bench: &Bench| matches!(bench.run, Run::Fixed(_));
     if let Some(bench) = chosen.clone().find(|bench| fixed(bench))
         && !options.is_whole()
@@ -123,7 +134,7 @@ fn run(Bench { name, about, run }: &Bench, options: &Options) -> bool {
     eprintln!("== {name}: {about}");
     let outcome = match run {
         Run::Fixed(run) => run().map(Outcome::from),
-        Run::Varied(run) => run(options),
+        Run::Varied(run) | Run::Named(run) => run(options),
     };
     let outcome = match outcome {
         Ok(outcome) => outcome,
@@ -150,7 +161,7 @@ fn usage(problem: &str) -> ExitCode {
     for bench in BENCHES {
         eprintln!("  {:<20} {}", bench.name, bench.about);
     }
-    eprintln!("  {:<20} all of them", "all");
+    eprintln!("  {:<20} all of them but proxy-syscalls", "all");
     eprintln!("\n--quick: short rounds; --case: cases whose name begins so. Neither is recorded.");
     ExitCode::from(2)
 }

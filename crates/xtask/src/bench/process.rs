@@ -111,7 +111,9 @@ impl Drop for Started {
     fn drop(&mut self) {
         send(self.pid(), Signal::TERM);
         // Once the process is gone, its number may be another's.
-        self.at_interrupt.take().map(Cleanup::cancel);
+        if let Some(cleanup) = self.at_interrupt.take() {
+            cleanup.cancel();
+        }
         let start = Instant::now();
         while start.elapsed() < GRACE {
             if !matches!(self.child.try_wait(), Ok(None)) {
@@ -202,7 +204,7 @@ impl Scratch {
 pub fn raise_descriptor_limit() -> u64 {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    let _ = setrlimit(Resource::Nofile, limit.clone());
+    let _ = setrlimit(Resource::Nofile, limit);
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 

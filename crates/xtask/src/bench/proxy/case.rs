@@ -28,6 +28,13 @@ pub struct Case {
     pub bar: f64,
 }
 
+impl Case {
+    /// Whether so much is moved that `splice` matters.
+    pub fn is_bulk(&self) -> bool {
+        self.load.body() >= 1 << 20
+    }
+}
+
 /// Every row. The first one also finds HAProxy's peak for the last.
 pub const CASES: &[Case] = &[
     cpu(

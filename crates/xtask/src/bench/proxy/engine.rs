@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::configuration;
+use super::configuration::{self, Variant};
 use super::rig::Rig;
 use crate::bench::Error;
 use crate::bench::platform::binary;
@@ -22,19 +22,41 @@ pub enum Engine {
     Haproxy,
     /// For information.
     Nginx,
+    /// The second one with `option splice-response`, which it does not use unless told: for information, where much
+    /// is moved.
+    HaproxySplice,
 }
 
 impl Engine {
     /// Each of them.
-    pub const ALL: [Self; 3] = [Self::Keel, Self::Haproxy, Self::Nginx];
+    pub const ALL: [Self; 4] = [Self::Keel, Self::Haproxy, Self::Nginx, Self::HaproxySplice];
+    /// Those that are asked everything.
+    pub const SHOWN: [Self; 3] = [Self::Keel, Self::Haproxy, Self::Nginx];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Keel => "keel",
             Self::Haproxy => "HAProxy",
             Self::Nginx => "nginx",
+            Self::HaproxySplice => "HAProxy-splice",
         }
     }
+}
+
+/// The version that an engine says it has.
+pub fn version(engine: Engine) -> Result<String, Error> {
+    let (program, flag) = match engine {
+        Engine::Keel => (binary("keel"), "--version"),
+        Engine::Haproxy | Engine::HaproxySplice => (tool("haproxy", "haproxy")?, "-v"),
+        Engine::Nginx => (tool("nginx", "nginx-light")?, "-v"),
+    };
+    let output = Command::new(program).arg(flag).output()?;
+    // nginx answers on standard error.
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    let mut words = said.split([' ', '/', '\n']);
+    let number = words.find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+    Ok(number.unwrap_or("of unknown version").to_owned())
 }
 
 /// Where a proxy listens.
@@ -81,7 +103,8 @@ impl Proxy {
                 let snapshot = configuration::keel(rig, doors)?;
                 keel(rig, &snapshot, Some(&rig.proxy_cores), 1)?
             }
-            Engine::Haproxy => haproxy(rig, doors)?,
+            Engine::Haproxy => haproxy(rig, doors, Variant::DEFAULT)?,
+            Engine::HaproxySplice => haproxy(rig, doors, Variant::SPLICE)?,
             Engine::Nginx => nginx(rig, doors)?,
         };
         let mut process = Started::new(command, engine.name(), rig.directory())?;
@@ -133,11 +156,11 @@ fn keel(
     Ok(command)
 }
 
-fn haproxy(rig: &Rig, doors: Doors) -> Result<Command, Error> {
-    let file = rig.directory().join("haproxy.cfg");
+fn haproxy(rig: &Rig, doors: Doors, variant: Variant) -> Result<Command, Error> {
+    let file = rig.directory().join(format!("haproxy-{}.cfg", doors.http));
     let both = rig.directory().join("haproxy.pem");
     fs::write(&both, fs::read_to_string(&rig.certificate)? + &fs::read_to_string(&rig.key)?)?;
-    fs::write(&file, configuration::haproxy(rig, doors, &both))?;
+    fs::write(&file, configuration::haproxy(rig, doors, &both, variant))?;
     let mut command = pinned(&rig.proxy_cores, tool("haproxy", "haproxy")?);
     // In the foreground and as one process.
     command.args(["-db", "-f"]).arg(file);

@@ -167,7 +167,8 @@ fn read_ab(text: &str) -> Result<Count, Error> {
     Ok(Count { requests, errors, seconds, ..Count::default() })
 }
 
-fn read_h2load(text: &str, seconds: u32) -> Result<Count, Error> {
+/// Reads what h2load printed after running for `seconds`.
+pub fn read_h2load(text: &str, seconds: u32) -> Result<Count, Error> {
     let line = text.lines().find_map(|line| line.strip_prefix("requests: "));
     let numbers: Vec<u64> = line
         .ok_or("no result of h2load")?

@@ -18,6 +18,7 @@ mod table;
 
 use case::{CASES, CONNECTIONS, Case, LATENCY_LOAD, Measure, PEAK};
 use engine::{Engine, Proxy};
+pub use load::read_h2load;
 use load::{Count, Load};
 use rig::Rig;
 
@@ -128,21 +129,22 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
         eprintln!("{}", table::line(&row));
         rows.push(row);
     }
-    let appendix = table::markdown(&rows) + &tls(&rig, &proxies);
+    let appendix = table::markdown(&rows) + &compared(&rig, &proxies)?;
     if options.is_whole() {
         plot::write(&rows)?;
     }
     Ok(Outcome { figures: table::figures(&rows), appendix })
 }
 
-/// What a client agrees upon with each proxy; it should be the same.
-fn tls(rig: &Rig, proxies: &[Proxy]) -> String {
-    let mut text = String::from("\nTLS as negotiated:\n\n");
-    for proxy in proxies {
-        let said = rig.negotiated(proxy.doors.https).unwrap_or_else(|_| "none".into());
-        text += &format!("- {}: {said}\n", proxy.engine.name());
+/// Who was compared, and what a TLS client agreed upon with each; it should be the same.
+fn compared(rig: &Rig, proxies: &[Proxy]) -> Result<String, Error> {
+    let mut text = String::from("\nCompared, with what a TLS client agreed upon:\n\n");
+    for proxy in proxies.iter().filter(|proxy| Engine::SHOWN.contains(&proxy.engine)) {
+        let (name, version) = (proxy.engine.name(), engine::version(proxy.engine)?);
+        let tls = rig.negotiated(proxy.doors.https).unwrap_or_else(|_| "no TLS".into());
+        text += &format!("- {name} {version}: {tls}\n");
     }
-    text
+    Ok(text)
 }
 
 /// Requests per second that HAProxy can do: from this run's rows, or measured now.
@@ -160,6 +162,10 @@ fn peak(rows: &[Row], rig: &Rig, proxies: &[Proxy]) -> Result<f64, Error> {
 fn compare(case: Case, rounds: Rounds, rig: &Rig, proxies: &mut [Proxy]) -> Result<Row, Error> {
     let mut measured: Vec<Measured> = Vec::new();
     for proxy in proxies.iter() {
+        if proxy.engine == Engine::HaproxySplice && !case.is_bulk() {
+            measured.push(Measured::NotServed("not asked".into()));
+            continue;
+        }
         measured.push(match tried(case.load, rig, proxy) {
             Ok(()) => Measured::Samples(Vec::new()),
             Err(why) if proxy.engine == Engine::Haproxy => {

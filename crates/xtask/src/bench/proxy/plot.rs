@@ -27,7 +27,7 @@ fn colour(engine: Engine) -> &'static str {
     match engine {
         Engine::Keel => "#0f766e",
         Engine::Haproxy => "#9aa3b2",
-        Engine::Nginx => "#d4d9e2",
+        Engine::Nginx | Engine::HaproxySplice => "#d4d9e2",
     }
 }
 
@@ -43,7 +43,7 @@ fn x(ratio: f64) -> f64 {
 
 #[allow(clippy::cast_precision_loss)]
 fn draw(rows: &[Row]) -> String {
-    let group = BAR * Engine::ALL.len() as f64 + GAP;
+    let group = BAR * Engine::SHOWN.len() as f64 + GAP;
     let end = TOP + group * rows.len() as f64;
     let height = end + BOTTOM;
     let mut svg = format!(
@@ -78,7 +78,7 @@ fn draw(rows: &[Row]) -> String {
 
 fn legend(svg: &mut String) {
     let mut at = 24.0;
-    for engine in Engine::ALL {
+    for engine in Engine::SHOWN {
         let _ = writeln!(
             svg,
             "<rect x=\"{at}\" y=\"46\" width=\"14\" height=\"11\" fill=\"{}\"/>",
@@ -94,9 +94,9 @@ fn legend(svg: &mut String) {
 
 #[allow(clippy::cast_precision_loss)]
 fn group_of(svg: &mut String, row: &Row, top: f64) {
-    let tall = BAR * Engine::ALL.len() as f64;
+    let tall = BAR * Engine::SHOWN.len() as f64;
     text(svg, LEFT - 12.0, top + tall / 2.0 + 4.0, "end", INK, &escaped(row.case.title));
-    for (index, engine) in Engine::ALL.into_iter().enumerate() {
+    for (index, engine) in Engine::SHOWN.into_iter().enumerate() {
         let y = top + BAR * index as f64;
         let ratios = row.ratios(engine);
         if let Measured::NotServed(_) = row.of(engine) {

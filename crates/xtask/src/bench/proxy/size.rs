@@ -53,7 +53,7 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
     std::fs::write(&script, HOLDER)?;
     let mut figures = Vec::new();
     for (kind, name) in [("plain", "keep-alive"), ("tls", "TLS keep-alive")] {
-        for engine in Engine::ALL {
+        for engine in Engine::SHOWN {
             if !options.wants(kind) {
                 continue;
             }

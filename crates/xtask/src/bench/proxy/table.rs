@@ -20,7 +20,11 @@ pub fn figures(rows: &[Row]) -> Vec<Figure> {
             Measured::NotServed(_) => Figure::missing(name, row.case.bar, "", "not served yet"),
         });
     }
-    for engine in Engine::ALL {
+    for row in rows.iter().filter(|row| row.case.is_bulk()) {
+        let name = format!("{}: HAProxy with `option splice-response` ÷ without", row.case.title);
+        figures.push(Figure::median(name, &row.ratios(Engine::HaproxySplice), f64::INFINITY, ""));
+    }
+    for engine in Engine::SHOWN {
         let name = format!("requests that failed through {}, all cases", engine.name());
         // Those of the others tell whether the comparison is sound; ours must not fail any.
         let bar = if engine == Engine::Keel { 0.0 } else { f64::INFINITY };
@@ -38,7 +42,7 @@ fn failed(rows: &[Row], engine: Engine) -> f64 {
 /// One line on a finished case, for somebody who waits.
 pub fn line(row: &Row) -> String {
     let mut line = format!("{:<10}", row.case.name);
-    for engine in Engine::ALL {
+    for engine in Engine::SHOWN {
         line += &match row.of(engine) {
             Measured::Samples(_) => format!("  {} {}", engine.name(), cell(row, engine)),
             Measured::NotServed(why) => {
@@ -53,13 +57,15 @@ pub fn line(row: &Row) -> String {
 /// The absolute numbers of this machine, and nginx' ratios.
 pub fn markdown(rows: &[Row]) -> String {
     let mut text = String::from(
-        "Medians: CPU time of the whole proxy per request (latency: p50 / p99), requests per second, and how busy \
+        "Each proxy has one worker and one core for itself; clients and backends share the others. Rounds are \
+         interleaved, ratios are taken within a round, and the median over rounds counts.\n\n\
+         Medians: CPU time of the whole proxy per request (latency: p50 / p99), requests per second, and how busy \
          the proxy's core was. The last column is nginx ÷ HAProxy.\n\n\
          | case | keel | HAProxy | nginx | nginx ÷ HAProxy |\n|---|---:|---:|---:|---:|\n",
     );
     for row in rows {
         text += &format!("| {} |", row.case.title);
-        for engine in Engine::ALL {
+        for engine in Engine::SHOWN {
             text += &format!(" {} |", cell(row, engine));
         }
         let ratios = row.ratios(Engine::Nginx);
