@@ -38,6 +38,15 @@ pub fn pinned(cores: &str, program: impl AsRef<Path>) -> Command {
     command
 }
 
+/// The same in a session of its own. Linux shares a core between sessions before it shares it between processes
+/// (`sched_autogroup`), and ours makes itself one: without this, the others would get less of a core that is wanted
+/// by more than one.
+pub fn pinned_alone(cores: &str, program: impl AsRef<Path>) -> Command {
+    let mut command = Command::new("setsid");
+    command.args(["taskset", "-c", cores]).arg(program.as_ref());
+    command
+}
+
 /// A process in the background, ended when dropped.
 #[derive(Debug)]
 pub struct Started {

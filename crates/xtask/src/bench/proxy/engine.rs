@@ -8,7 +8,7 @@ use super::configuration::{self, Variant};
 use super::rig::Rig;
 use crate::bench::Error;
 use crate::bench::platform::binary;
-use crate::bench::process::{Started, free_port, pinned, tool};
+use crate::bench::process::{Started, free_port, pinned_alone, tool};
 
 /// The control socket of ours in the directory of a run.
 const SOCKET: &str = "keel.sock";
@@ -148,7 +148,7 @@ fn keel(
     fs::write(&file, snapshot.to_string())?;
     let program = binary("keel");
     let mut command = match cores {
-        Some(cores) => pinned(cores, program),
+        Some(cores) => pinned_alone(cores, program),
         None => Command::new(program),
     };
     command.arg("proxy").arg("--control-socket").arg(rig.directory().join(SOCKET));
@@ -161,7 +161,7 @@ fn haproxy(rig: &Rig, doors: Doors, variant: Variant) -> Result<Command, Error> 
     let both = rig.directory().join("haproxy.pem");
     fs::write(&both, fs::read_to_string(&rig.certificate)? + &fs::read_to_string(&rig.key)?)?;
     fs::write(&file, configuration::haproxy(rig, doors, &both, variant))?;
-    let mut command = pinned(&rig.proxy_cores, tool("haproxy", "haproxy")?);
+    let mut command = pinned_alone(&rig.proxy_cores, tool("haproxy", "haproxy")?);
     // In the foreground and as one process.
     command.args(["-db", "-f"]).arg(file);
     Ok(command)
@@ -177,7 +177,7 @@ fn nginx(rig: &Rig, doors: Doors) -> Result<Command, Error> {
         .ok_or("nginx lacks its stream module: apt-get install libnginx-mod-stream")?;
     let file = rig.directory().join("nginx.conf");
     fs::write(&file, configuration::nginx(rig, doors, &stream))?;
-    let mut command = pinned(&rig.proxy_cores, tool("nginx", "nginx-light")?);
+    let mut command = pinned_alone(&rig.proxy_cores, tool("nginx", "nginx-light")?);
     command.arg("-p").arg(rig.directory()).arg("-c").arg(file);
     Ok(command)
 }

@@ -178,8 +178,17 @@ fn compare(case: Case, rounds: Rounds, rig: &Rig, proxies: &mut [Proxy]) -> Resu
         for turn in 0..proxies.len() {
             let at = (round + turn) % proxies.len();
             let proxy = &mut proxies[at];
-            if let Measured::Samples(samples) = &mut measured[at] {
-                samples.push(sample(case.load, rounds.seconds, rig, proxy)?);
+            let Measured::Samples(samples) = &mut measured[at] else { continue };
+            // A tool may stumble on a busy machine: once is forgiven, and the others' rounds are not thrown away.
+            let tried = sample(case.load, rounds.seconds, rig, proxy)
+                .or_else(|_| sample(case.load, rounds.seconds, rig, proxy));
+            match tried {
+                Ok(sample) => samples.push(sample),
+                Err(why) => {
+                    proxy.process.alive()?;
+                    eprintln!("{}: {}: {why}", case.name, proxy.engine.name());
+                    measured[at] = Measured::NotServed(why.to_string());
+                }
             }
         }
     }

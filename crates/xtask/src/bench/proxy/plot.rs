@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
+use super::Row;
 use super::engine::Engine;
-use super::{Measured, Row};
 use crate::bench::Error;
 use crate::bench::figure::median;
 use crate::bench::platform::root;
@@ -52,7 +52,7 @@ fn draw(rows: &[Row]) -> String {
          <title>keel, HAProxy and nginx compared</title>\n\
          <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n"
     );
-    let heading = "CPU per request, HAProxy 2.6 = 1 (shorter is better)";
+    let heading = "CPU time per request (last row: latency), HAProxy = 1; shorter is better";
     text(
         &mut svg,
         24.0,
@@ -99,8 +99,8 @@ fn group_of(svg: &mut String, row: &Row, top: f64) {
     for (index, engine) in Engine::SHOWN.into_iter().enumerate() {
         let y = top + BAR * index as f64;
         let ratios = row.ratios(engine);
-        if let Measured::NotServed(_) = row.of(engine) {
-            small(svg, LEFT + 6.0, y + 9.0, "not served");
+        if ratios.is_empty() {
+            small(svg, LEFT + 6.0, y + 8.5, FAINT, "not served");
             continue;
         }
         let ratio = median(&ratios);
@@ -111,10 +111,8 @@ fn group_of(svg: &mut String, row: &Row, top: f64) {
             BAR - 1.0,
             colour(engine)
         );
-        // HAProxy is 1 by definition: a number there would say nothing.
-        if engine != Engine::Haproxy {
-            small(svg, x(ratio) + 5.0, y + 9.0, &format!("{ratio:.2}"));
-        }
+        let ink = if engine == Engine::Keel { "#ffffff" } else { INK };
+        small(svg, LEFT + 6.0, y + 8.5, ink, &format!("{ratio:.2}"));
     }
     let _ = writeln!(
         svg,
@@ -132,8 +130,8 @@ fn text(svg: &mut String, x: f64, y: f64, anchor: &str, fill: &str, words: &str)
     );
 }
 
-fn small(svg: &mut String, x: f64, y: f64, words: &str) {
-    text(svg, x, y, "start", FAINT, &format!("<tspan font-size=\"9.5\">{words}</tspan>"));
+fn small(svg: &mut String, x: f64, y: f64, fill: &str, words: &str) {
+    text(svg, x, y, "start", fill, &format!("<tspan font-size=\"9.5\">{words}</tspan>"));
 }
 
 fn escaped(words: &str) -> String {

@@ -13,14 +13,16 @@ pub fn figures(rows: &[Row]) -> Vec<Figure> {
             Measure::Cpu => format!("{}: CPU per request ÷ HAProxy's", row.case.title),
             Measure::P99 => format!("{} ÷ HAProxy's", row.case.title),
         };
+        let ratios = row.ratios(Engine::Keel);
         figures.push(match row.of(Engine::Keel) {
-            Measured::Samples(_) => {
-                Figure::median(name, &row.ratios(Engine::Keel), row.case.bar, "")
-            }
             Measured::NotServed(_) => Figure::missing(name, row.case.bar, "", "not served yet"),
+            Measured::Samples(_) if ratios.is_empty() => {
+                Figure::missing(name, row.case.bar, "", "HAProxy failed")
+            }
+            Measured::Samples(_) => Figure::median(name, &ratios, row.case.bar, ""),
         });
     }
-    for row in rows.iter().filter(|row| row.case.is_bulk()) {
+    for row in rows.iter().filter(|row| !row.ratios(Engine::HaproxySplice).is_empty()) {
         let name = format!("{}: HAProxy with `option splice-response` ÷ without", row.case.title);
         figures.push(Figure::median(name, &row.ratios(Engine::HaproxySplice), f64::INFINITY, ""));
     }
