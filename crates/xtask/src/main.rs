@@ -78,6 +78,9 @@ fn main() -> ExitCode {
     if name == "bench" {
         return bench::main(rest);
     }
+    if name == bench::kit::COMMAND {
+        return bench::kit::main(rest);
+    }
     let Some(command) = COMMANDS.iter().find(|command| command.name == name) else {
         eprint!("xtask: no command {name:?}\n\n{}", usage());
         return ExitCode::from(2);

@@ -25,7 +25,7 @@ pub fn binary(name: &str) -> PathBuf {
 /// Builds what benches run.
 pub fn build() -> Result<(), Error> {
     let status = Command::new(env!("CARGO"))
-        .args(["build", "--release", "-p", "keel", "-p", "shop"])
+        .args(["build", "--release", "-p", "keel", "-p", "shop", "-p", "xtask"])
         .current_dir(root())
         .status()?;
     if status.success() { Ok(()) } else { Err("the release build failed".into()) }
