@@ -14,6 +14,7 @@ mod placement;
 mod proxy;
 mod recorder;
 mod rivals;
+mod routes;
 mod smuggling;
 mod takeover;
 mod tcp;
