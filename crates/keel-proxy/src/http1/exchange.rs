@@ -183,6 +183,7 @@ impl Exchange<'_> {
                 Attempt::Client(None) => return Next::Reset,
                 Attempt::Client(Some(refusal)) => {
                     let text = Reply::refused(refusal);
+                    self.counted.refused(text.status());
                     return reply(self.client, self.request, false, &text).await;
                 }
             };

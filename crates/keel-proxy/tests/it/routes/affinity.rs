@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use keel_model::{Balance, ClientKey, EndpointState, StickyCookie, TrafficPolicy};
+use keel_model::{Balance, ClientKey, EndpointState, Protocol, StickyCookie, TrafficPolicy};
 use keel_route::snapshot::{Cluster, Snapshot};
 
 use super::{Site, named, nothing};
@@ -18,7 +18,7 @@ fn bare(endpoints: &[&Endpoint], policy: TrafficPolicy) -> Site {
     let mut proxy = Proxy::start();
     let address = proxy.address();
     let cluster = with_policy(super::several(endpoints), policy);
-    let listeners = vec![listener(address, keel_model::Protocol::Auto)];
+    let listeners = vec![listener(address, Protocol::Auto)];
     let clusters = [(CART.to_owned(), cluster)].into();
     let state = Snapshot { listeners, clusters, ..Snapshot::default() };
     assert_eq!(proxy.server.apply(state.clone()), []);
@@ -82,7 +82,8 @@ fn a_cookie_brings_a_client_back_while_its_endpoint_is_there() {
                 (others[0].address(), EndpointState::Ready),
                 (others[1].address(), EndpointState::Ready),
             ];
-            site.proxy.server.update(with_policy(cluster(&states, true), policy.clone()));
+            let next = Cluster { protocol: Protocol::Http, ..cluster(&states, true) };
+            site.proxy.server.update(with_policy(next, policy.clone()));
             let moved = ask(&site, version, Some(&bound)).await;
             assert_ne!(moved.text(), home);
             let bound = cookie(&moved).expect("a new cookie");

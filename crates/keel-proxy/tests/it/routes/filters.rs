@@ -50,6 +50,39 @@ fn path_host_and_fields_of_requests_are_rewritten() {
 }
 
 #[test]
+fn a_route_may_distrust_what_was_said_of_the_client() {
+    let names = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded"];
+    let remove = names.iter().chain(&["x-request-id"]).map(|n| (*n).to_owned()).collect();
+    let request_headers = HeaderEdits { remove, ..HeaderEdits::default() };
+    let distrusting = Filters { request_headers, ..Filters::default() };
+    let set = pairs(&[("X-Request-Id", "ours"), ("X-Forwarded-For", "1.2.3.4")]);
+    let request_headers = HeaderEdits { set, ..HeaderEdits::default() };
+    let setting = Filters { request_headers, ..Filters::default() };
+    wait(all(async |client, endpoint| {
+        let endpoint = mirror(endpoint);
+        let sent = names.into_iter().fold(nothing(), |sent, name| sent.with(name, "evil"));
+        let sent = sent.with("x-request-id", "evil");
+        for (filters, expected) in [
+            (
+                &distrusting,
+                &["x-forwarded-for: 127.0.0.1", "x-forwarded-proto: http", "x-forwarded-host: a.b"]
+                    as &[_],
+            ),
+            (&setting, &["x-forwarded-for: 1.2.3.4, 127.0.0.1", "x-request-id: ours"]),
+        ] {
+            let site = Site::filtered(&endpoint, filters.clone());
+            let text = site.ask(client, "GET", "a.b/", &sent).await.text().to_lowercase();
+            for line in expected {
+                let name = &line[..line.find(':').unwrap() + 1];
+                let found: Vec<_> = text.lines().filter(|l| l.starts_with(name)).collect();
+                assert_eq!(found, [*line], "{text}");
+            }
+            assert!(std::ptr::eq(filters, &setting) || !text.contains("evil"), "{text}");
+        }
+    }));
+}
+
+#[test]
 fn the_body_of_a_rewritten_request_stays_as_it_is() {
     let rewrite = Rewrite { host: None, path: vec![PathRewrite::Replace("/fixed".into())] };
     let filters = Filters { rewrite: Some(rewrite), ..Filters::default() };
@@ -129,6 +162,7 @@ fn scripts_of_other_sites_are_told_what_they_may() {
         let origin = "https://a.good.test";
         let told = site.ask(client, "OPTIONS", "a.test/x", &preflight(origin)).await;
         assert_eq!((told.status, told.text()), (204, String::new()));
+        assert_eq!(told.field("content-length"), None, "RFC 9110, 8.6");
         for (name, value) in [
             ("access-control-allow-origin", origin),
             ("access-control-allow-methods", "GET, PUT"),

@@ -104,7 +104,7 @@ pub fn clusters<'a>(
 /// A cluster of several endpoints of HTTP/1, all ready.
 pub fn several(endpoints: &[&Endpoint]) -> Cluster {
     let ready: Vec<_> = endpoints.iter().map(|e| (e.address(), EndpointState::Ready)).collect();
-    cluster(&ready, true)
+    Cluster { protocol: Protocol::Http, ..cluster(&ready, true) }
 }
 
 /// Answers with its name.
