@@ -15,6 +15,7 @@ mod proxy;
 mod recorder;
 mod rivals;
 mod routes;
+mod secure;
 mod smuggling;
 mod takeover;
 mod tcp;
