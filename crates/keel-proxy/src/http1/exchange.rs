@@ -240,7 +240,7 @@ impl Exchange<'_> {
         match attempt {
             Attempt::Answered(next, Connected::Reusable) => {
                 let Upstream { line, in_flight, .. } = upstream;
-                in_flight.endpoint.check_in(line, self.client.worker.deadlines.now_ms());
+                in_flight.check_in(line, self.client.worker.deadlines.now_ms());
                 Attempt::Answered(next, Connected::Used)
             }
             Attempt::Upgraded(down) => {

@@ -50,7 +50,7 @@ fn proxies_in_front_are_believed_if_they_are_trusted() {
     for header in [V1, V2] {
         let mut client = Client::connect(site.address);
         client.send([header, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"].concat());
-        assert_eq!(client.answer().status, 400);
+        assert!(matches!(client.answer().status, 400 | 505));
     }
     let text = Client::connect(site.address).get("/").body.to_lowercase();
     assert!(text.contains("x-forwarded-for: 127.0.0.1\n"), "{text}");
