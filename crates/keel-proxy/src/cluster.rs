@@ -59,6 +59,10 @@ pub struct WorkerEndpoint {
     /// Takes new requests. A connection to one that does not is closed instead of kept.
     ready: Cell<bool>,
     idle: RefCell<Vec<IdleStream>>,
+    /// How often the way in which connections are made has changed.
+    ways: Cell<u32>,
+    /// Each connection begins with a word about one client and serves no other.
+    private: Cell<bool>,
     pub http2: Pool,
     /// What brings a client back here.
     pub token: Cell<Option<Token>>,
@@ -77,6 +81,8 @@ impl WorkerEndpoint {
             proxy,
             ready: Cell::new(false),
             idle: RefCell::default(),
+            ways: Cell::new(0),
+            private: Cell::new(false),
             http2: Pool::default(),
             token: Cell::new(None),
         }
@@ -85,6 +91,11 @@ impl WorkerEndpoint {
     /// Takes new requests.
     pub fn is_ready(&self) -> bool {
         self.ready.get()
+    }
+
+    /// Whether a connection serves only the request that it was made for.
+    pub fn is_private(&self) -> bool {
+        self.private.get()
     }
 
     fn set_ready(&self, ready: bool) {
@@ -98,6 +109,9 @@ impl WorkerEndpoint {
     /// A kept-alive connection that still looks alive. For a request that must not be repeated it must have been
     /// used a moment ago and is asked once more.
     pub fn check_out(&self, now_ms: u64, repeatable: bool) -> Option<Conn> {
+        if self.private.get() {
+            return None;
+        }
         loop {
             let IdleStream { stream, since_ms } = self.idle.borrow_mut().pop()?;
             let idle_ms = u128::from(now_ms.saturating_sub(since_ms));
@@ -112,10 +126,10 @@ impl WorkerEndpoint {
         }
     }
 
-    /// Keeps a connection for the next request.
-    pub fn check_in(&self, stream: Conn, now_ms: u64) {
+    fn check_in(&self, stream: Conn, now_ms: u64) {
         let mut idle = self.idle.borrow_mut();
-        if self.ready.get() && idle.len() < MAX_IDLE_PER_ENDPOINT {
+        let usable = self.ready.get() && !self.private.get();
+        if usable && idle.len() < MAX_IDLE_PER_ENDPOINT {
             idle.push(IdleStream { stream, since_ms: now_ms });
         }
     }
@@ -132,12 +146,20 @@ impl WorkerEndpoint {
 #[derive(Debug)]
 pub struct InFlight {
     pub endpoint: Rc<WorkerEndpoint>,
+    ways: u32,
 }
 
 impl InFlight {
     fn begin(endpoint: &Rc<WorkerEndpoint>) -> Self {
         endpoint.shared.begin();
-        Self { endpoint: Rc::clone(endpoint) }
+        Self { endpoint: Rc::clone(endpoint), ways: endpoint.ways.get() }
+    }
+
+    /// Keeps its connection for the next request, unless connections are made in another way by now.
+    pub fn check_in(self, stream: Conn, now_ms: u64) {
+        if self.ways == self.endpoint.ways.get() {
+            self.endpoint.check_in(stream, now_ms);
+        }
     }
 }
 
@@ -332,12 +354,14 @@ impl WorkerCluster {
         let other_lines =
             was.tls != change.policy.tls || was.send_proxy != change.policy.send_proxy;
         for endpoint in known {
+            endpoint.ways.set(endpoint.ways.get().wrapping_add(u32::from(other_lines)));
             if other_lines || !ready.iter().any(|e| Rc::ptr_eq(e, &endpoint)) {
                 endpoint.set_ready(false);
             }
         }
         for (index, endpoint) in ready.iter().enumerate() {
             endpoint.set_ready(true);
+            endpoint.private.set(change.policy.send_proxy.is_some());
             endpoint.token.set(change.balancer.token(index));
         }
         self.times.set(Times::new(&change.policy, self.proxy.hold));

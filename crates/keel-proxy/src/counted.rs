@@ -133,6 +133,11 @@ impl Counted {
         });
     }
 
+    /// The request itself turned out not to be acceptable; the caller is told `status`.
+    pub fn refused(&self, status: u16) {
+        self.note(|record| record.status = status);
+    }
+
     pub fn retried(&self) {
         add(&self.cluster.counters().retries, 1);
         self.note(|record| record.retries += 1);

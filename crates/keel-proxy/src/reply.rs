@@ -117,7 +117,9 @@ impl Reply {
         for (name, value) in &self.fields {
             text.push_str(&format!("{name}: {value}\r\n"));
         }
-        text.push_str(&format!("Content-Length: {}\r\n", self.body.len()));
+        if let Some(length) = self.length() {
+            text.push_str(&format!("Content-Length: {length}\r\n"));
+        }
         text.push_str(if keep_alive { "\r\n" } else { "Connection: close\r\n\r\n" });
         if !is_head {
             text.push_str(&self.body);
@@ -133,9 +135,16 @@ impl Reply {
     /// Its header fields.
     pub fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_LENGTH, self.body.len().into());
+        if let Some(length) = self.length() {
+            headers.insert(header::CONTENT_LENGTH, length.into());
+        }
         self.add_fields(&mut headers);
         headers
+    }
+
+    /// What is said about the length of the body; nothing where there can't be any (RFC 9110, 8.6).
+    fn length(&self) -> Option<usize> {
+        (self.status != 204).then_some(self.body.len())
     }
 
     fn add_fields(&self, headers: &mut HeaderMap) {

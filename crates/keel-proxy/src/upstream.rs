@@ -49,11 +49,16 @@ impl Line for Conn {
 impl Line for Lane {
     fn kept(endpoint: &WorkerEndpoint, _now_ms: u64, _reuse: Reuse) -> Option<Self> {
         // Whether it is alive shows when the request is sent, and then nothing has been lost.
-        endpoint.http2.take()
+        if endpoint.is_private() { None } else { endpoint.http2.take() }
     }
 
     async fn open(request: &Counted, endpoint: &WorkerEndpoint) -> Result<Self, ConnectError> {
-        endpoint.http2.open(dial(request, endpoint, HTTP2)).await
+        let dial = dial(request, endpoint, HTTP2);
+        if endpoint.is_private() {
+            Lane::alone(dial).await
+        } else {
+            endpoint.http2.open(dial).await
+        }
     }
 }
 

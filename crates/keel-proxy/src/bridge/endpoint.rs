@@ -98,7 +98,7 @@ impl Exchange<'_> {
                 if reusable && uploaded.get() {
                     let Upstream { line, in_flight, .. } = upstream;
                     let now_ms = self.session.worker.deadlines.now_ms();
-                    in_flight.endpoint.check_in(line, now_ms);
+                    in_flight.check_in(line, now_ms);
                 }
                 Outcome::Answered(next)
             }

@@ -239,14 +239,14 @@ impl Exchange<'_> {
                 Outcome::TimedOut => (Failure::TimedOut, false),
                 Outcome::Malformed => {
                     let refusal = Refusal::Malformed("its body is not properly chunked");
-                    return self.reply(&Reply::refused(refusal), false).await;
+                    return self.refused(&Reply::refused(refusal), false).await;
                 }
                 Outcome::TooLarge(most) => {
-                    return self.reply(&Reply::too_large(most), false).await;
+                    return self.refused(&Reply::too_large(most), false).await;
                 }
                 Outcome::NoForm => {
                     let refusal = Refusal::Malformed("its host is not a host");
-                    return self.reply(&Reply::refused(refusal), upload.is_over()).await;
+                    return self.refused(&Reply::refused(refusal), upload.is_over()).await;
                 }
                 Outcome::CallerGone => {
                     self.counted.failed(0);
@@ -322,6 +322,14 @@ impl Exchange<'_> {
     /// Tells the caller that the platform failed it.
     async fn failed(&mut self, text: &Reply, complete: bool) -> Next {
         self.counted.failed(text.status());
+        self.reply(text, complete).await
+    }
+
+    /// Tells the caller that its request is not acceptable, unless a part of an answer was sent.
+    async fn refused(&mut self, text: &Reply, complete: bool) -> Next {
+        if self.caller.is_some() {
+            self.counted.refused(text.status());
+        }
         self.reply(text, complete).await
     }
 

@@ -183,6 +183,7 @@ impl Exchange<'_> {
                 Attempt::Client(None) => return Next::Reset,
                 Attempt::Client(Some(refusal)) => {
                     let text = Reply::refused(refusal);
+                    self.counted.refused(text.status());
                     return reply(self.client, self.request, false, &text).await;
                 }
             };
@@ -239,7 +240,7 @@ impl Exchange<'_> {
         match attempt {
             Attempt::Answered(next, Connected::Reusable) => {
                 let Upstream { line, in_flight, .. } = upstream;
-                in_flight.endpoint.check_in(line, self.client.worker.deadlines.now_ms());
+                in_flight.check_in(line, self.client.worker.deadlines.now_ms());
                 Attempt::Answered(next, Connected::Used)
             }
             Attempt::Upgraded(down) => {

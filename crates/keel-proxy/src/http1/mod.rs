@@ -26,7 +26,7 @@ use crate::http2::{self, Upgrade};
 use crate::ids::Ids;
 use crate::limits::{CLIENT_IDLE, CLIENT_IDLE_ENDING, MAX_HEAD, REQUEST_HEAD};
 use crate::reply::Reply;
-use crate::route::{self, Decided, Http1Fields, Way};
+use crate::route::{Decided, Http1Fields, Way};
 use crate::session::{Client, Session};
 use crate::stream;
 
@@ -211,12 +211,12 @@ impl Connection {
         if way.changes_nothing() {
             forward::write(&head, &request, origin, Changes::default(), &mut self.request);
         } else {
-            let lines = route::lines(&way.request_fields());
+            let added = way.request_fields();
             let changes = Changes {
                 target: way.target(),
                 host: way.host(),
                 drops: Some(&|name: &str| way.drops(name)),
-                lines: &lines,
+                added: &added,
             };
             forward::write(&head, &request, origin, changes, &mut self.request);
         }

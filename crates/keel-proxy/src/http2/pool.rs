@@ -39,6 +39,18 @@ impl Lane {
         Self { send: send.clone(), shared: Rc::clone(shared) }
     }
 
+    /// The only place on a connection that `dial` makes.
+    ///
+    /// # Errors
+    /// As those of [`Pool::open`].
+    pub async fn alone<F>(dial: F) -> Result<Self, ConnectError>
+    where
+        F: Future<Output = Result<Conn, ConnectError>>,
+    {
+        let (send, shared) = connect(dial).await?;
+        Ok(Self::new(&send, &shared))
+    }
+
     /// The connection takes no more requests.
     pub fn is_over(&self) {
         self.shared.over.set(true);
@@ -97,27 +109,9 @@ impl Pool {
         }
         self.connecting.set(true);
         let _connecting = Connecting(self);
-        let conn = dial.await?;
-        let handshake = h2::client::Builder::new()
-            .enable_push(false)
-            .initial_window_size(H2_STREAM_WINDOW)
-            .initial_connection_window_size(H2_CONNECTION_WINDOW)
-            .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
-            .max_send_buffer_size(MAX_H2_SEND_BUFFER)
-            .handshake(conn);
-        let (send, connection) = match tokio::time::timeout(CONNECT, handshake).await {
-            Ok(Ok(made)) => made,
-            Ok(Err(_)) | Err(_) => return Err(ConnectError::Refused),
-        };
-        let shared = Rc::new(Shared { streams: Cell::new(0), over: Cell::new(false) });
+        let (send, shared) = connect(dial).await?;
         let lane = Lane::new(&send, &shared);
-        self.open.borrow_mut().push((send, Rc::clone(&shared)));
-        tokio::task::spawn_local(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection of HTTP/2 to an endpoint broke");
-            }
-            shared.over.set(true);
-        });
+        self.open.borrow_mut().push((send, shared));
         Ok(lane)
     }
 
@@ -125,4 +119,32 @@ impl Pool {
     pub fn clear(&self) {
         self.open.take();
     }
+}
+
+/// A new connection, driven until it ends.
+async fn connect<F>(dial: F) -> Result<(SendRequest<Bytes>, Rc<Shared>), ConnectError>
+where
+    F: Future<Output = Result<Conn, ConnectError>>,
+{
+    let conn = dial.await?;
+    let handshake = h2::client::Builder::new()
+        .enable_push(false)
+        .initial_window_size(H2_STREAM_WINDOW)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW)
+        .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
+        .max_send_buffer_size(MAX_H2_SEND_BUFFER)
+        .handshake(conn);
+    let (send, connection) = match tokio::time::timeout(CONNECT, handshake).await {
+        Ok(Ok(made)) => made,
+        Ok(Err(_)) | Err(_) => return Err(ConnectError::Refused),
+    };
+    let shared = Rc::new(Shared { streams: Cell::new(0), over: Cell::new(false) });
+    let over = Rc::clone(&shared);
+    tokio::task::spawn_local(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a connection of HTTP/2 to an endpoint broke");
+        }
+        over.over.set(true);
+    });
+    Ok((send, shared))
 }

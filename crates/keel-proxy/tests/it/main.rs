@@ -14,6 +14,8 @@ mod placement;
 mod proxy;
 mod recorder;
 mod rivals;
+mod routes;
+mod secure;
 mod smuggling;
 mod takeover;
 mod tcp;

@@ -283,14 +283,14 @@ impl Server {
         listeners: Vec<Listener>,
         clusters: BTreeMap<String, Cluster>,
     ) -> Vec<ListenerFailure> {
+        self.apply(Snapshot { listeners, clusters, ..Snapshot::default() })
+    }
+
+    /// As [`Server::replace`], with everything that a state may have; its generation is the next.
+    pub fn apply(&mut self, snapshot: Snapshot) -> Vec<ListenerFailure> {
         self.generation += 1;
         let generation = Generation(self.generation);
-        self.send(&ToProxy::Snapshot(Snapshot {
-            generation,
-            listeners,
-            clusters,
-            ..Snapshot::default()
-        }));
+        self.send(&ToProxy::Snapshot(Snapshot { generation, ..snapshot }));
         self.acknowledged()
     }
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use keel_model::{EndpointState, Protocol};
 
-use super::client::{Http2Client, request};
+use super::client::Http2Client;
 use super::endpoint::{Exchange, Http2Endpoint};
 use crate::backend::{Backend, Connection, read_body};
 use crate::client::Client;
@@ -180,14 +180,26 @@ impl Caller {
 
     /// Sends a request and waits for its answer.
     pub async fn ask(&mut self, method: &str, path: &str, message: &Message) -> Answer {
+        self.ask_host("cart", method, path, message).await
+    }
+
+    /// As [`Caller::ask`], of another host.
+    pub async fn ask_host(
+        &mut self,
+        host: &str,
+        method: &str,
+        path: &str,
+        message: &Message,
+    ) -> Answer {
         match self {
             Self::One(client) => {
-                let head = format!("{method} {path} HTTP/1.1\r\nHost: cart\r\n");
+                let head = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n");
                 client.send(to_http1(head, message, false));
                 answer_of_http1(client, method == "HEAD")
             }
             Self::Two(client) => {
-                let mut request = request(method, path);
+                let mut request =
+                    http::Request::builder().method(method).uri(format!("http://{host}{path}"));
                 for (name, value) in announced(message, false) {
                     request = request.header(name, value);
                 }
