@@ -150,7 +150,7 @@ lacks! {
     /// No certificate.
     Certificate: "TLS without any certificate",
         haproxy: Some("HAProxy needs one to listen; the listener is left out"),
-        nginx: Some("handshakes are refused");
+        nginx: Some("handshakes are refused, and opaque connections left out");
     /// Malformed certificate.
     CertificateName: "this name of a certificate",
         haproxy: Some("it is no host name, or the certificate can't be read; it is left out"),
@@ -225,7 +225,7 @@ lacks! {
         nginx: Some("the first one is used");
     /// Reload closes idle connections.
     IdleClients: "changes that leave idle connections of clients open",
-        haproxy: None,
+        haproxy: Some("a reload closes them where the protocol is told apart by first bytes, elsewhere with the next answer; changes of endpoints need no reload"),
         nginx: Some("a reload closes them; clients have to repeat a request that crosses with that, as RFC 9112 tells them to");
     /// Number in flight.
     InFlight: "counting what is in flight at a draining endpoint",

@@ -18,6 +18,13 @@ impl Names {
         if let Some(name) = self.given.get(ours) {
             return name.clone();
         }
+        let name = self.fresh(ours);
+        self.given.insert(ours.to_owned(), name.clone());
+        name
+    }
+
+    /// A name like `ours` that was not given before.
+    pub fn fresh(&mut self, ours: &str) -> String {
         let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
         let base: String = ours.chars().take(MAX_NAME).map(plain).collect();
         // A digit in front would make a name look like an index to HAProxy's command line.
@@ -29,7 +36,6 @@ impl Names {
         let free = std::iter::once(base.clone()).chain(numbered).find(|n| !self.taken.contains(n));
         let name = free.expect("there are more numbers than names");
         self.taken.insert(name.clone());
-        self.given.insert(ours.to_owned(), name.clone());
         name
     }
 }
@@ -44,6 +50,7 @@ mod tests {
         assert_eq!(names.of("shop/cart:80"), "shop_cart_80");
         assert_eq!(names.of("shop_cart_80"), "shop_cart_80_2");
         assert_eq!(names.of("shop/cart:80"), "shop_cart_80");
+        assert_eq!(names.fresh("shop/cart:80"), "shop_cart_80_3");
         assert_eq!(names.of("\"; }\n%[x]"), "x_______x_");
         assert_eq!(names.of(""), "x");
     }

@@ -167,7 +167,9 @@ impl Printer<'_> {
         }
         match hir.kind() {
             HirKind::Empty => self.out.push_str("(?:)"),
-            HirKind::Literal(literal) => literal.0.iter().for_each(|b| push_byte(&mut self.out, *b)),
+            HirKind::Literal(literal) => {
+                literal.0.iter().for_each(|b| push_byte(&mut self.out, *b))
+            }
             HirKind::Class(class) => self.class(class),
             HirKind::Look(look) => self.out.push_str(look_text(*look)),
             HirKind::Repetition(repetition) => self.repetition(repetition),

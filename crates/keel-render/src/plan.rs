@@ -110,8 +110,7 @@ impl<'a> Plan<'a> {
     fn plan_table(&mut self, table: &'a RouteTable) -> Table<'a> {
         let mut entries: Vec<&RouteEntry> = table.routes.iter().collect();
         entries.sort_by(|a, b| b.priority.cmp(&a.priority).then_with(|| a.name.cmp(&b.name)));
-        let mut planned =
-            Table { redirect_https: table.redirect_https, ..Table::default() };
+        let mut planned = Table { redirect_https: table.redirect_https, ..Table::default() };
         for entry in entries {
             let place = format!("route {}", entry.name);
             let layer = match entry.kind {
@@ -128,7 +127,8 @@ impl<'a> Plan<'a> {
             for lack in lacks::of_route(entry) {
                 self.note(lack, &place);
             }
-            let name = self.names.of(&entry.name);
+            // Not by its name alone: nothing keeps two routes from having the same one.
+            let name = self.names.fresh(&entry.name);
             let route = PlannedRoute { name, entry, alternatives };
             match layer {
                 Layer::Http => planned.http.push(route),

@@ -112,8 +112,8 @@ fn expand(rule: &Rule, layer: Layer, holds: bool) -> Result<Vec<Alternative>, Un
         }
         (single, _) => {
             let atom = atom(single)?;
-            let unknown = layer == Layer::Connection
-                && !matches!(atom.field, Field::Client | Field::Sni);
+            let unknown =
+                layer == Layer::Connection && !matches!(atom.field, Field::Client | Field::Sni);
             if unknown {
                 return Ok(Vec::new());
             }

@@ -1,6 +1,6 @@
 //! Frontends for requests: the route is found, then its filters are applied in their order.
 
-use keel_model::{BasicAuth, ClientKey, Cors, HeaderEdits, PathRewrite, RateLimit, Redirect};
+use keel_model::{BasicAuth, ClientKey, Compress, Cors, HeaderEdits, PathRewrite, RateLimit, Redirect};
 
 use super::acl::{Acls, View};
 use super::frontend::{FORWARDED, draw_below, draw_range};
@@ -83,7 +83,8 @@ impl<'a> Writer<'a> {
             for alternative in &route.alternatives {
                 let condition = acls.condition(alternative);
                 let name = &route.name;
-                let line = format!("http-request set-var(txn.route) str({name}) if !routed {condition}");
+                let line =
+                    format!("http-request set-var(txn.route) str({name}) if !routed {condition}");
                 chosen.push(line.trim_end().to_owned());
             }
         }
@@ -170,6 +171,7 @@ impl<'a> Writer<'a> {
             self.rate_limit(&mut current, index, limit);
         }
         if let Some(most) = filters.max_body {
+            let most = most.min(1 << 60);
             let test = format!("{{ req.body_size gt {most} }}");
             current.request("http-request deny deny_status 413", &test);
         }
@@ -243,7 +245,10 @@ impl<'a> Writer<'a> {
         if cors.origins.iter().all(|origin| clean(origin).is_none()) {
             current.rules.acls.push(format!("acl {allowed} always_false"));
         }
-        let list = |items: &[String]| in_format(&items.join(", "));
+        let list = |items: &[String]| {
+            let items: Vec<&str> = items.iter().map(|i| i.trim()).filter(|i| !i.is_empty()).collect();
+            in_format(&items.join(", "))
+        };
         let fields = [&cors.methods, &cors.headers, &cors.expose];
         if fields.into_iter().flatten().any(|item| clean(item).is_none()) {
             return self.plan.note(Lack::ControlCharacter, current.place());
@@ -252,9 +257,9 @@ impl<'a> Writer<'a> {
             true => "*",
             false => "%[var(txn.origin)]",
         };
-        let methods = match cors.methods.is_empty() {
-            true => "GET, HEAD, POST".to_owned(),
-            false => list(&cors.methods),
+        let methods = match list(&cors.methods) {
+            none if none.is_empty() => "GET, HEAD, POST".to_owned(),
+            methods => methods,
         };
         let headers = match cors.headers.iter().any(|header| header == "*") {
             true => "%[req.fhdr(access-control-request-headers)]".to_owned(),
@@ -283,13 +288,15 @@ impl<'a> Writer<'a> {
         let elsewhere = format!("{asks} {{ req.fhdr(origin) -m found }} !{allowed}");
         current.request("http-request return status 204 hdr Vary Origin", &elsewhere);
         let known = "{ var(txn.origin) -m found }";
-        let set = |name: &str, value: &str| format!("http-response set-header {name} {}", word(value));
+        let set =
+            |name: &str, value: &str| format!("http-response set-header {name} {}", word(value));
         current.response(&set("Access-Control-Allow-Origin", origin), known);
         if cors.credentials {
             current.response(&set("Access-Control-Allow-Credentials", "true"), known);
         }
-        if !cors.expose.is_empty() {
-            current.response(&set("Access-Control-Expose-Headers", &list(&cors.expose)), known);
+        let expose = list(&cors.expose);
+        if !expose.is_empty() {
+            current.response(&set("Access-Control-Expose-Headers", &expose), known);
         }
         current.response("http-response add-header Vary Origin", "");
     }
@@ -335,10 +342,12 @@ impl<'a> Writer<'a> {
         };
         let size = if kind.ends_with(" 1") { "" } else { LIMIT_CLIENTS };
         let table = format!("limit{index}_{}", current.route.name);
-        self.backends.section(&format!("backend {table}"));
-        self.backends.line(format!(
-            "stick-table type {kind} {size} expire {window}ms store gpc0_rate({window}ms)"
-        ));
+        if self.written.insert(table.clone()) {
+            self.backends.section(&format!("backend {table}"));
+            self.backends.line(format!(
+                "stick-table type {kind} {size} expire {window}ms store gpc0_rate({window}ms)"
+            ));
+        }
         current.request(&format!("http-request track-sc{index} {key} table {table}"), "");
         if key.starts_with("req.") {
             // Those without the header or cookie share one allowance; otherwise leaving it out would be a way around.
@@ -358,7 +367,8 @@ impl<'a> Writer<'a> {
                 Some(value) if clean(value).is_none() => Lack::ControlCharacter,
                 _ => {
                     let value = value.map(format).unwrap_or_default();
-                    actions.push(format!("{when} {verb}-header {name} {value}").trim_end().to_owned());
+                    actions
+                        .push(format!("{when} {verb}-header {name} {value}").trim_end().to_owned());
                     return;
                 }
             };
@@ -378,11 +388,7 @@ impl<'a> Writer<'a> {
     /// Which backends take the requests of the route.
     fn uses(&mut self, current: &mut Current<'_, '_>) {
         let entry = current.route.entry;
-        let types = entry.filters.compress.as_ref().map(|compress| {
-            let prefix = |kind: &String| word(kind.split('*').next().unwrap_or_default());
-            let clean = compress.types.iter().filter(|kind| clean(kind).is_some());
-            clean.map(prefix).collect::<Vec<_>>().join(" ")
-        });
+        let types = entry.filters.compress.as_ref().and_then(compressed);
         let total: u64 = entry.clusters.iter().map(|(_, weight)| u64::from(*weight)).sum();
         let drawn = entry.clusters.len() > 1 && total > 0;
         if drawn {
@@ -408,3 +414,16 @@ impl<'a> Writer<'a> {
     }
 }
 
+/// The media types that are compressed, as words, of which HAProxy compares the beginning; none for all. `None` if
+/// nothing is compressed.
+fn compressed(compress: &Compress) -> Option<String> {
+    let beginning = |kind: &String| kind.split('*').next().unwrap_or_default().to_owned();
+    let types = compress.types.iter().filter(|kind| clean(kind).is_some());
+    let types: Vec<String> = types.map(beginning).collect();
+    if types.is_empty() {
+        return None;
+    }
+    let all = types.iter().any(String::is_empty);
+    let words: Vec<String> = types.iter().filter(|_| !all).map(|kind| word(kind)).collect();
+    Some(words.join(" "))
+}

@@ -49,13 +49,14 @@ impl<'a> Writer<'a> {
 
     /// The head of a frontend for all addresses of a group.
     fn begin(&mut self, group: &Group<'_>, mode: &str) {
-        let tls = self.tls_words(group.listener, mode == "http" || group.speaks == Speaks::Detected);
+        let tls =
+            self.tls_words(group.listener, mode == "http" || group.speaks == Speaks::Detected);
         self.section(group, mode, &tls);
     }
 
     fn section(&mut self, group: &Group<'_>, mode: &str, tls: &str) {
         self.frontends.section(&format!("frontend {}", group.name));
-        self.frontends.line(format!("mode {mode}"));
+        self.mode(mode);
         for bind in &group.binds {
             let v6 = if bind.is_ipv6() { " v6only" } else { "" };
             self.frontends.line(format!("bind {bind}{v6}{tls}"));
@@ -66,6 +67,14 @@ impl<'a> Writer<'a> {
             acls.add_networks("balancer", from);
             self.frontends.lines(acls.lines);
             self.frontends.line("tcp-request connection expect-proxy layer4 if balancer");
+        }
+    }
+
+    fn mode(&mut self, mode: &str) {
+        self.frontends.line(format!("mode {mode}"));
+        if mode == "http" {
+            // Connections that a reload finds idle are closed with the next answer, not under a client's hands.
+            self.frontends.line("option idle-close-on-response");
         }
     }
 
@@ -200,7 +209,7 @@ impl<'a> Writer<'a> {
         };
         let socket = word(socket);
         self.frontends.section(&format!("frontend {name}"));
-        self.frontends.line(format!("mode {mode}"));
+        self.mode(mode);
         self.frontends.line(format!("bind {socket} mode 600{owner} accept-proxy{tls}"));
         self.backends.section(&format!("backend {name}.loop"));
         self.backends.line("mode tcp");

@@ -11,7 +11,7 @@ mod frontend;
 mod rewrite;
 mod words;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use keel_model::BasicAuth;
 use keel_route::snapshot::{ClusterId, Snapshot};
@@ -47,7 +47,7 @@ enum Mode {
 struct PoolUse {
     name: String,
     /// Routes with a time of their own, in milliseconds.
-    timeouts: Vec<(String, u64)>,
+    timeouts: BTreeMap<String, u64>,
 }
 
 /// What is written, section by section.
@@ -62,6 +62,8 @@ struct Writer<'a> {
     loops: usize,
     /// Variables that hold chance.
     draws: usize,
+    /// Sections of routes that were written: a table can be that of several frontends.
+    written: BTreeSet<String>,
 }
 
 pub(crate) fn render(snapshot: &Snapshot, options: &Options) -> Rendered {
@@ -74,6 +76,7 @@ pub(crate) fn render(snapshot: &Snapshot, options: &Options) -> Rendered {
         pools: BTreeMap::new(),
         loops: 0,
         draws: 0,
+        written: BTreeSet::new(),
     };
     writer.certificates();
     for group in writer.plan.groups.clone() {
@@ -126,8 +129,6 @@ impl Writer<'_> {
             "timeout http-keep-alive 75s",
             "timeout queue 30s",
             "option redispatch 1",
-            // Connections that a reload finds idle are closed with the next answer, not under a client's hands.
-            "option idle-close-on-response",
             "option splice-auto",
             "http-reuse safe",
         ]);
@@ -167,14 +168,18 @@ impl Writer<'_> {
                 (Mode::Tcp, _) => ".tcp".to_owned(),
             };
             let name = names.of(&format!("{cluster}{suffix}"));
-            PoolUse { name, timeouts: Vec::new() }
+            PoolUse { name, timeouts: BTreeMap::new() }
         })
     }
 
     /// A list of users; its name.
     fn user_list(&mut self, route: &str, auth: &BasicAuth) -> String {
         let name = format!("users_{route}");
+        if !self.written.insert(name.clone()) {
+            return name;
+        }
         self.users.section(&format!("userlist {name}"));
+        let mut known = BTreeSet::new();
         for (index, line) in auth.users.iter().enumerate() {
             let place = format!("route {route}, user {}", index + 1);
             let Some((user, hash)) = htpasswd(line) else {
@@ -183,6 +188,9 @@ impl Writer<'_> {
             };
             if hash.starts_with("$apr1$") || hash.starts_with("{SHA}") {
                 self.plan.note(Lack::PasswordHash, place);
+                continue;
+            }
+            if !known.insert(user) {
                 continue;
             }
             self.users.line(format!("user {} password {}", word(user), word(hash)));

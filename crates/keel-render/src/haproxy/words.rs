@@ -37,7 +37,8 @@ pub(crate) fn in_format(text: &str) -> String {
 
 /// One word that is a format which reads as `text`.
 pub(crate) fn format(text: &str) -> String {
-    word(&in_format(text))
+    // A word without characters counts as none.
+    if text.is_empty() { "%[str()]".to_owned() } else { word(&in_format(text)) }
 }
 
 /// The lines of a configuration.

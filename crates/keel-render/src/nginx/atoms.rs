@@ -1,7 +1,9 @@
 //! Conditions: each [`Atom`] becomes a variable that is `1` or `0`, and a map looks for the first alternative whose
 //! pattern of ones and zeros is there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
 
 use super::words::{Blocks, matching};
 use crate::rules::{Alternative, Atom, Field, Test};
@@ -86,16 +88,16 @@ impl Atoms {
             Field::Method => "$request_method".to_owned(),
             Field::Header(header) => header_variable(header),
             Field::Query => "$args".to_owned(),
-            Field::Sni if self.prefix == super::STREAM_ATOMS => "$ssl_preread_server_name".to_owned(),
+            Field::Sni if self.prefix == super::STREAM_ATOMS => {
+                "$ssl_preread_server_name".to_owned()
+            }
             Field::Sni => "$ssl_server_name".to_owned(),
             Field::Client => {
                 let nets = atom.tests.iter().filter_map(|test| match test {
-                    Test::Net(net) => Some(format!("{net} 1")),
+                    Test::Net(net) => Some(*net),
                     _ => None,
                 });
-                let mut lines = vec!["default 0".to_owned()];
-                lines.extend(nets);
-                return self.maps.block(format!("geo {name}"), &lines);
+                return self.maps.block(format!("geo {name}"), &networks(nets));
             }
         };
         let mut lines = vec!["default 0".to_owned()];
@@ -156,6 +158,19 @@ impl Atoms {
         self.maps.block(format!("map \"{}\" ${name}", columns.concat()), &lines);
         format!("${name}")
     }
+}
+
+/// The entries of a `geo` block that is 1 for addresses in these networks and else 0.
+pub(crate) fn networks(networks: impl IntoIterator<Item = IpNet>) -> Vec<String> {
+    let halves = |net: IpNet| match net.prefix_len() {
+        // The whole of a family is taken for a second default.
+        0 => net.subnets(1).map(Iterator::collect).unwrap_or_default(),
+        _ => vec![net.trunc()],
+    };
+    let all: BTreeSet<IpNet> = networks.into_iter().flat_map(halves).collect();
+    let mut lines = vec!["default 0".to_owned()];
+    lines.extend(all.into_iter().map(|net| format!("{net} 1")));
+    lines
 }
 
 /// An expression for ones and zeros at these columns and anything at the others.

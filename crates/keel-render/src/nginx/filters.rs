@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use keel_model::{BasicAuth, ClientKey, Compress, Cors, Filters, HeaderEdits, RateLimit, Redirect};
 
 use super::Writer;
-use super::atoms::header_variable;
+use super::atoms::{header_variable, networks};
 use super::locations::Direct;
 use super::words::{Directive, clean, in_value, matching, quoted, value};
 use crate::endpoints::millis;
@@ -50,8 +50,7 @@ impl<'a> Writer<'a> {
         let mut lines: Vec<Directive> = Vec::new();
         if !filters.allow.is_empty() {
             let variable = self.variable("allow");
-            let mut nets = vec!["default 0".to_owned()];
-            nets.extend(filters.allow.iter().map(|net| format!("{} 1", net.trunc())));
+            let nets = networks(filters.allow.iter().copied());
             self.maps.block(format!("geo {variable}"), &nets);
             let refuse = vec!["return 403".to_owned()];
             lines.push(Directive::Block(format!("if ({variable} = 0)"), refuse));
@@ -136,7 +135,8 @@ impl<'a> Writer<'a> {
         for known in &cors.origins {
             let parts = known.split('*').map(|part| pattern::literal(part.as_bytes()));
             let parts: Vec<String> = parts.collect();
-            let whole = if any { ".".to_owned() } else { format!(r"\A{}\z", parts.join("[^./:]+")) };
+            let whole =
+                if any { ".".to_owned() } else { format!(r"\A{}\z", parts.join("[^./:]+")) };
             entries.push(format!("{} {shown}", matching(&whole)));
         }
         entries.dedup();
@@ -236,28 +236,26 @@ impl<'a> Writer<'a> {
         limit: &RateLimit,
         lines: &mut Vec<Directive>,
     ) {
-        let zone = format!("limit{number}_{}", route.name);
-        let burst = limit.burst.max(1) - 1;
-        let burst = if burst == 0 { String::new() } else { format!(" burst={burst} nodelay") };
-        lines.push(format!("limit_req zone={zone}{burst}").into());
-        if !self.upstreams_known.insert(zone.clone()) {
-            return;
-        }
         let key = match &limit.key {
             ClientKey::All => "all".to_owned(),
             ClientKey::Source => "$keel_client".to_owned(),
             ClientKey::Path => "$keel_uri".to_owned(),
-            ClientKey::Header(name) if is_plain_name(name) => {
-                self.never_empty(&header_variable(name))
-            }
-            ClientKey::Cookie(name) if is_plain_name(name) => {
-                let variable = self.cookie_variable(name);
-                self.never_empty(&variable)
-            }
+            ClientKey::Header(name) if is_plain_name(name) => header_variable(name),
+            ClientKey::Cookie(name) if is_plain_name(name) => self.cookie_variable(name),
             ClientKey::Header(_) | ClientKey::Cookie(_) => {
-                lines.pop();
                 return self.plan.note(Lack::HeaderName, format!("route {}", route.entry.name));
             }
+        };
+        let zone = format!("limit{number}_{}", route.name);
+        let burst = limit.burst.max(1) - 1;
+        let burst = if burst == 0 { String::new() } else { format!(" burst={burst} nodelay") };
+        lines.push(format!("limit_req zone={zone}{burst}").into());
+        if !self.zones.insert(zone.clone()) {
+            return;
+        }
+        let key = match limit.key {
+            ClientKey::Header(_) | ClientKey::Cookie(_) => self.never_empty(&key),
+            ClientKey::All | ClientKey::Source | ClientKey::Path => key,
         };
         let per = millis(limit.per);
         let requests = u64::from(limit.requests.max(1));
@@ -328,12 +326,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    fn response_headers(
-        &mut self,
-        edits: &HeaderEdits,
-        lines: &mut Vec<Directive>,
-        place: &str,
-    ) {
+    fn response_headers(&mut self, edits: &HeaderEdits, lines: &mut Vec<Directive>, place: &str) {
         for name in edits.remove.iter().chain(edits.set.keys()) {
             if self.fit(name, "", place) {
                 lines.push(format!("proxy_hide_header {name}").into());

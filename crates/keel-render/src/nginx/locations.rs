@@ -86,8 +86,11 @@ impl Writer<'_> {
 
     fn limit(&mut self, cluster: &str, policy: &TrafficPolicy, lines: &mut Vec<Directive>) {
         let Some(most) = policy.limits.max_requests else { return };
+        if most == 0 {
+            return lines.push("return 503".into());
+        }
         let zone = format!("conn_{}", self.plan.names.of(cluster));
-        if self.upstreams_known.insert(zone.clone()) {
+        if self.zones.insert(zone.clone()) {
             self.maps.line(format!("limit_conn_zone all zone={zone}:32k"));
         }
         lines.push(format!("limit_conn {zone} {most}").into());

@@ -39,6 +39,8 @@ struct Writer<'a> {
     upstreams: Blocks,
     upstreams_known: BTreeSet<String>,
     servers: Blocks,
+    /// Memory for limits that was declared.
+    zones: BTreeSet<String>,
     stream_atoms: Atoms,
     stream_maps: Blocks,
     stream_upstreams: Blocks,
@@ -66,6 +68,7 @@ pub(crate) fn render(snapshot: &Snapshot, options: &Options) -> Rendered {
         upstreams: Blocks::at_depth(1),
         upstreams_known: BTreeSet::new(),
         servers: Blocks::at_depth(1),
+        zones: BTreeSet::new(),
         stream_atoms: Atoms::new(STREAM_ATOMS),
         stream_maps: Blocks::at_depth(1),
         stream_upstreams: Blocks::at_depth(1),
@@ -128,8 +131,12 @@ impl Writer<'_> {
         if !self.stream_servers.is_empty() {
             all.open("stream");
             all.block("geo $keel_dollar", &["default \"$\"".to_owned()]);
-            let parts =
-                [self.stream_atoms.maps, self.stream_maps, self.stream_upstreams, self.stream_servers];
+            let parts = [
+                self.stream_atoms.maps,
+                self.stream_maps,
+                self.stream_upstreams,
+                self.stream_servers,
+            ];
             parts.into_iter().for_each(|part| all.append(part));
             all.close();
         }
@@ -140,7 +147,8 @@ impl Writer<'_> {
 
     fn main(&self, all: &mut Blocks) {
         let options = self.plan.options;
-        if let (StreamModule::File(path), false) = (&options.stream, self.stream_servers.is_empty()) {
+        if let (StreamModule::File(path), false) = (&options.stream, self.stream_servers.is_empty())
+        {
             all.line(format!("load_module {}", quoted(path)));
         }
         if let Some((user, group)) = &options.user {

@@ -36,7 +36,8 @@ impl<'a> Writer<'a> {
                 self.unrouted(group, &places);
             }
             Speaks::Routed(table) => {
-                let connections = self.plan.tables.get(table).map(|table| table.connections.clone());
+                let connections =
+                    self.plan.tables.get(table).map(|table| table.connections.clone());
                 let places = match connections.filter(|routes| !routes.is_empty()) {
                     Some(routes) => match self.connections(group, &routes) {
                         Some(socket) => Places {
@@ -125,7 +126,11 @@ impl<'a> Writer<'a> {
         match file_name(&auth.ca.to_string_lossy()) {
             Some(file) => {
                 block.line(format!("ssl_client_certificate {file}"));
-                block.line(if auth.optional { "ssl_verify_client optional" } else { "ssl_verify_client on" });
+                block.line(if auth.optional {
+                    "ssl_verify_client optional"
+                } else {
+                    "ssl_verify_client on"
+                });
                 block.line("ssl_verify_depth 5");
             }
             None => self.plan.note(Lack::FileName, format!("listener {}", listener.bind)),
@@ -209,9 +214,7 @@ impl<'a> Writer<'a> {
 
     /// Answers to certificate authorities.
     fn challenges(&self) -> Vec<(Alternative, String, Vec<Directive>)> {
-        let ok = |text: &str| {
-            text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-        };
+        let ok = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
         let known = self.plan.snapshot.challenges.http.iter();
         // Both are base64url by RFC 8555; what is not never comes.
         let known = known.filter(|(token, answer)| ok(token) && ok(answer));
@@ -230,7 +233,8 @@ impl<'a> Writer<'a> {
     /// The location (or the variable that holds it) for requests of a route, and its locations.
     fn route(&mut self, route: &PlannedRoute<'a>) -> (String, Vec<(String, Vec<Directive>)>) {
         let path = |index: usize| format!("{INTERNAL}/{}/{index}", route.name);
-        let count = if route.entry.filters.redirect.is_some() { 1 } else { route.entry.clusters.len() };
+        let count =
+            if route.entry.filters.redirect.is_some() { 1 } else { route.entry.clusters.len() };
         let mut locations = Vec::new();
         for index in 0..count {
             let path = path(index);

@@ -36,6 +36,9 @@ impl<'a> Writer<'a> {
         if !self.has_stream(group) {
             return;
         }
+        if group.listener.tls.is_some() && self.certificates.is_empty() {
+            return self.plan.note(Lack::Certificate, format!("listener {}", group.listener.bind));
+        }
         let mut block = Blocks::at_depth(1);
         block.open("server");
         self.listen(&mut block, group, group.listener.tls.is_some());
@@ -85,6 +88,10 @@ impl<'a> Writer<'a> {
         let mut candidates: Vec<(Alternative, String)> = Vec::new();
         for route in routes {
             let ends_tls = group.listener.tls.is_some() && route.entry.kind == RouteKind::Tcp;
+            if ends_tls && self.certificates.is_empty() {
+                self.plan.note(Lack::Certificate, format!("route {}", route.entry.name));
+                continue;
+            }
             let target = self.shared(group, route, ends_tls);
             let each = route.alternatives.iter().cloned();
             candidates.extend(each.map(|alternative| (alternative, target.clone())));

@@ -40,7 +40,11 @@ impl Writer<'_> {
         }
         let mut block = Blocks::at_depth(1);
         block.open(format!("upstream {name}"));
-        block.line(format!("zone {name} {}k", 64 + 2 * cluster.endpoints.len()));
+        let zone_name = match traffic {
+            Traffic::Requests => name.clone(),
+            Traffic::Connections => format!("stream_{name}"),
+        };
+        block.line(format!("zone {zone_name} {}k", 64 + 2 * cluster.endpoints.len()));
         let hashed = self.balance(&mut block, &cluster, traffic);
         servers(&mut block, &cluster, zone.as_deref().filter(|_| !hashed));
         if traffic == Traffic::Requests {
@@ -56,15 +60,13 @@ impl Writer<'_> {
     }
 
     /// How an endpoint is chosen; whether the choice knows no reserve.
-    fn balance(
-        &mut self,
-        block: &mut Blocks,
-        cluster: &Cluster,
-        traffic: Traffic,
-    ) -> bool {
+    fn balance(&mut self, block: &mut Blocks, cluster: &Cluster, traffic: Traffic) -> bool {
         let policy = policy(cluster);
         let requests = traffic == Traffic::Requests;
-        if requests && let Some(sticky) = &policy.sticky && is_plain_name(&sticky.name) {
+        if requests
+            && let Some(sticky) = &policy.sticky
+            && is_plain_name(&sticky.name)
+        {
             let (key, _) = self.sticky_variables(&sticky.name);
             block.line(format!("hash {key} consistent"));
             return true;

@@ -8,3 +8,4 @@ mod echo;
 mod engine;
 mod make;
 mod served;
+mod tls;

@@ -37,7 +37,9 @@ fn holds(answer: &Answer, expected: Expect) -> bool {
     };
     match expected {
         Expect::Status(status) => answer.status == status,
-        Expect::From(name) => answer.status == 200 && text.starts_with(&format!("{name}\n")) || answer.name() == name,
+        Expect::From(name) => {
+            answer.status == 200 && text.starts_with(&format!("{name}\n")) || answer.name() == name
+        }
         Expect::Sees(wanted) => line(&text, wanted),
         Expect::SeesNo(name) => !named(&text, name) && text.contains(" HTTP/1.1\n"),
         Expect::Field(wanted) => line(&answer.head, wanted),
