@@ -155,7 +155,8 @@ impl Writer<'_> {
         self.backends.line(line);
         // The value is made from the address, so that it follows an endpoint from slot to slot. No secret: whoever
         // guesses it gets an endpoint that is meant to be reached.
-        self.backends.line(format!("dynamic-cookie-key {}", word(&format!("keel {}", safe(&key.cluster)))));
+        self.backends
+            .line(format!("dynamic-cookie-key {}", word(&format!("keel {}", safe(&key.cluster)))));
     }
 
     fn check(&mut self, check: &ActiveCheck) {

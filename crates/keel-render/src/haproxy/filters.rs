@@ -1,6 +1,8 @@
 //! Frontends for requests: the route is found, then its filters are applied in their order.
 
-use keel_model::{BasicAuth, ClientKey, Compress, Cors, HeaderEdits, PathRewrite, RateLimit, Redirect};
+use keel_model::{
+    BasicAuth, ClientKey, Compress, Cors, HeaderEdits, PathRewrite, RateLimit, Redirect,
+};
 
 use super::acl::{Acls, View};
 use super::frontend::{FORWARDED, draw_below, draw_range};
@@ -246,7 +248,8 @@ impl<'a> Writer<'a> {
             current.rules.acls.push(format!("acl {allowed} always_false"));
         }
         let list = |items: &[String]| {
-            let items: Vec<&str> = items.iter().map(|i| i.trim()).filter(|i| !i.is_empty()).collect();
+            let items: Vec<&str> =
+                items.iter().map(|i| i.trim()).filter(|i| !i.is_empty()).collect();
             in_format(&items.join(", "))
         };
         let fields = [&cors.methods, &cors.headers, &cors.expose];

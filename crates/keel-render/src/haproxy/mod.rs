@@ -2,7 +2,8 @@
 //!
 //! One frontend per kind of listener, one backend per cluster (and per mode and compression, which are properties of
 //! backends). A frontend with routes first finds the route of a request and keeps its name in a variable; all
-//! filters then ask for that name. Sections come in the order in which HAProxy wants them.
+//! filters then ask for that name. Sections come in the order in which HAProxy wants them. Files are named relative to
+//! the directory of the configuration, in which HAProxy has to be started (`-C`).
 
 mod acl;
 mod backend;
@@ -102,7 +103,6 @@ impl Writer<'_> {
         let options = self.plan.options;
         let mut lines = Lines::default();
         lines.section("global");
-        lines.line("default-path config");
         // `normalize-uri`, which has been what it is since 2.4.
         lines.line("expose-experimental-directives");
         if let Some((user, group)) = &options.user {

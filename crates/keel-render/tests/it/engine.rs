@@ -53,7 +53,9 @@ pub fn write(rendered: &Rendered, directory: &Path) {
     for (path, parts) in &rendered.joined {
         let parts: Vec<String> =
             parts.iter().map(|part| fs::read_to_string(part).unwrap()).collect();
-        fs::write(directory.join(path), parts.join("\n")).unwrap();
+        let path = directory.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, parts.join("\n")).unwrap();
     }
     fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).unwrap();
 }
@@ -61,7 +63,9 @@ pub fn write(rendered: &Rendered, directory: &Path) {
 fn command(engine: Engine, directory: &Path, check: bool) -> Command {
     let mut command = Command::new(engine.command());
     match engine {
-        Engine::Haproxy => command.args(if check { ["-c"] } else { ["-db"] }).arg("-f"),
+        Engine::Haproxy => {
+            command.arg("-C").arg(directory).arg(if check { "-c" } else { "-db" }).arg("-f")
+        }
         Engine::Nginx => {
             if check {
                 command.arg("-t");

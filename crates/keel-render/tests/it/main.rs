@@ -9,3 +9,4 @@ mod engine;
 mod make;
 mod served;
 mod tls;
+mod traffic;

@@ -1,13 +1,14 @@
 //! Certificates for tests.
 
 use keel_route::snapshot::Certificate;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 /// A certificate authority.
 pub type Authority = CertifiedIssuer<'static, KeyPair>;
 
 pub fn authority() -> Authority {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name.push(DnType::CommonName, "an authority of the tests");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
@@ -16,6 +17,9 @@ pub fn authority() -> Authority {
 pub fn certificate(authority: &Authority, names: &[&str]) -> Certificate {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let key = KeyPair::generate().unwrap();
-    let signed = CertificateParams::new(names).unwrap().signed_by(&key, authority).unwrap();
+    let mut params = CertificateParams::new(names).unwrap();
+    // The name of the library's own choice would be that of the authority too.
+    params.distinguished_name.push(DnType::CommonName, "a subject of the tests");
+    let signed = params.signed_by(&key, authority).unwrap();
     Certificate { names: Vec::new(), chain: signed.pem(), key: key.serialize_pem() }
 }
