@@ -370,9 +370,9 @@ pub(crate) fn replacement(text: &str) -> Vec<Piece<'_>> {
         let after = &rest[at + 1..];
         let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
         let bare = after.find(|c| !word(c)).unwrap_or(after.len());
-        if after.starts_with('$') {
+        if let Some(tail) = after.strip_prefix('$') {
             pieces.push(Piece::Text("$"));
-            rest = &after[1..];
+            rest = tail;
         } else if let Some((name, tail)) =
             after.strip_prefix('{').and_then(|braced| braced.split_once('}'))
         {

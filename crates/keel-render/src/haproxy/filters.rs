@@ -228,25 +228,32 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// The ACL that holds for origins that may.
+    fn origins(&mut self, current: &mut Current<'_, '_>, cors: &Cors, any: bool) -> String {
+        let allowed = current.acl("origin");
+        let mut tests = Vec::new();
+        for origin in cors.origins.iter().filter_map(|origin| clean(origin)) {
+            tests.push(if any {
+                "req.fhdr(origin) -m found".to_owned()
+            } else if origin.contains('*') {
+                let parts = origin.split('*').map(|part| pattern::literal(part.as_bytes()));
+                let parts: Vec<String> = parts.collect();
+                let whole = format!(r"\A{}\z", parts.join("[^./:]+"));
+                format!("req.fhdr(origin) -m reg -- {}", word(&whole))
+            } else {
+                format!("req.fhdr(origin) -m str -- {}", word(origin))
+            });
+        }
+        if tests.is_empty() {
+            tests.push("always_false".to_owned());
+        }
+        current.rules.acls.extend(tests.iter().map(|test| format!("acl {allowed} {test}")));
+        allowed
+    }
+
     fn cors(&mut self, current: &mut Current<'_, '_>, cors: &Cors) {
         let any = cors.origins.iter().any(|origin| origin == "*");
-        let allowed = current.acl("origin");
-        for origin in cors.origins.iter().filter_map(|origin| clean(origin)) {
-            let test = match (any, origin.split_once('*')) {
-                (true, _) => "req.fhdr(origin) -m found".to_owned(),
-                (false, Some(_)) => {
-                    let parts = origin.split('*').map(|part| pattern::literal(part.as_bytes()));
-                    let parts: Vec<String> = parts.collect();
-                    let whole = format!(r"\A{}\z", parts.join("[^./:]+"));
-                    format!("req.fhdr(origin) -m reg -- {}", word(&whole))
-                }
-                (false, None) => format!("req.fhdr(origin) -m str -- {}", word(origin)),
-            };
-            current.rules.acls.push(format!("acl {allowed} {test}"));
-        }
-        if cors.origins.iter().all(|origin| clean(origin).is_none()) {
-            current.rules.acls.push(format!("acl {allowed} always_false"));
-        }
+        let allowed = self.origins(current, cors, any);
         let list = |items: &[String]| {
             let items: Vec<&str> =
                 items.iter().map(|i| i.trim()).filter(|i| !i.is_empty()).collect();

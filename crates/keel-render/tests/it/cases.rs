@@ -1,5 +1,7 @@
 //! What routes mean, as a table: routes, then requests with what must come of them. Both engines are held to it.
 
+#![allow(clippy::too_many_lines, reason = "tables")]
+
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
