@@ -67,7 +67,7 @@ impl Exchange<'_> {
                         first.extend(&data)
                     }
                     upload.source.passed(data.len());
-                    ended = !chunked && upload.is_over();
+                    ended = !chunked && upload.is_sent();
                 }
                 Some(Ok(Piece::Trailers(trailers))) => {
                     if chunked {

@@ -159,10 +159,11 @@ impl<'a> Exchange<'a> {
             sends += 1;
             let (outcome, endpoint) = match self.attempt(&mut placement, reuse, upload).await {
                 Ok(tried) => tried,
-                Err(why) => {
+                Err(Unplaced::Unavailable(why)) => {
                     let text = Reply::unavailable(self.counted.cluster.id(), why);
                     return self.failed(&text, upload.is_over()).await;
                 }
+                Err(Unplaced::CallerGone) => return Next::Reset,
             };
             let failure = match outcome {
                 Outcome::Answered(next) => return next,
@@ -179,10 +180,8 @@ impl<'a> Exchange<'a> {
                     let refusal = Refusal::Malformed("its host is not a host");
                     return self.reply(&Reply::refused(refusal), upload.is_over()).await;
                 }
-                Outcome::CallerGone => {
-                    self.counted.failed(0);
-                    return Next::Reset;
-                }
+                // It failed itself.
+                Outcome::CallerGone => return Next::Reset,
             };
             let state = retry::Request {
                 idempotent: self.head.is_idempotent(),
@@ -215,15 +214,17 @@ impl<'a> Exchange<'a> {
         placement: &mut Placement,
         reuse: Reuse,
         upload: &mut Upload<'_>,
-    ) -> Result<(Outcome, Rc<crate::cluster::WorkerEndpoint>), Unavailable> {
+    ) -> Result<(Outcome, Rc<crate::cluster::WorkerEndpoint>), Unplaced> {
         let worker = &self.session.worker;
         if self.speaks_http2() {
-            let upstream: Upstream<Lane> = placement.acquire(worker, &self.counted, reuse).await?;
+            let place = placement.acquire::<Lane>(worker, &self.counted, reuse);
+            let upstream = unless_gone(&mut self.caller, place).await?;
             placement.placed();
             let endpoint = Rc::clone(&upstream.in_flight.endpoint);
             Ok((Box::pin(self.try_http2(upstream, upload)).await, endpoint))
         } else {
-            let upstream = placement.acquire(worker, &self.counted, reuse).await?;
+            let place = placement.acquire(worker, &self.counted, reuse);
+            let upstream = unless_gone(&mut self.caller, place).await?;
             placement.placed();
             let endpoint = Rc::clone(&upstream.in_flight.endpoint);
             Ok((Box::pin(self.try_http1(upstream, upload)).await, endpoint))
@@ -266,6 +267,28 @@ impl<'a> Exchange<'a> {
     }
 }
 
+/// Why a request has no place.
+enum Unplaced {
+    Unavailable(Unavailable),
+    CallerGone,
+}
+
+/// Waits for a place as long as the caller does: what it has given up is not to be done later.
+async fn unless_gone<L>(
+    caller: &mut Option<Caller<'_>>,
+    place: impl Future<Output = Result<Upstream<L>, Unavailable>>,
+) -> Result<Upstream<L>, Unplaced> {
+    let mut place = std::pin::pin!(place);
+    std::future::poll_fn(|cx| {
+        let gone = caller.as_mut().is_some_and(|caller| caller.poll_gone(cx).is_ready());
+        if gone {
+            return std::task::Poll::Ready(Err(Unplaced::CallerGone));
+        }
+        place.as_mut().poll(cx).map_err(Unplaced::Unavailable)
+    })
+    .await
+}
+
 /// `1S`, `250m`: at most eight digits and a unit (gRPC over HTTP/2, "Timeout").
 fn grpc_timeout(value: &[u8]) -> Option<Duration> {
     let (unit, digits) = value.split_last()?;
@@ -288,8 +311,9 @@ fn grpc_timeout(value: &[u8]) -> Option<Duration> {
 fn failure_of(error: &h2::Error) -> Failure {
     match error.reason() {
         Some(h2::Reason::REFUSED_STREAM) => Failure::NothingSent,
-        // Streams above the last one that the peer names were not looked at; the library tells only about those.
-        Some(h2::Reason::NO_ERROR) if error.is_go_away() => Failure::NothingSent,
+        // Streams above the last one that the peer names were not looked at, whatever made it go; the library tells
+        // only about those.
+        Some(_) if error.is_go_away() && error.is_remote() => Failure::NothingSent,
         _ => Failure::CutOff,
     }
 }

@@ -53,6 +53,11 @@ impl<'a> Upload<'a> {
         self.end.is_some()
     }
 
+    /// This attempt has sent all of it, but for trailers.
+    pub fn is_sent(&self) -> bool {
+        self.is_over() && self.at >= self.kept.len()
+    }
+
     /// There is no body at all.
     pub fn is_none(&self) -> bool {
         self.kept.is_empty() && matches!(self.end, Some(None)) && self.total == 0

@@ -33,6 +33,9 @@ pub const CANCEL: u32 = 0x8;
 pub const COMPRESSION_ERROR: u32 = 0x9;
 pub const ENHANCE_YOUR_CALM: u32 = 0xb;
 
+/// The fields of an answer with status 200 and nothing else (RFC 7541, appendix A).
+pub const OK: &[u8] = &[0x88];
+
 /// A frame as it came.
 #[derive(Debug)]
 pub struct Frame {
@@ -53,9 +56,9 @@ impl Frame {
         Some(u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap()))
     }
 
-    /// Whether it begins an answer with status 200, the first of the table that has it (RFC 7541, appendix A).
+    /// Whether it begins an answer with status 200.
     pub fn is_ok(&self) -> bool {
-        self.kind == HEADERS && self.payload.first() == Some(&0x88)
+        self.kind == HEADERS && self.payload.starts_with(OK)
     }
 }
 
@@ -186,6 +189,10 @@ impl Frames {
                 return frame;
             }
         }
+    }
+
+    pub fn end_sending(&mut self) {
+        self.stream.shutdown(std::net::Shutdown::Write).unwrap();
     }
 
     /// Waits for the end of the connection; the error that was given for it.

@@ -4,5 +4,6 @@ pub mod background;
 pub mod client;
 pub mod either;
 pub mod endpoint;
+mod failures;
 mod heads;
 mod versions;
