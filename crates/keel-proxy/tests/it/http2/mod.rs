@@ -5,5 +5,6 @@ pub mod client;
 pub mod either;
 pub mod endpoint;
 mod failures;
+mod flow;
 mod heads;
 mod versions;
