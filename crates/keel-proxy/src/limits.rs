@@ -110,5 +110,8 @@ pub const MAX_H2_RESETS: usize = 64;
 pub const H2_STREAM_WINDOW: u32 = 256 * 1024;
 /// Bytes of all requests that may be on their way on one connection of HTTP/2.
 pub const H2_CONNECTION_WINDOW: u32 = 1 << 20;
+/// Bytes of all answers that may be on their way on one connection of HTTP/2 to an endpoint: as many as its streams
+/// may have together. Clients share it, and one that does not read must not use up what another one needs.
+pub const H2_UPSTREAM_WINDOW: u32 = MAX_H2_STREAMS * H2_STREAM_WINDOW;
 /// Bytes that one stream of HTTP/2 may keep waiting for the peer.
 pub const MAX_H2_SEND_BUFFER: usize = 256 * 1024;
