@@ -101,6 +101,12 @@ pub const SPLICE_BODY: u64 = 128 * 1024;
 pub const MAX_EDGES: usize = 10_000;
 /// Largest piece of a body that is handed to HTTP/2 without asking whether the peer takes it.
 pub const MAX_H2_PIECE: usize = 64 * 1024;
+/// Pieces of a body that are shorter are put together while they wait: the library counts what they cost beyond
+/// their length from here down.
+pub const SMALL_PIECE: usize = 256;
+/// Bytes that the small pieces on one connection of HTTP/2 may cost beyond their length until they are put together.
+/// All that come in one burst are there at once: as many as fit into the window, if they are as short as messages are.
+pub const MAX_H2_SMALL_PIECES: usize = 32 << 20;
 /// Requests at a time on one connection of HTTP/2.
 pub const MAX_H2_STREAMS: u32 = 256;
 /// Streams of one connection of HTTP/2 that its client reset and that are still remembered or waiting; a client with

@@ -319,7 +319,7 @@ impl Exchange<'_> {
             }
         };
         let (parts, body) = answer.into_parts();
-        let source = if body.is_end_stream() { Source::Empty } else { Source::Http2(body) };
+        let source = Source::http2(body);
         let (next, _) = self.pass_on(parts.status, parts.headers, source, waiting, uploaded).await;
         Passed::Answered(next, false)
     }
@@ -427,7 +427,8 @@ pub(super) async fn relay(
             Ok(Piece::Data(data)) => {
                 let n = data.len();
                 let last = source.is_over();
-                sink.data(data, last, deadline).await.map_err(|_| Broken::Sink)?;
+                let sent = source.beside(sink.data(data, last, deadline)).await;
+                sent.map_err(|_| Broken::Sink)?;
                 source.passed(n);
                 total += n as u64;
                 if last {

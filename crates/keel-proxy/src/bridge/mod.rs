@@ -61,7 +61,7 @@ pub async fn serve_http2(
             return;
         }
     }
-    let source = if body.is_end_stream() { Source::Empty } else { Source::Http2(body) };
+    let source = Source::http2(body);
     let counted = session.count(session.target.cluster(), None);
     let exchange = Exchange::new(session, &head, caller, counted);
     exchange.run(source).await;
@@ -218,13 +218,13 @@ impl<'a> Exchange<'a> {
         let worker = &self.session.worker;
         if self.speaks_http2() {
             let place = placement.acquire::<Lane>(worker, &self.counted, reuse);
-            let upstream = unless_gone(&mut self.caller, place).await?;
+            let upstream = unless_gone(&mut self.caller, &mut upload.source, place).await?;
             placement.placed();
             let endpoint = Rc::clone(&upstream.in_flight.endpoint);
             Ok((Box::pin(self.try_http2(upstream, upload)).await, endpoint))
         } else {
             let place = placement.acquire(worker, &self.counted, reuse);
-            let upstream = unless_gone(&mut self.caller, place).await?;
+            let upstream = unless_gone(&mut self.caller, &mut upload.source, place).await?;
             placement.placed();
             let endpoint = Rc::clone(&upstream.in_flight.endpoint);
             Ok((Box::pin(self.try_http1(upstream, upload)).await, endpoint))
@@ -276,6 +276,7 @@ enum Unplaced {
 /// Waits for a place as long as the caller does: what it has given up is not to be done later.
 async fn unless_gone<L>(
     caller: &mut Option<Caller<'_>>,
+    body: &mut Source<'_>,
     place: impl Future<Output = Result<Upstream<L>, Unavailable>>,
 ) -> Result<Upstream<L>, Unplaced> {
     let mut place = std::pin::pin!(place);
@@ -284,6 +285,7 @@ async fn unless_gone<L>(
         if gone {
             return std::task::Poll::Ready(Err(Unplaced::CallerGone));
         }
+        body.read_ahead(cx);
         place.as_mut().poll(cx).map_err(Unplaced::Unavailable)
     })
     .await

@@ -24,7 +24,7 @@ use crate::buffer::Buffer;
 use crate::deadline::Deadline;
 use crate::limits::{
     CLIENT_IDLE, H2_CONNECTION_WINDOW, H2_STREAM_WINDOW, MAX_H2_RESETS, MAX_H2_SEND_BUFFER,
-    MAX_H2_STREAMS, MAX_HEAD, REQUEST_HEAD,
+    MAX_H2_SMALL_PIECES, MAX_H2_STREAMS, MAX_HEAD, REQUEST_HEAD,
 };
 use crate::session::{Client, Session};
 
@@ -56,6 +56,7 @@ where
         .max_pending_accept_reset_streams(MAX_H2_RESETS)
         .max_concurrent_reset_streams(MAX_H2_RESETS)
         .max_local_error_reset_streams(Some(MAX_H2_RESETS))
+        .data_frame_budget(MAX_H2_SMALL_PIECES)
         .enable_connect_protocol();
     deadline.set(REQUEST_HEAD);
     let mut handshake = builder.handshake::<_, Bytes>(io);

@@ -14,7 +14,8 @@ use tokio::sync::Notify;
 
 use crate::conn::Conn;
 use crate::limits::{
-    CONNECT, H2_STREAM_WINDOW, H2_UPSTREAM_WINDOW, MAX_H2_SEND_BUFFER, MAX_H2_STREAMS, MAX_HEAD,
+    CONNECT, H2_STREAM_WINDOW, H2_UPSTREAM_WINDOW, MAX_H2_SEND_BUFFER, MAX_H2_SMALL_PIECES,
+    MAX_H2_STREAMS, MAX_HEAD,
 };
 use crate::stream::ConnectError;
 
@@ -130,6 +131,7 @@ impl Pool {
             .initial_window_size(H2_STREAM_WINDOW)
             .initial_connection_window_size(H2_UPSTREAM_WINDOW)
             .initial_max_send_streams(UNTOLD)
+            .data_frame_budget(MAX_H2_SMALL_PIECES)
             .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
             .max_send_buffer_size(MAX_H2_SEND_BUFFER)
             .handshake(conn);

@@ -294,6 +294,46 @@ fn a_stream_of_small_messages_waits_for_its_reader() {
     });
 }
 
+#[test]
+fn readers_that_sleep_over_small_messages_break_nobodys_connection() {
+    // Together they wait for far more frames than the library lets wait on one connection.
+    let endpoint = Http2Endpoint::with(roomy(), move |mut exchange: Exchange| async move {
+        if exchange.path() != "/down" {
+            return exchange.answer("done");
+        }
+        let mut body = exchange.begin(Response::builder());
+        for n in 1..=MESSAGES {
+            let message = Bytes::from_static(&[b'm'; MESSAGE]);
+            if send(&mut body, message, n == MESSAGES).await.is_err() {
+                return;
+            }
+        }
+    });
+    let mut proxy = Proxy::start();
+    let address = serve(&mut proxy, Protocol::Http2, &[endpoint.address]);
+    let before = memory(&proxy.process);
+    wait(async {
+        let mut sleepers: Vec<(Http2Client, RecvStream)> = Vec::new();
+        for _ in 0..24 {
+            let mut builder = h2::client::Builder::new();
+            builder.initial_window_size(8 * 1024);
+            let client = Http2Client::with(address, &builder).await;
+            let mut call = client.begin(request("GET", "/down"), true).await;
+            sleepers.push((client, call.head().await.unwrap().into_body()));
+        }
+        for _ in 0..8 {
+            let client = Http2Client::connect(address).await;
+            assert_eq!(client.get("/").await.text(), "done");
+        }
+        let grown = memory(&proxy.process).saturating_sub(before);
+        assert!(grown < 64 * MIB, "{grown} bytes more");
+        for (_, mut body) in sleepers {
+            assert_eq!(read(&mut body).await.unwrap().0.len(), MESSAGES * MESSAGE);
+        }
+    });
+    assert!(endpoint.connections() <= 4, "{} connections", endpoint.connections());
+}
+
 /// Answers when `gate` opens; counts how many are there at once, and the most of it.
 fn gated(
     builder: h2::server::Builder,
