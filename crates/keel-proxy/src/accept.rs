@@ -117,7 +117,7 @@ async fn look(client: &Client) -> io::Result<(Wire, Buffer)> {
     let mut first = Buffer::default();
     // A service of HTTP never speaks first: no hurry. And what is not something else for sure is
     // treated as HTTP/1 there (and answered with 400 if it is not).
-    if client.target.protocol() == Protocol::Http {
+    if client.target.protocol() != Protocol::Auto {
         let wire = first_bytes(client, &mut first).await?;
         return Ok((if wire == Wire::Opaque { Wire::Http1 } else { wire }, first));
     }

@@ -3,9 +3,9 @@
 pub mod background;
 pub mod client;
 pub mod either;
+mod endings;
 pub mod endpoint;
 mod failures;
-mod endings;
 mod flow;
 mod heads;
 mod upgrade;

@@ -43,7 +43,10 @@ fn a_connection_may_be_upgraded_by_a_request() {
         let mut client = Client::connect(address);
         client.send(format!("GET /one?a=b HTTP/1.1\r\nHost: cart\r\n{ASKING}X: y\r\n\r\n"));
         let head = client.head();
-        assert_eq!(head, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n");
+        assert_eq!(
+            head,
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+        );
         let begin = [PREFACE, &frame(SETTINGS, 0, 0, &setting(4, 70_000))].concat();
         for piece in begin.chunks(size) {
             client.send(piece);

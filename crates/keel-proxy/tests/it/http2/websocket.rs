@@ -50,7 +50,10 @@ pub fn accepting(script: impl Fn(Connection) + Send + Sync + 'static) -> Backend
             }
             let keys = lines.iter().filter(|line| line.starts_with("sec-websocket-key: "));
             // 16 bytes in base64 (RFC 6455, 4.1).
-            assert_eq!(keys.map(|line| line.len()).collect::<Vec<_>>(), ["sec-websocket-key: ".len() + 24]);
+            assert_eq!(
+                keys.map(|line| line.len()).collect::<Vec<_>>(),
+                ["sec-websocket-key: ".len() + 24]
+            );
             assert!(request.head.starts_with("GET /chat?x=y HTTP/1.1\r\n"), "{}", request.head);
             connection.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n");
             connection.send("Upgrade: websocket\r\nSec-WebSocket-Accept: x\r\n");
