@@ -112,6 +112,13 @@ pub const MAX_H2_STREAMS: u32 = 256;
 /// Streams of one connection of HTTP/2 that its client reset and that are still remembered or waiting; a client with
 /// more is cut off (CVE-2023-44487).
 pub const MAX_H2_RESETS: usize = 64;
+/// Requests that a client of HTTP/2 may begin and give up at once, beyond those that time makes good; a client with more
+/// is cut off. Each costs an endpoint as much as one that is waited for.
+pub const MAX_H2_GIVEN_UP: u64 = 500;
+/// So many of them each second makes good.
+pub const H2_GIVEN_UP_PER_SECOND: u64 = 50;
+/// A request that is given up later than this was meant.
+pub const H2_SOON: Duration = Duration::from_secs(1);
 /// Bytes of a request that may be on their way on one stream of HTTP/2.
 pub const H2_STREAM_WINDOW: u32 = 256 * 1024;
 /// Bytes of all requests that may be on their way on one connection of HTTP/2.

@@ -35,20 +35,20 @@ use crate::reply::Reply;
 use crate::session::{Client, Session};
 use crate::upstream::{Placement, Reuse, Unavailable, Upstream};
 
-/// Serves one request of a client of HTTP/2.
+/// Serves one request of a client of HTTP/2; `Next::Reset` if the client has given it up.
 pub async fn serve_http2(
     session: &Rc<Session>,
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
-) {
+) -> Next {
     let (parts, body) = request.into_parts();
     let mut caller = Caller::Http2(respond);
     let is_head = parts.method == http::Method::HEAD;
     let mut head = match RequestHead::from_http2(parts) {
         Ok(head) => head,
         Err(refusal) => {
-            caller.reply(&Reply::refused(refusal), false, is_head, body.is_end_stream()).await;
-            return;
+            let reply = Reply::refused(refusal);
+            return caller.reply(&reply, false, is_head, body.is_end_stream()).await;
         }
     };
     let ids = Ids::new(&mut session.worker.random.borrow_mut());
@@ -58,13 +58,13 @@ pub async fn serve_http2(
         let deadline = Deadline::new(&session.worker.deadlines);
         let permission = caller.announce(http::StatusCode::CONTINUE, HeaderMap::new(), &deadline);
         if permission.await.is_err() {
-            return;
+            return Next::Reset;
         }
     }
     let source = Source::http2(body);
     let counted = session.count(session.target.cluster(), None);
     let exchange = Exchange::new(session, &head, caller, counted);
-    exchange.run(source).await;
+    exchange.run(source).await.0
 }
 
 /// Serves one request of a client of HTTP/1 whose service speaks HTTP/2; `input` is what was read behind its head.

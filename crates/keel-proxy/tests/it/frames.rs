@@ -191,8 +191,9 @@ impl Frames {
         }
     }
 
-    pub fn end_sending(&mut self) {
-        self.reader.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
+    /// Whether the connection was there to be ended.
+    pub fn end_sending(&mut self) -> bool {
+        self.reader.get_ref().shutdown(std::net::Shutdown::Write).is_ok()
     }
 
     /// Waits for the end of the connection; the error that was given for it.

@@ -16,19 +16,12 @@ use super::either::{Endpoint, Version, serve};
 use super::endpoint::{Exchange, Http2Endpoint};
 use crate::backend::Backend;
 use crate::client::Client;
-use crate::proxy::{PATIENCE, Process, Proxy};
+use crate::proxy::{PATIENCE, Proxy};
 
 const MIB: usize = 1 << 20;
 /// Larger than everything between the two ends.
 const LARGE: usize = 48 * MIB;
 const PIECE: usize = 64 * 1024;
-
-/// Memory that a process has in use, in bytes.
-fn memory(process: &Process) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.child.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
-}
 
 /// Waits until `count` has begun and does not rise any more; where it stands.
 async fn settled(count: &AtomicUsize) -> usize {
@@ -83,11 +76,11 @@ fn a_client_that_reads_slowly_slows_its_endpoint() {
         let poured = Arc::default();
         let endpoint = pouring(version, &poured);
         let (proxy, address) = endpoint.behind();
-        let before = memory(&proxy.process);
+        let before = proxy.process.memory();
         wait(async {
             let bounded = async || {
                 let taken = settled(&poured).await;
-                let grown = memory(&proxy.process).saturating_sub(before);
+                let grown = proxy.process.memory().saturating_sub(before);
                 assert!(taken < LARGE / 2, "{taken} bytes were taken, {client:?} {version:?}");
                 assert!(grown < 4 * MIB, "{grown} bytes more, {client:?} {version:?}");
             };
@@ -138,7 +131,7 @@ fn an_endpoint_that_reads_slowly_slows_its_client() {
         let (tell, told) = watch::channel(false);
         let endpoint = thirsty(version, told);
         let (proxy, address) = endpoint.behind();
-        let before = memory(&proxy.process);
+        let before = proxy.process.memory();
         wait(async {
             let client = Http2Client::connect(address).await;
             let asking = request("POST", "/").header("content-length", LARGE);
@@ -153,7 +146,7 @@ fn an_endpoint_that_reads_slowly_slows_its_client() {
                 call
             });
             let stalled = settled(&sent).await;
-            let grown = memory(&proxy.process).saturating_sub(before);
+            let grown = proxy.process.memory().saturating_sub(before);
             assert!(grown < 4 * MIB, "{grown} bytes more, {version:?}");
             assert!(stalled < LARGE / 2, "{stalled} bytes were taken, {version:?}");
             tell.send(true).unwrap();
@@ -311,7 +304,7 @@ fn readers_that_sleep_over_small_messages_break_nobodys_connection() {
     });
     let mut proxy = Proxy::start();
     let address = serve(&mut proxy, Protocol::Http2, &[endpoint.address]);
-    let before = memory(&proxy.process);
+    let before = proxy.process.memory();
     wait(async {
         let mut sleepers: Vec<(Http2Client, RecvStream)> = Vec::new();
         for _ in 0..24 {
@@ -325,7 +318,7 @@ fn readers_that_sleep_over_small_messages_break_nobodys_connection() {
             let client = Http2Client::connect(address).await;
             assert_eq!(client.get("/").await.text(), "done");
         }
-        let grown = memory(&proxy.process).saturating_sub(before);
+        let grown = proxy.process.memory().saturating_sub(before);
         assert!(grown < 64 * MIB, "{grown} bytes more");
         for (_, mut body) in sleepers {
             assert_eq!(read(&mut body).await.unwrap().0.len(), MESSAGES * MESSAGE);
