@@ -97,15 +97,31 @@ pub const SPLICE_BODY: u64 = 128 * 1024;
 pub const MAX_EDGES: usize = 10_000;
 /// Largest piece of a body that is handed to HTTP/2 without asking whether the peer takes it.
 pub const MAX_H2_PIECE: usize = 64 * 1024;
+/// Pieces of a body that are shorter are put together while they wait: the library counts what they cost beyond
+/// their length from here down.
+pub const SMALL_PIECE: usize = 256;
+/// Bytes that the small pieces on one connection of HTTP/2 may cost beyond their length until they are put together.
+/// All that come in one burst are there at once: as many as fit into the window, if they are as short as messages are.
+pub const MAX_H2_SMALL_PIECES: usize = 32 << 20;
 /// Requests at a time on one connection of HTTP/2.
 pub const MAX_H2_STREAMS: u32 = 256;
 /// Streams of one connection of HTTP/2 that its client reset and that are still remembered or waiting; a client with
 /// more is cut off (CVE-2023-44487).
 pub const MAX_H2_RESETS: usize = 64;
+/// Requests that a client of HTTP/2 may begin and give up at once, beyond those that time makes good; a client with more
+/// is cut off. Each costs an endpoint as much as one that is waited for.
+pub const MAX_H2_GIVEN_UP: u64 = 500;
+/// So many of them each second makes good.
+pub const H2_GIVEN_UP_PER_SECOND: u64 = 50;
+/// A request that is given up later than this was meant.
+pub const H2_SOON: Duration = Duration::from_secs(1);
 /// Bytes of a request that may be on their way on one stream of HTTP/2.
 pub const H2_STREAM_WINDOW: u32 = 256 * 1024;
 /// Bytes of all requests that may be on their way on one connection of HTTP/2.
 pub const H2_CONNECTION_WINDOW: u32 = 1 << 20;
+/// Bytes of all answers that may be on their way on one connection of HTTP/2 to an endpoint: as many as its streams
+/// may have together. Clients share it, and one that does not read must not use up what another one needs.
+pub const H2_UPSTREAM_WINDOW: u32 = MAX_H2_STREAMS * H2_STREAM_WINDOW;
 /// Bytes that one stream of HTTP/2 may keep waiting for the peer.
 pub const MAX_H2_SEND_BUFFER: usize = 256 * 1024;
 /// Requests that are too many are asked to come back after this at the earliest.

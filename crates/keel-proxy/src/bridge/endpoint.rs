@@ -319,7 +319,7 @@ impl Exchange<'_> {
         if let Some(again) = self.once_more(parts.status, on_the_way) {
             return Passed::Not(again);
         }
-        let source = if body.is_end_stream() { Source::Empty } else { Source::Http2(body) };
+        let source = Source::http2(body);
         let (next, _) =
             self.pass_on(parts.status, parts.headers, source, waiting, on_the_way).await;
         Passed::Answered(next, false)
@@ -443,7 +443,8 @@ pub(super) async fn relay(
             Piece::Data(data) => {
                 let n = data.len();
                 let last = source.is_over();
-                sink.data(data, last, deadline).await.map_err(|_| Broken::Sink)?;
+                let sent = source.beside(sink.data(data, last, deadline)).await;
+                sent.map_err(|_| Broken::Sink)?;
                 source.passed(n);
                 total += n as u64;
                 if last {

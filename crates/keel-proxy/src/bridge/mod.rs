@@ -39,12 +39,12 @@ use crate::session::{Client, Session};
 use crate::tries::{Repeatable, Trial, Tries};
 use crate::upstream::{Placement, Reuse, Unavailable, Upstream};
 
-/// Serves one request of a client of HTTP/2.
+/// Serves one request of a client of HTTP/2; `Next::Reset` if the client has given it up.
 pub async fn serve_http2(
     session: &Rc<Session>,
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
-) {
+) -> Next {
     let (parts, body) = request.into_parts();
     let mut caller = Caller::Http2(respond);
     let is_head = parts.method == http::Method::HEAD;
@@ -54,21 +54,18 @@ pub async fn serve_http2(
         Err(refusal) => {
             let reply = Reply::refused(refusal);
             session.answered_here(&reply, None);
-            caller.reply(&reply, false, is_head, complete).await;
-            return;
+            return caller.reply(&reply, false, is_head, complete).await;
         }
     };
     if let Some(reply) = session.shed() {
         session.answered_here(&reply, None);
-        caller.reply(&reply, head.is_grpc(), is_head, complete).await;
-        return;
+        return caller.reply(&reply, head.is_grpc(), is_head, complete).await;
     }
     let way = match decide(session, &head).await {
         Ok(way) => way,
         Err((reply, route)) => {
             session.answered_here(&reply, route.as_ref());
-            caller.reply(&reply, head.is_grpc(), is_head, complete).await;
-            return;
+            return caller.reply(&reply, head.is_grpc(), is_head, complete).await;
         }
     };
     head.change(&way);
@@ -79,11 +76,11 @@ pub async fn serve_http2(
         let deadline = Deadline::new(&session.worker.deadlines);
         let permission = caller.announce(http::StatusCode::CONTINUE, HeaderMap::new(), &deadline);
         if permission.await.is_err() {
-            return;
+            return Next::Reset;
         }
     }
-    let source = if complete { Source::Empty } else { Source::Http2(body) };
-    run(session, &head, caller, way, source).await;
+    let source = Source::http2(body);
+    run(session, &head, caller, way, source).await.0
 }
 
 /// Where a request goes, or what it is answered here.
@@ -227,10 +224,11 @@ impl Exchange<'_> {
             upload.rewind();
             let (outcome, trial) = match self.attempt(&mut placement, reuse, upload).await {
                 Ok(tried) => tried,
-                Err(why) => {
+                Err(Unplaced::Unavailable(why)) => {
                     let text = Reply::unavailable(self.counted.cluster.id(), why);
                     return self.failed(&text, upload.is_over()).await;
                 }
+                Err(Unplaced::CallerGone) => return Next::Reset,
             };
             let (failure, decided) = match outcome {
                 Outcome::Answered(next) => return next,
@@ -248,10 +246,8 @@ impl Exchange<'_> {
                     let refusal = Refusal::Malformed("its host is not a host");
                     return self.refused(&Reply::refused(refusal), upload.is_over()).await;
                 }
-                Outcome::CallerGone => {
-                    self.counted.failed(0);
-                    return Next::Reset;
-                }
+                // It failed itself.
+                Outcome::CallerGone => return Next::Reset,
             };
             trial.failed(&self.counted, failure);
             let state = self.repeatable(upload);
@@ -280,15 +276,17 @@ impl Exchange<'_> {
         placement: &mut Placement,
         reuse: Reuse,
         upload: &mut Upload<'_>,
-    ) -> Result<(Outcome, Trial), Unavailable> {
+    ) -> Result<(Outcome, Trial), Unplaced> {
         let worker = &self.session.worker;
         if self.speaks_http2() {
-            let upstream: Upstream<Lane> = placement.acquire(worker, &self.counted, reuse).await?;
+            let place = placement.acquire::<Lane>(worker, &self.counted, reuse);
+            let upstream = unless_gone(&mut self.caller, &mut upload.source, place).await?;
             let trial = self.placed(placement, &upstream);
             let outcome = Box::pin(self.try_http2(upstream, &trial, upload)).await;
             Ok((outcome, trial))
         } else {
-            let upstream: Upstream = placement.acquire(worker, &self.counted, reuse).await?;
+            let place = placement.acquire(worker, &self.counted, reuse);
+            let upstream = unless_gone(&mut self.caller, &mut upload.source, place).await?;
             let trial = self.placed(placement, &upstream);
             let outcome = Box::pin(self.try_http1(upstream, &trial, upload)).await;
             Ok((outcome, trial))
@@ -347,6 +345,30 @@ impl Exchange<'_> {
     }
 }
 
+/// Why a request has no place.
+enum Unplaced {
+    Unavailable(Unavailable),
+    CallerGone,
+}
+
+/// Waits for a place as long as the caller does: what it has given up is not to be done later.
+async fn unless_gone<L>(
+    caller: &mut Option<Caller<'_>>,
+    body: &mut Source<'_>,
+    place: impl Future<Output = Result<Upstream<L>, Unavailable>>,
+) -> Result<Upstream<L>, Unplaced> {
+    let mut place = std::pin::pin!(place);
+    std::future::poll_fn(|cx| {
+        let gone = caller.as_mut().is_some_and(|caller| caller.poll_gone(cx).is_ready());
+        if gone {
+            return std::task::Poll::Ready(Err(Unplaced::CallerGone));
+        }
+        body.read_ahead(cx);
+        place.as_mut().poll(cx).map_err(Unplaced::Unavailable)
+    })
+    .await
+}
+
 /// `1S`, `250m`: at most eight digits and a unit (gRPC over HTTP/2, "Timeout").
 fn grpc_timeout(value: &[u8]) -> Option<Duration> {
     let (unit, digits) = value.split_last()?;
@@ -369,8 +391,9 @@ fn grpc_timeout(value: &[u8]) -> Option<Duration> {
 fn failure_of(error: &h2::Error) -> Failure {
     match error.reason() {
         Some(h2::Reason::REFUSED_STREAM) => Failure::NothingSent,
-        // Streams above the last one that the peer names were not looked at; the library tells only about those.
-        Some(h2::Reason::NO_ERROR) if error.is_go_away() => Failure::NothingSent,
+        // Streams above the last one that the peer names were not looked at, whatever made it go; the library tells
+        // only about those.
+        Some(_) if error.is_go_away() && error.is_remote() => Failure::NothingSent,
         _ => Failure::CutOff,
     }
 }

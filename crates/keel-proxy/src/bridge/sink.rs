@@ -248,6 +248,7 @@ impl Sink<'_> {
             // A reset throws away what waits to be sent. The connection's own task gets a turn before that.
             tokio::task::yield_now().await;
             stream.send_reset(h2::Reason::INTERNAL_ERROR);
+            return Next::Close;
         }
         Next::Reset
     }

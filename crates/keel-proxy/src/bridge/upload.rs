@@ -169,9 +169,9 @@ impl<'a> Upload<'a> {
             };
             if chunked {
                 chunk(&data, last.as_ref(), &mut bytes);
-                write(conn, &bytes, &[], deadline).await?;
+                self.source.beside(write(conn, &bytes, &[], deadline)).await?;
             } else {
-                write(conn, &data, &[], deadline).await?;
+                self.source.beside(write(conn, &data, &[], deadline)).await?;
             }
             self.source.passed(data.len());
             if last.is_some() {
@@ -192,7 +192,8 @@ impl<'a> Upload<'a> {
             match piece {
                 Piece::Data(data) => {
                     let n = data.len();
-                    send_http2(to, data, last, deadline).await.map_err(|_| Broken::Sink)?;
+                    let sent = self.source.beside(send_http2(to, data, last, deadline)).await;
+                    sent.map_err(|_| Broken::Sink)?;
                     self.source.passed(n);
                     if last {
                         return Ok(());

@@ -1,6 +1,6 @@
 //! HTTP/2 frame by frame, for what no library would send.
 
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use crate::backend::Connection;
@@ -33,6 +33,9 @@ pub const CANCEL: u32 = 0x8;
 pub const COMPRESSION_ERROR: u32 = 0x9;
 pub const ENHANCE_YOUR_CALM: u32 = 0xb;
 
+/// The fields of an answer with status 200 and nothing else (RFC 7541, appendix A).
+pub const OK: &[u8] = &[0x88];
+
 /// A frame as it came.
 #[derive(Debug)]
 pub struct Frame {
@@ -53,9 +56,9 @@ impl Frame {
         Some(u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap()))
     }
 
-    /// Whether it begins an answer with status 200, the first of the table that has it (RFC 7541, appendix A).
+    /// Whether it begins an answer with status 200.
     pub fn is_ok(&self) -> bool {
-        self.kind == HEADERS && self.payload.first() == Some(&0x88)
+        self.kind == HEADERS && self.payload.starts_with(OK)
     }
 }
 
@@ -109,21 +112,20 @@ pub fn setting(id: u16, value: u32) -> Vec<u8> {
 
 /// A connection, of a client or of an endpoint.
 pub struct Frames {
-    stream: TcpStream,
+    reader: BufReader<TcpStream>,
 }
 
 impl Frames {
     /// A client that has said the preface with these settings.
     pub fn connect(address: SocketAddr, settings: &[u8]) -> Self {
-        let mut client = Self::new(TcpStream::connect(address).unwrap());
+        let mut client = Self::new(BufReader::new(TcpStream::connect(address).unwrap()));
         client.write(&[PREFACE, &frame(SETTINGS, 0, 0, settings)].concat()).unwrap();
         client
     }
 
     /// An endpoint that has heard the preface and told these settings.
     pub fn serve(connection: Connection, settings: &[u8]) -> Self {
-        assert!(connection.reader.buffer().is_empty());
-        let mut endpoint = Self::new(connection.reader.into_inner());
+        let mut endpoint = Self::new(connection.reader);
         let mut preface = [0; PREFACE.len()];
         // What looks whether somebody listens says nothing.
         if endpoint.read(&mut preface).is_some() {
@@ -133,21 +135,22 @@ impl Frames {
         endpoint
     }
 
-    /// On a connection where nothing was said yet.
-    pub fn new(stream: TcpStream) -> Self {
+    /// On a connection where something else was spoken.
+    pub fn new(reader: BufReader<TcpStream>) -> Self {
+        let stream = reader.get_ref();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream }
+        Self { reader }
     }
 
-    /// Another hand on the same connection.
-    pub fn again(&self) -> Self {
-        Self { stream: self.stream.try_clone().unwrap() }
+    /// The connection itself.
+    pub fn stream(&self) -> TcpStream {
+        self.reader.get_ref().try_clone().unwrap()
     }
 
     pub fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        self.stream.write_all(bytes)
+        self.reader.get_mut().write_all(bytes)
     }
 
     pub fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
@@ -171,7 +174,7 @@ impl Frames {
     }
 
     fn read(&mut self, room: &mut [u8]) -> Option<()> {
-        match self.stream.read_exact(room) {
+        match self.reader.read_exact(room) {
             Ok(()) => Some(()),
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => panic!("nothing came in time"),
             Err(_) => None,
@@ -186,6 +189,11 @@ impl Frames {
                 return frame;
             }
         }
+    }
+
+    /// Whether the connection was there to be ended.
+    pub fn end_sending(&mut self) -> bool {
+        self.reader.get_ref().shutdown(std::net::Shutdown::Write).is_ok()
     }
 
     /// Waits for the end of the connection; the error that was given for it.

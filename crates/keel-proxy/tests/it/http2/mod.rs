@@ -3,6 +3,11 @@
 pub mod background;
 pub mod client;
 pub mod either;
+mod endings;
 pub mod endpoint;
+mod failures;
+mod flow;
 mod heads;
+mod upgrade;
 mod versions;
+mod websocket;
