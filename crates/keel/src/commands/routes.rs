@@ -145,6 +145,10 @@ mod tests {
         );
         shared.split.insert(ServiceName::new("cart-v2").unwrap(), 25);
         let routes = [route("cart", "Host(`cart.example.com`)", "none"), shared];
-        insta::assert_snapshot!(render(&routes, true, false));
+        insta::assert_snapshot!(render(&routes, true, false), @r"
+        STACK   ROUTE   RULE                                                           ENTRYPOINTS                 TLS    SERVICE
+        shop    cart    Host(`cart.example.com`)                                       web 0.0.0.0:80 (not open)   none   cart:8080
+        shop    api     Host(`shop.example.com`) && PathPrefix(`/a-path-that-is-muc…   web 0.0.0.0:80              acme   cart:8080 97.5%, cart-v2 2.5%
+        ");
     }
 }
