@@ -125,6 +125,7 @@ pub fn main(arguments: &[String]) -> ExitCode {
     let mut short = false;
     for bench in chosen {
         short |= !run(bench, &options);
+        cleanup::wait_if_interrupted();
     }
     ExitCode::from(u8::from(short))
 }
@@ -139,6 +140,7 @@ fn run(Bench { name, about, run }: &Bench, options: &Options) -> bool {
     let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(error) => {
+            cleanup::wait_if_interrupted();
             eprintln!("error: bench {name}: {error}");
             return false;
         }

@@ -1,6 +1,6 @@
 //! A client for opaque TCP: on each connection a message, its answer, the next message.
 //!
-//! `stream target=ADDRESS connections=N seconds=S send=BYTES receive=BYTES`; prints a [`Report`] as JSON. Answers of
+//! `stream target=ADDRESS connections=N seconds=S send=BYTES receive=BYTES`; prints JSON. Answers of
 //! the length of the message must be its echo.
 
 use std::io::{Read, Write};

@@ -26,6 +26,7 @@ use super::Error;
 use super::figure::{Outcome, median};
 use super::options::Options;
 use super::platform::cpu_seconds;
+use super::process::tool;
 
 /// How often and how long each proxy is measured in each case.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +39,15 @@ const FULL: Rounds = Rounds { number: 5, seconds: 3 };
 const QUICK: Rounds = Rounds { number: 2, seconds: 2 };
 /// Each proxy is tried and warmed up for so long before it is measured.
 const WARM_UP_SECONDS: u32 = 1;
+
+/// What is needed, and the Debian package that brings it: looked for before half of the work is done.
+const TOOLS: [(&str, &str); 5] = [
+    ("haproxy", "haproxy"),
+    ("nginx", "nginx-light libnginx-mod-stream"),
+    ("wrk", "wrk"),
+    ("h2load", "nghttp2-client"),
+    ("ab", "apache2-utils"),
+];
 
 /// One measurement of one proxy.
 #[derive(Clone, Copy, Debug)]
@@ -113,6 +123,9 @@ impl Row {
 /// Runs the bench.
 pub fn run(options: &Options) -> Result<Outcome, Error> {
     let rounds = if options.quick { QUICK } else { FULL };
+    for (program, package) in TOOLS {
+        tool(program, package)?;
+    }
     let rig = Rig::start("proxy")?;
     let mut proxies = Engine::ALL
         .iter()
