@@ -10,6 +10,7 @@ mod frames;
 mod http;
 mod http2;
 mod lossless;
+mod lossless_streams;
 mod placement;
 mod proxy;
 mod takeover;
