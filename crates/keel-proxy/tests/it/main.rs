@@ -11,6 +11,7 @@ mod hostile;
 mod http;
 mod http2;
 mod lossless;
+mod lossless_streams;
 mod placement;
 mod proxy;
 mod recorder;

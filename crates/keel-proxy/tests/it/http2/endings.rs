@@ -1,6 +1,5 @@
 //! Endpoints that drain, proxies that end, proxies that are replaced: what is open is finished.
 
-use std::io::BufRead;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,8 +15,6 @@ use super::client::{Call, Http2Client, part, read, request};
 use super::either::{Endpoint, serve};
 use super::endpoint::{Exchange, Http2Endpoint};
 use super::websocket;
-use crate::backend::Backend;
-use crate::client::Client;
 use crate::frames::{ACK, Frames, GOAWAY, PING};
 use crate::proxy::{Process, Proxy, Server, cluster, until};
 
@@ -192,32 +189,13 @@ fn a_client_that_hears_no_farewell_does_not_keep_the_proxy() {
     assert!(proxy.process.wait().success());
 }
 
-/// Returns each line that comes after the handshake.
-fn websocket_echo() -> Backend {
-    websocket::accepting(|mut connection| {
-        let mut line = String::new();
-        while connection.reader.read_line(&mut line).unwrap_or(0) > 0 {
-            connection.send(&line);
-            line.clear();
-        }
-    })
-}
-
 #[test]
 fn streams_and_websockets_live_on_in_the_old_proxy_while_a_new_one_serves() {
-    let backend = websocket_echo();
+    let backend = websocket::echo();
     let (mut proxy, address) = Endpoint::One(backend).behind();
     let mut old = wait(async {
         // One over HTTP/1.1, one over HTTP/2.
-        let mut one = Client::connect(address);
-        one.send(
-            "GET /chat?x=y HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n",
-        );
-        one.send(
-            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
-        );
-        assert!(one.head().starts_with("HTTP/1.1 101 "));
-        assert_eq!(one.line(), "first\n");
+        let mut one = websocket::open_http1(address);
         let client = websocket::client(address).await;
         let mut two = client.begin(websocket::connect("/chat?x=y", "websocket"), false).await;
         let mut down = two.head().await.unwrap().into_body();

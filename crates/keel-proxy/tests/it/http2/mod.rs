@@ -10,4 +10,4 @@ mod flow;
 mod heads;
 mod upgrade;
 mod versions;
-mod websocket;
+pub mod websocket;

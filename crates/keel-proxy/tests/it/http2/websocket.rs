@@ -15,6 +15,7 @@ use super::client::{Http2Client, part, read};
 use super::either::{Endpoint, serve};
 use super::endpoint::Http2Endpoint;
 use crate::backend::{Backend, Connection};
+use crate::client::Client;
 use crate::proxy::{Proxy, until};
 
 /// Asks for `protocol` over a stream.
@@ -34,6 +35,28 @@ pub async fn client(address: std::net::SocketAddr) -> Http2Client {
     client.begin(super::client::request("OPTIONS", "*"), true).await.answer().await.unwrap();
     assert!(client.send.is_extended_connect_protocol_enabled());
     client
+}
+
+/// One over HTTP/1.1, after the handshake and the first line of an [`accepting`] service.
+pub fn open_http1(address: std::net::SocketAddr) -> Client {
+    let mut client = Client::connect(address);
+    client
+        .send("GET /chat?x=y HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n");
+    client.send("Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n");
+    assert!(client.head().starts_with("HTTP/1.1 101 "));
+    assert_eq!(client.line(), "first\n");
+    client
+}
+
+/// Returns every line.
+pub fn echo() -> Backend {
+    accepting(|mut connection| {
+        let mut line = String::new();
+        while connection.reader.read_line(&mut line).unwrap_or(0) > 0 {
+            connection.send(&line);
+            line.clear();
+        }
+    })
 }
 
 /// Takes the handshake; what comes after it is `script`'s.
