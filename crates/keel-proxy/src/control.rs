@@ -113,7 +113,7 @@ pub async fn run(control: Control) -> Result<(), Error> {
                 None => {
                     drained = Some(running.drain(Ending::Final).await?);
                     // A successor may take over at once, with the last state.
-                    saver.flush(running.registry.snapshot()).await;
+                    saver.flush(running.registry.parts()).await;
                     (socket, running.server) = (None, None);
                 }
             },
@@ -148,7 +148,7 @@ pub async fn run(control: Control) -> Result<(), Error> {
                 running.report_in_flight(Report::Regular).await;
             }
             Some(instance) = refused.recv() => running.send(&FromProxy::Refused { instance }).await,
-            () = saver.due() => saver.begin(running.registry.snapshot()),
+            () = saver.due() => saver.begin(running.registry.parts()),
         }
     }
     Ok(())
@@ -388,11 +388,11 @@ impl Running {
             }
         }
         let Some(Server { stream, decoder }) = self.server.take() else { return Ok(()) };
-        let snapshot = self.registry.snapshot().clone();
+        let parts = self.registry.parts();
         let given = tokio::task::spawn_blocking(move || {
             let stream = stream.into_std()?;
             stream.set_nonblocking(false)?;
-            handover::give(&stream, &snapshot, &sockets)?;
+            handover::give(&stream, &parts.snapshot(), &sockets)?;
             stream.set_nonblocking(true)?;
             Ok::<_, io::Error>(stream)
         });

@@ -69,8 +69,8 @@ pub const MAX_CHUNK_EXTENSION: usize = 256;
 pub const MAX_TRAILERS: usize = 8 * 1024;
 /// A request body up to this size is kept so that the request can be repeated.
 pub const MAX_REPEATABLE_BODY: usize = 64 * 1024;
-/// Buffer of one direction of a connection while it is in use.
-pub const BUFFER: usize = 16 * 1024;
+/// Buffer of one direction of a connection while it is in use: a head and 16 KiB of a body come in one read.
+pub const BUFFER: usize = 32 * 1024;
 /// Unused buffers kept by each worker.
 pub const SPARE_BUFFERS: usize = 64;
 /// Buffer through which bodies and opaque bytes move, one per worker.
@@ -126,3 +126,5 @@ pub const H2_UPSTREAM_WINDOW: u32 = MAX_H2_STREAMS * H2_STREAM_WINDOW;
 pub const MAX_H2_SEND_BUFFER: usize = 256 * 1024;
 /// Requests that are too many are asked to come back after this at the earliest.
 pub const BUSY: Duration = Duration::from_secs(1);
+/// Between two writes of the state lies at least this many times what one takes.
+pub const SAVE_SHARE: u32 = 20;
