@@ -9,7 +9,7 @@ use super::background::wait;
 use super::client::{Http2Client, part, read, request};
 use super::either::{ALL, Answer, Caller, Content, Endpoint, Message, Version, serve};
 use super::endpoint::Http2Endpoint;
-use crate::backend::{Backend, read_body};
+use crate::backend::Backend;
 use crate::client::Client;
 use crate::proxy::Proxy;
 
