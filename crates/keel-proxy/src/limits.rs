@@ -105,9 +105,15 @@ pub const SMALL_PIECE: usize = 256;
 pub const MAX_H2_SMALL_PIECES: usize = 32 << 20;
 /// Requests at a time on one connection of HTTP/2.
 pub const MAX_H2_STREAMS: u32 = 256;
-/// Streams of one connection of HTTP/2 that its client reset and that are still remembered or waiting; a client with
-/// more is cut off (CVE-2023-44487).
+/// Streams of one connection of HTTP/2 that its client reset before they were looked at; a client with more is cut off
+/// (CVE-2023-44487).
 pub const MAX_H2_RESETS: usize = 64;
+/// Streams of one connection of HTTP/2 that were reset here and are still remembered: what its client had under way
+/// for them is no offence. As many as there may be at once.
+pub const MAX_H2_REMEMBERED: usize = MAX_H2_STREAMS as usize;
+/// Streams of one connection of HTTP/2 that are reset here because its client broke a rule, before it is cut off
+/// (CVE-2025-8671). They add up for as long as the connection lives.
+pub const MAX_H2_OFFENCES: usize = 1024;
 /// Requests that a client of HTTP/2 may begin and give up at once, beyond those that time makes good; a client with more
 /// is cut off. Each costs an endpoint as much as one that is waited for.
 pub const MAX_H2_GIVEN_UP: u64 = 500;
