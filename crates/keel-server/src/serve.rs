@@ -46,6 +46,8 @@ pub struct ServerOptions {
     pub network: Option<String>,
     /// The binary that has `shim` and `proxy` as subcommands.
     pub program: PathBuf,
+    /// The load balancer that handles traffic in the place of our own: `haproxy` or `nginx`.
+    pub proxy_engine: Option<String>,
 }
 
 /// Where the server of a state directory listens.
@@ -149,6 +151,7 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
 fn link(options: &ServerOptions, shared: &Context, state: watch::Sender<ProxyState>) -> Link {
     Link {
         program: options.program.clone(),
+        engine: options.proxy_engine.clone(),
         state_dir: options.state_dir.clone(),
         worlds: shared.worlds.clone(),
         board: shared.board.clone(),

@@ -136,6 +136,8 @@ pub enum Command {
     Rollback(commands::rollback::RollbackArgs),
     /// Print where a port of a service is published
     Port(commands::port::PortArgs),
+    /// Write the configuration of another load balancer for the same traffic
+    Render(commands::render::RenderArgs),
     /// Run, stop or describe the server
     Server(commands::server::ServerArgs),
     /// Run the data plane (started by the server)
@@ -176,6 +178,7 @@ impl Command {
             Self::Ls(_)
             | Self::Server(_)
             | Self::Proxy(_)
+            | Self::Render(_)
             | Self::Version(_)
             | Self::Completion(_)
             | Self::HelpMarkdown
