@@ -14,6 +14,7 @@ use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use bytes::Bytes;
 use keel_model::{Event, InstanceId, StackName};
+use keel_route::snapshot::Snapshot;
 use keel_runtime::{ExecSpec, Runtime};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -86,6 +87,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/shutdown", post(shutdown))
         .route("/v1/events", get(events))
         .route("/v1/routes", get(routes))
+        .route("/v1/traffic/snapshot", get(snapshot))
         .route("/v1/stacks", get(stacks))
         .route("/v1/stacks/{stack}", put(apply).get(stack))
         .route("/v1/stacks/{stack}/watch", get(watch))
@@ -120,6 +122,13 @@ async fn version(State(api): Shared) -> Json<ServerInfo> {
 async fn shutdown(State(api): Shared) -> Json<serde_json::Value> {
     api.shutdown.notify_one();
     Json(serde_json::json!({}))
+}
+
+/// With keys and password hashes: whoever may open the socket may see them.
+async fn snapshot(State(api): Shared) -> Answer<Snapshot> {
+    let snapshot = api.viewer.proxy.borrow().snapshot.clone();
+    let none = || Refusal::new("no_snapshot", "the server has not told the proxy anything yet");
+    Ok(Json((*snapshot.ok_or_else(none)?).clone()))
 }
 
 async fn stacks(State(api): Shared) -> Json<Vec<StackSummary>> {

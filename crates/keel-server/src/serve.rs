@@ -47,6 +47,8 @@ pub struct ServerOptions {
     pub network: Option<String>,
     /// The binary that has `shim` and `proxy` as subcommands.
     pub program: PathBuf,
+    /// The load balancer that handles traffic in the place of our own: `haproxy` or `nginx`.
+    pub proxy_engine: Option<String>,
 }
 
 /// Where the server of a state directory listens.
@@ -172,6 +174,7 @@ async fn start_link(
     tasks.spawn(credentials.clone().follow(issued));
     let link = Link {
         program: options.program.clone(),
+        engine: options.proxy_engine.clone(),
         state_dir: options.state_dir.clone(),
         worlds: shared.worlds.clone(),
         board: shared.board.clone(),

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use keel_model::NodeName;
+use keel_render::Engine;
 use keel_server::api::client::{Client, Error};
 use keel_server::api::types::ServerInfo;
 use tokio::time::{Instant, sleep};
 
+use crate::commands::render::EngineName;
 use crate::context::{Context, print, print_json};
 use crate::failure::{Failure, UNREACHABLE, split_hint};
 use crate::spawn;
@@ -54,6 +56,9 @@ pub struct RunArgs {
     /// Network of the virtual addresses (default: 10.77.0.0/16 for root, else 127.77.0.0/16)
     #[arg(long, env = "KEEL_VIP_CIDR", hide_env_values = true, value_name = "CIDR")]
     pub vip_cidr: Option<String>,
+    /// Load balancer that handles traffic in the place of keel's own (see docs/engines.md)
+    #[arg(long, env = "KEEL_PROXY_ENGINE", hide_env_values = true, value_name = "ENGINE")]
+    pub proxy_engine: Option<EngineName>,
     /// Leave the terminal; set by the command that starts a server in the background
     #[arg(long, hide = true)]
     pub background: bool,
@@ -95,6 +100,7 @@ pub fn serve(ctx: &Context, args: &ServerArgs) -> Result<(), Failure> {
         state_dir: ctx.state_dir.clone(),
         node: args.node.clone(),
         network: args.vip_cidr.clone(),
+        proxy_engine: args.proxy_engine.map(|name| Engine::from(name).command().to_owned()),
         program,
     };
     keel_server::run(&options).map_err(|error| failure(&error))
@@ -136,6 +142,9 @@ async fn detach(ctx: &Context, args: &RunArgs) -> Result<(), Failure> {
     }
     if let Some(network) = &args.vip_cidr {
         options.extend(["--vip-cidr".to_owned(), network.clone()]);
+    }
+    if let Some(engine) = args.proxy_engine {
+        options.extend(["--proxy-engine".to_owned(), Engine::from(engine).command().to_owned()]);
     }
     let ours = spawn::start(ctx, &client, &options).await?;
     let info = client.info().await?;
