@@ -9,7 +9,7 @@ use keel_render::Rendered;
 use rustix::fs::{Gid, chown};
 
 /// Rights of a file that only its owner reads.
-const SECRET: u32 = 0o600;
+pub(crate) const SECRET: u32 = 0o600;
 /// Rights of a file that one more group reads.
 const SHARED: u32 = 0o640;
 /// Rights of other files.
@@ -50,12 +50,12 @@ pub fn write(rendered: &Rendered, directory: &Path, group: Option<u32>) -> io::R
 }
 
 /// Others may pass through, to what they may read, but not look around.
-fn make(directory: &Path) -> io::Result<()> {
+pub(crate) fn make(directory: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o711).create(directory)
 }
 
 /// Replaces a file in one step. The rights are there before the content is.
-fn put(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+pub(crate) fn put(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         make(parent)?;
     }

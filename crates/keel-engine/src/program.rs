@@ -27,6 +27,38 @@ pub enum Error {
         /// The system's reason.
         source: io::Error,
     },
+    /// Another proxy serves the same control socket.
+    #[error(
+        "a proxy already serves {path}; end it first (kill -TERM), or give this one another control socket"
+    )]
+    AlreadyServed {
+        /// The control socket.
+        path: PathBuf,
+    },
+    /// The control socket can't be made, or the driver can't be set up.
+    #[error("cannot serve the control socket {path}: {source}")]
+    ControlSocket {
+        /// The control socket.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Its directory can't be used.
+    #[error("cannot use the directory {path}: {source}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What was wrong.
+        source: io::Error,
+    },
+    /// It did not start, or did not take over a new configuration.
+    #[error("{command} did not take over its configuration: {said}", command = .engine.command())]
+    NotTaken {
+        /// Which one.
+        engine: Engine,
+        /// What it logged.
+        said: String,
+    },
     /// It does not accept a configuration.
     #[error("{command} does not accept the configuration:\n{said}", command = .engine.command())]
     Refused {

@@ -1,0 +1,449 @@
+//! Keeps an engine in step with the server, in the place of our own data plane: the same control socket, the same frames.
+//!
+//! One loop, one change at a time. Frames that came while the engine was told of a change are one change together. A
+//! generation is acknowledged when the engine has it; what the engine does not accept is reported as listeners that
+//! can't be opened, and the last configuration that it did accept stays, with the endpoints of now.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use keel_model::{EndpointState, Generation, InstanceId};
+use keel_render::Engine;
+use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::control::{self, ControlSocket, Server};
+use crate::haproxy::Haproxy;
+use crate::limits::{
+    ACCEPT_PAUSE, DRAIN, IN_FLIGHT_LOOK, IN_FLIGHT_REPORT, RELOAD_PAUSE, RESTART, RESTART_MOST,
+    RETRY, SAVE_DELAY, SETTLED,
+};
+use crate::listeners;
+use crate::nginx::Nginx;
+use crate::place::Place;
+use crate::process::Process;
+use crate::program::Error;
+
+/// How to run a driver.
+#[derive(Clone, Debug)]
+pub struct DriverOptions {
+    /// What is driven.
+    pub engine: Engine,
+    /// Unix socket to be created for the server; a file with `.lock` added to its name is kept beside it.
+    pub control_socket: PathBuf,
+    /// Where the last state is kept.
+    pub snapshot_file: PathBuf,
+    /// Directory of the engine's configuration, sockets and log; made if it is not there.
+    pub directory: PathBuf,
+    /// Threads or processes that handle traffic; one per core if absent.
+    pub workers: Option<usize>,
+    /// Told to the server.
+    pub version: String,
+    /// Take the place of the driver that serves the control socket, if there is one. The engine runs on meanwhile.
+    pub take_over: bool,
+}
+
+/// Runs a driver until it is told to end by SIGTERM or SIGINT; then the engine is told to end when all connections have,
+/// and is waited for, at most 30 s. Told twice, it ends at once. SIGUSR2 ends the driver alone.
+///
+/// # Errors
+/// When the engine is not installed, another proxy serves the control socket, or the directory can't be used.
+pub fn run(options: &DriverOptions) -> Result<(), Error> {
+    let place = Place::new(options.engine, &options.directory, options.workers)?;
+    let path = &options.control_socket;
+    let failed = |source| Error::ControlSocket { path: path.clone(), source };
+    let note = options.directory.join("driver.pid");
+    let mut lock = control::lock(path, control::PATIENCE).map_err(failed)?;
+    if lock.is_none() && options.take_over {
+        replace(&note);
+        lock = control::lock(path, control::PATIENCE * 5).map_err(failed)?;
+    }
+    let lock = lock.ok_or_else(|| Error::AlreadyServed { path: path.clone() })?;
+    std::fs::write(&note, std::process::id().to_string()).map_err(failed)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(failed)?.block_on(async {
+        let signals = Signals::new().map_err(failed)?;
+        let driver = Driver::new(options, place);
+        let snapshot = control::load(&options.snapshot_file);
+        let socket = ControlSocket::create(path, lock).map_err(failed)?;
+        driver.run(socket, signals, snapshot).await
+    })
+}
+
+/// Tells the driver that is noted there to leave its place.
+fn replace(note: &Path) {
+    let pid = std::fs::read_to_string(note).ok().and_then(|pid| pid.trim().parse().ok());
+    if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::USR2);
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    leave: Signal,
+    /// Caught so that the end of a terminal does not end the driver.
+    _hangup: Signal,
+}
+
+enum Told {
+    End,
+    Leave,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            leave: signal(SignalKind::user_defined2())?,
+            _hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.terminate.recv() => Told::End,
+            _ = self.interrupt.recv() => Told::End,
+            _ = self.leave.recv() => Told::Leave,
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Driven {
+    Haproxy(Haproxy),
+    Nginx(Nginx),
+}
+
+struct Driver {
+    options: DriverOptions,
+    driven: Driven,
+    server: Server,
+    /// What the server wants.
+    wanted: Option<Snapshot>,
+    /// What the engine has.
+    applied: Option<Snapshot>,
+    /// When the engine is told next, and when it was told last.
+    due: Option<Instant>,
+    told: Option<Instant>,
+    /// Pause before the engine is started again.
+    pause: std::time::Duration,
+    save: Option<Instant>,
+    /// Last numbers in flight that were reported, and when all were.
+    reported: BTreeMap<InstanceId, u64>,
+    reported_at: Instant,
+}
+
+impl Driver {
+    fn new(options: &DriverOptions, place: Place) -> Self {
+        let driven = match options.engine {
+            Engine::Haproxy => Driven::Haproxy(Haproxy::new(place)),
+            Engine::Nginx => Driven::Nginx(Nginx::new(place)),
+        };
+        Self {
+            options: options.clone(),
+            driven,
+            server: Server::default(),
+            wanted: None,
+            applied: None,
+            due: None,
+            told: None,
+            pause: RESTART,
+            save: None,
+            reported: BTreeMap::new(),
+            reported_at: Instant::now(),
+        }
+    }
+
+    async fn run(
+        mut self,
+        socket: ControlSocket,
+        mut signals: Signals,
+        snapshot: Option<Snapshot>,
+    ) -> Result<(), Error> {
+        self.wanted = snapshot;
+        if self.wanted.is_some() {
+            self.apply().await;
+        }
+        let mut look = tokio::time::interval(IN_FLIGHT_LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                told = signals.next() => match told {
+                    Told::End => break,
+                    Told::Leave => return Ok(()),
+                },
+                () = ended(&self.driven) => self.restart().await,
+                accepted = ControlSocket::accept(Some(&socket)) => match accepted {
+                    Ok(stream) => self.greet(stream).await,
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept the server's connection");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                messages = self.server.receive() => {
+                    for message in messages {
+                        self.obey(message).await;
+                    }
+                }
+                () = at(self.due) => self.apply().await,
+                () = at(self.save) => {
+                    self.save = None;
+                    self.wanted.iter().for_each(|s| control::save(&self.options.snapshot_file, s));
+                }
+                _ = look.tick() => self.report(false).await,
+            }
+        }
+        self.end(socket, &mut signals).await;
+        Ok(())
+    }
+
+    async fn greet(&mut self, stream: tokio::net::UnixStream) {
+        self.server.replace(stream);
+        self.reported.clear();
+        let version = format!("{} with {}", self.options.version, self.options.engine.command());
+        self.server.send(&FromProxy::Hello { pid: std::process::id(), version }).await;
+    }
+
+    async fn obey(&mut self, message: ToProxy) {
+        match message {
+            ToProxy::Stats => {
+                let clusters = match &mut self.driven {
+                    Driven::Haproxy(haproxy) => haproxy.stats().await,
+                    Driven::Nginx(_) => BTreeMap::new(),
+                };
+                let stats = Stats { clusters, edges: Vec::new() };
+                return self.server.send(&FromProxy::Stats(stats)).await;
+            }
+            ToProxy::Snapshot(snapshot) => self.wanted = Some(snapshot),
+            ToProxy::Cluster { generation, id, cluster } => {
+                let wanted = self.wanted.get_or_insert_default();
+                if generation <= wanted.generation {
+                    return tracing::warn!(%generation, "an outdated change is not applied");
+                }
+                wanted.generation = generation;
+                wanted.clusters.insert(id, cluster);
+            }
+        }
+        self.save.get_or_insert_with(|| Instant::now() + SAVE_DELAY);
+        let now = Instant::now();
+        let due = match (&self.driven, self.told) {
+            (Driven::Nginx(_), Some(told)) => now.max(told + RELOAD_PAUSE),
+            _ => now,
+        };
+        self.due = Some(due);
+    }
+
+    /// Brings the engine in step with what is wanted, and acknowledges it.
+    async fn apply(&mut self) {
+        self.due = None;
+        let Some(wanted) = self.wanted.clone() else { return };
+        let (fit, mut failed) = listeners::without_failing(&wanted, &self.driven.open());
+        let result = self.driven.apply(&fit).await;
+        self.told = Some(Instant::now());
+        match result {
+            Ok(()) => self.applied = Some(fit),
+            Err(error) => {
+                let engine = self.options.engine.command();
+                tracing::error!("{engine}: {error}");
+                self.due = Some(Instant::now() + RETRY);
+                let reason = first_line(&error);
+                if !self.keep_serving(&wanted).await {
+                    return;
+                }
+                failed.extend(not_in_force(&fit, self.applied.as_ref(), &reason));
+            }
+        }
+        let generation = wanted.generation;
+        self.server.send(&FromProxy::Ack { generation, failed }).await;
+        self.report(true).await;
+    }
+
+    /// The last configuration that the engine accepted, with the endpoints of now. Whether the engine has it.
+    async fn keep_serving(&mut self, wanted: &Snapshot) -> bool {
+        let Some(mut kept) = self.applied.clone() else { return false };
+        for (id, cluster) in &mut kept.clusters {
+            // A cluster that is gone has no endpoints, as nothing may be sent there.
+            let now = wanted.clusters.get(id).cloned().unwrap_or_default();
+            cluster.endpoints = now.endpoints;
+            cluster.zones = now.zones;
+        }
+        match self.driven.apply(&kept).await {
+            Ok(()) => {
+                self.applied = Some(kept);
+                true
+            }
+            Err(error) => {
+                tracing::error!("the last good configuration: {error}");
+                false
+            }
+        }
+    }
+
+    /// The engine has ended by itself: it is started again with the last configuration, at once the first time.
+    async fn restart(&mut self) {
+        let engine = self.options.engine.command();
+        tracing::error!("{engine} ended unexpectedly; it is started again");
+        self.driven.forget().await;
+        if self.told.is_some_and(|told| told.elapsed() > SETTLED) {
+            self.pause = RESTART;
+        } else {
+            sleep(self.pause).await;
+            self.pause = (self.pause * 2).min(RESTART_MOST);
+        }
+        self.apply().await;
+    }
+
+    /// Reports what is in flight at instances that drain: after an acknowledgement all, else what is news.
+    async fn report(&mut self, all: bool) {
+        let draining = draining(self.applied.as_ref());
+        self.reported.retain(|instance, _| draining.contains_key(instance));
+        if draining.is_empty() || !self.server.is_there() {
+            return;
+        }
+        let addresses: Vec<_> = draining.values().flatten().copied().collect();
+        let counted = match &mut self.driven {
+            Driven::Haproxy(haproxy) => haproxy.in_flight(&addresses).await,
+            Driven::Nginx(nginx) => Some(nginx.in_flight(&addresses)),
+        };
+        // Without an answer nothing is known, and nothing is said.
+        let Some(counted) = counted else { return };
+        let regular = self.reported_at.elapsed() >= IN_FLIGHT_REPORT;
+        if regular || all {
+            self.reported_at = Instant::now();
+        }
+        let mut counts = counted.into_iter();
+        let generation = self.generation();
+        for (instance, addresses) in draining {
+            let count = counts.by_ref().take(addresses.len()).sum();
+            let before = self.reported.insert(instance.clone(), count);
+            if all
+                || before.is_none()
+                || (count == 0 && before != Some(0))
+                || (regular && count > 0)
+            {
+                self.server.send(&FromProxy::InFlight { generation, instance, count }).await;
+            }
+        }
+    }
+
+    fn generation(&self) -> Generation {
+        self.applied.as_ref().map_or(Generation(0), |snapshot| snapshot.generation)
+    }
+
+    async fn end(&mut self, socket: ControlSocket, signals: &mut Signals) {
+        tracing::info!("ending: no new connections, at most {DRAIN:?} for the open ones");
+        if self.save.take().is_some() {
+            self.wanted.iter().for_each(|s| control::save(&self.options.snapshot_file, s));
+        }
+        self.server.close();
+        self.driven.stop();
+        // A successor may take over at once, with the last state.
+        drop(socket);
+        tokio::select! {
+            _ = timeout(DRAIN, ended(&self.driven)) => {}
+            _ = signals.next() => {}
+        }
+        self.driven.kill();
+    }
+}
+
+impl Driven {
+    async fn apply(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
+        match self {
+            Self::Haproxy(haproxy) => haproxy.apply(snapshot).await,
+            Self::Nginx(nginx) => nginx.apply(snapshot).await,
+        }
+    }
+
+    fn open(&self) -> std::collections::BTreeSet<std::net::SocketAddr> {
+        match self {
+            Self::Haproxy(haproxy) => haproxy.open(),
+            Self::Nginx(nginx) => nginx.open(),
+        }
+    }
+
+    fn process(&self) -> Option<&Process> {
+        match self {
+            Self::Haproxy(haproxy) => haproxy.process(),
+            Self::Nginx(nginx) => nginx.process(),
+        }
+    }
+
+    async fn forget(&mut self) {
+        match self {
+            Self::Haproxy(haproxy) => haproxy.ended().await,
+            Self::Nginx(nginx) => nginx.ended().await,
+        }
+    }
+
+    fn stop(&self) {
+        match self {
+            Self::Haproxy(haproxy) => haproxy.stop(),
+            Self::Nginx(nginx) => nginx.stop(),
+        }
+    }
+
+    fn kill(&self) {
+        match self {
+            Self::Haproxy(haproxy) => haproxy.kill(),
+            Self::Nginx(nginx) => nginx.kill(),
+        }
+    }
+}
+
+async fn ended(driven: &Driven) {
+    match driven.process() {
+        Some(process) => process.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The addresses of each instance that drains.
+fn draining(snapshot: Option<&Snapshot>) -> BTreeMap<InstanceId, Vec<std::net::SocketAddr>> {
+    let mut draining: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    let clusters = snapshot.iter().flat_map(|snapshot| snapshot.clusters.values());
+    for endpoint in clusters.flat_map(|cluster| &cluster.endpoints) {
+        if endpoint.state == EndpointState::Draining {
+            let addresses = draining.entry(endpoint.instance.clone()).or_default();
+            if !addresses.contains(&endpoint.address) {
+                addresses.push(endpoint.address);
+            }
+        }
+    }
+    draining
+}
+
+/// The listeners that are wanted but not as the engine has them; all, if that can't be told.
+fn not_in_force(
+    wanted: &Snapshot,
+    applied: Option<&Snapshot>,
+    reason: &str,
+) -> Vec<ListenerFailure> {
+    let same = |listener| applied.is_some_and(|applied| applied.listeners.contains(listener));
+    let all = wanted.listeners.iter();
+    let mut failed: Vec<_> = all.clone().filter(|listener| !same(listener)).collect();
+    if failed.is_empty() {
+        failed = all.collect();
+    }
+    let failure = |bind| ListenerFailure {
+        bind,
+        reason: format!("an earlier configuration stays: {reason}"),
+    };
+    failed.into_iter().map(|listener| failure(listener.bind)).collect()
+}
+
+/// What an error says, in one line.
+fn first_line(error: &Error) -> String {
+    error.to_string().lines().take(2).map(str::trim).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,46 @@
+//! Every bound of the driver, by name.
+
+use std::time::Duration;
+
+/// An engine has this long to start, or to take over a new configuration.
+pub const START: Duration = Duration::from_secs(10);
+/// Between two looks at whether it has.
+pub const LOOK: Duration = Duration::from_millis(5);
+/// nginx is told to reload at most this often.
+pub const RELOAD_PAUSE: Duration = Duration::from_millis(200);
+/// A configuration that was not accepted is tried again after this, if nothing changes before.
+pub const RETRY: Duration = Duration::from_secs(5);
+/// Pause before an engine that ended is started again; doubles up to the next.
+pub const RESTART: Duration = Duration::from_millis(10);
+/// The longest such pause.
+pub const RESTART_MOST: Duration = Duration::from_secs(2);
+/// An engine that ran for this long may be started again without a pause.
+pub const SETTLED: Duration = Duration::from_secs(5);
+/// Connections end by themselves for this long when the driver is told to end; then they are cut.
+pub const DRAIN: Duration = Duration::from_secs(30);
+/// Numbers in flight at draining endpoints are looked at this often.
+pub const IN_FLIGHT_LOOK: Duration = Duration::from_millis(50);
+/// They are reported at least this often while they are not zero.
+pub const IN_FLIGHT_REPORT: Duration = Duration::from_millis(500);
+/// The server has this long to take a frame.
+pub const CONTROL_WRITE: Duration = Duration::from_secs(5);
+/// Nothing is accepted for this long when that failed.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// An engine's command line has this long to answer.
+pub const ANSWER: Duration = Duration::from_secs(5);
+/// Longest answer of an engine's command line, in bytes.
+pub const MAX_ANSWER: u64 = 64 << 20;
+/// A driver waits this long for its predecessor to give up the control socket.
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// Between two looks at that.
+pub const LOCK_PAUSE: Duration = Duration::from_millis(10);
+/// The state is written to its file this long after a change, with all changes until then.
+pub const SAVE_DELAY: Duration = Duration::from_millis(200);
+/// A log of the engine larger than this, in bytes, is begun anew with the next start.
+pub const MAX_LOG: u64 = 10 << 20;
+/// Bytes at the end of the log that are looked at for reasons.
+pub const LOG_TAIL: u64 = 8 << 10;
+/// Connections that an engine may have open at once, unless file descriptors are fewer.
+pub const MAX_CONNECTIONS: u64 = 50_000;
+/// File descriptors of an engine that are left for everything but connections.
+pub const SPARE_DESCRIPTORS: u64 = 512;
