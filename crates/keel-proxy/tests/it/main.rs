@@ -11,6 +11,7 @@ mod http;
 mod http2;
 mod lossless;
 mod placement;
+mod policies;
 mod proxy;
 mod recorder;
 mod rivals;

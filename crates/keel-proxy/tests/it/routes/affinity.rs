@@ -3,30 +3,18 @@
 use std::collections::BTreeSet;
 
 use keel_model::{Balance, ClientKey, EndpointState, Protocol, StickyCookie, TrafficPolicy};
-use keel_route::snapshot::{Cluster, Snapshot};
+use keel_route::snapshot::Cluster;
 
-use super::{Site, named, nothing};
+use super::{Site, named, nothing, with_policy};
 use crate::http2::background::wait;
 use crate::http2::either::{Answer, Caller, Endpoint, Message, Version};
-use crate::proxy::{CART, Proxy, cluster, listener};
+use crate::proxy::cluster;
 
 const BOTH: [Version; 2] = [Version::One, Version::Two];
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
-/// Without a route: policies belong to clusters.
 fn bare(endpoints: &[&Endpoint], policy: TrafficPolicy) -> Site {
-    let mut proxy = Proxy::start();
-    let address = proxy.address();
-    let cluster = with_policy(super::several(endpoints), policy);
-    let listeners = vec![listener(address, Protocol::Auto)];
-    let clusters = [(CART.to_owned(), cluster)].into();
-    let state = Snapshot { listeners, clusters, ..Snapshot::default() };
-    assert_eq!(proxy.server.apply(state.clone()), []);
-    Site { proxy, address, state }
-}
-
-fn with_policy(cluster: Cluster, policy: TrafficPolicy) -> Cluster {
-    Cluster { policy: Some(Box::new(policy)), ..cluster }
+    Site::bare(with_policy(super::several(endpoints), policy))
 }
 
 /// The cookie that an answer sets.
