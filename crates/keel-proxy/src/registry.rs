@@ -28,7 +28,16 @@ type EndpointId = (ClusterId, InstanceId, SocketAddr);
 #[derive(Debug)]
 struct Known {
     state: Cluster,
+    /// Of this node, when the balancer was made.
+    zone: Option<String>,
     change: ClusterChange,
+}
+
+impl Known {
+    /// Whether nothing is different.
+    fn is(&self, state: &Cluster, zone: Option<&String>) -> bool {
+        self.state == *state && self.zone.as_ref() == zone
+    }
 }
 
 /// The state in force.
@@ -140,7 +149,11 @@ impl Registry {
     }
 
     fn set_cluster(&mut self, id: &ClusterId, cluster: Cluster, changes: &mut [Change]) {
-        if self.clusters.get(id).is_some_and(|known| known.state == cluster) {
+        if self
+            .clusters
+            .get(id)
+            .is_some_and(|known| known.is(&cluster, self.snapshot.zone.as_ref()))
+        {
             return;
         }
         let shared = self.clusters.get(id).map_or_else(
@@ -153,7 +166,8 @@ impl Registry {
             .endpoints
             .iter()
             .map(|e| {
-                let is_new = !before.iter().any(|b| b.instance == e.instance);
+                let is_new =
+                    !before.iter().any(|b| b.instance == e.instance && b.address == e.address);
                 let shared =
                     endpoint(&mut self.endpoints, (id.clone(), e.instance.clone(), e.address));
                 shared.set_draining(e.state == EndpointState::Draining, now_ms);
@@ -175,7 +189,8 @@ impl Registry {
             limiter,
         };
         changes.iter_mut().for_each(|c| c.clusters.push(change.clone()));
-        self.clusters.insert(id.clone(), Known { state: cluster, change });
+        let zone = self.snapshot.zone.clone();
+        self.clusters.insert(id.clone(), Known { state: cluster, zone, change });
     }
 
     /// What finds out how much a cluster can take: the same as before while it is to find out the same.

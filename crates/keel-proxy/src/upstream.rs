@@ -222,7 +222,7 @@ impl Placement {
                 // When the queue is full the server has been told enough.
                 let _ = worker.shared.refused.try_send(endpoint.shared.instance.clone());
             }
-            Err(ConnectError::Full) => {}
+            Err(ConnectError::Full) => endpoint.want_place(),
             Err(ConnectError::Exhausted(error)) => {
                 tracing::warn!(%error, "cannot open a connection to an endpoint");
             }

@@ -115,6 +115,11 @@ impl Pool {
         Ok(lane)
     }
 
+    /// Lets go of connections without requests.
+    pub fn close_unused(&self) {
+        self.open.borrow_mut().retain(|(_, shared)| shared.streams.get() > 0);
+    }
+
     /// Lets go of all connections; they end when their requests have.
     pub fn clear(&self) {
         self.open.take();

@@ -93,7 +93,7 @@ fn more_that_wait_than_are_allowed_are_told_to_come_back() {
             until("one waits", || (site.proxy.stats().held == 1).then_some(()));
             let mut caller = Caller::connect(version, address).await;
             is_busy(&get(&mut caller).await, "Too many requests are waiting");
-            let endpoint = named(version, "in");
+            let endpoint = named(Version::One, "in");
             site.proxy.server.update(under(&policy, &[&endpoint]));
             assert_eq!(waiting.await.unwrap(), "in");
             assert_eq!(get(&mut caller).await.text(), "in");

@@ -29,7 +29,8 @@ fn a_try_that_takes_too_long_is_repeated_elsewhere() {
         let counts = tally(&mut caller, "GET", 4).await;
         assert_eq!(of(&counts, 200, "good"), 4, "{counts:?}");
         let retries = site.proxy.stats().retries;
-        assert!((1..=3).contains(&retries), "{retries}");
+        // A repeat takes the turn of the next request, so that each may meet the silent one first.
+        assert!((1..=4).contains(&retries), "{retries}");
         // What may have been done is not done again.
         let counts = tally(&mut caller, "POST", 2).await;
         let timed_out = "An instance of shop/cart:80 did not answer in time.\n";
