@@ -127,8 +127,12 @@ impl WorkerEndpoint {
     }
 
     fn check_in(&self, stream: Conn, now_ms: u64) {
+        if self.is_place_wanted() {
+            drop(stream);
+            return self.shared.place_free.notify_one();
+        }
         let mut idle = self.idle.borrow_mut();
-        let usable = self.ready.get() && !self.private.get() && !self.is_place_wanted();
+        let usable = self.ready.get() && !self.private.get();
         if usable && idle.len() < MAX_IDLE_PER_ENDPOINT {
             idle.push(IdleStream { stream, since_ms: now_ms });
         }
@@ -147,8 +151,9 @@ impl WorkerEndpoint {
     }
 
     fn make_room(&self) {
-        self.idle.take();
-        self.http2.close_unused();
+        let closed = self.idle.take().len() + self.http2.close_unused();
+        // Not without a reason: those that wake up and find nothing come here again.
+        (0..closed).for_each(|_| self.shared.place_free.notify_one());
     }
 
     fn close_idle(&self, now_ms: u64) {

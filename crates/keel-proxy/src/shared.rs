@@ -87,6 +87,8 @@ pub struct EndpointShared {
     pub connections: Arc<Gate>,
     /// When one could not be made because of their number.
     place_wanted_ms: AtomicU64,
+    /// Wakes one that waits for that, of any worker.
+    pub place_free: Notify,
 }
 
 impl EndpointShared {
@@ -103,6 +105,7 @@ impl EndpointShared {
             checked_out: AtomicBool::new(false),
             connections: Gate::new(Bound::Connections),
             place_wanted_ms: AtomicU64::new(0),
+            place_free: Notify::new(),
         }
     }
 

@@ -124,16 +124,17 @@ fn endpoints_get_no_more_connections_than_they_may() {
         let address = site.address;
         let all = (0..20).map(|n| {
             spawn(async move {
-                let caller = Caller::connect(BOTH[n % 2], address).await;
-                let Caller::Two(caller) = caller else {
+                match BOTH[n % 2] {
                     // A thread that blocks belongs to nobody else.
-                    return tokio::task::spawn_blocking(move || {
-                        crate::client::get(address, "/").status
-                    })
-                    .await
-                    .unwrap();
-                };
-                caller.get("/").await.status.as_u16()
+                    Version::One => {
+                        let get = move || crate::client::get(address, "/").status;
+                        tokio::task::spawn_blocking(get).await.unwrap()
+                    }
+                    Version::Two => {
+                        let client = Http2Client::connect(address).await;
+                        client.get("/").await.status.as_u16()
+                    }
+                }
             })
         });
         let statuses = futures_util::future::join_all(all).await;
