@@ -13,7 +13,7 @@ use crate::routes::{Site, all, mirror, named, nothing, route, several, with_body
 
 #[test]
 fn an_endpoint_that_is_new_among_old_ones_gets_little() {
-    let window = Duration::from_secs(6);
+    let window = Duration::from_secs(4);
     let policy = TrafficPolicy { slow_start: Some(window), ..TrafficPolicy::default() };
     let policy = TrafficPolicy { balance: Balance::RoundRobin, ..policy };
     let [a, b, c] = ["a", "b", "c"].map(|name| named(Version::One, name));
@@ -23,7 +23,7 @@ fn an_endpoint_that_is_new_among_old_ones_gets_little() {
         site.proxy.server.update(under(&policy, &[&a, &b, &c]));
         let mut caller = Caller::connect(Version::One, site.address).await;
         let counts = tally(&mut caller, "GET", 105).await;
-        // At first a tenth of a share: 5 of 105; at most half of one on a machine that takes three seconds for this.
+        // At first a tenth of a share: 5 of 105; at most half of one on a machine that takes two seconds for this.
         assert!((1..=25).contains(&of(&counts, 200, "c")), "{counts:?}");
     });
 }

@@ -119,18 +119,18 @@ fn the_same_key_leads_to_the_same_endpoint() {
             }
             assert_eq!(BTreeSet::from_iter(&homes).len(), 4, "{homes:?}");
             let mut two = Caller::connect(Version::Two, site.address).await;
-            for user in 0..40 {
-                assert_eq!(ask(&mut two, user).await, homes[user]);
+            for (user, home) in homes.iter().enumerate() {
+                assert_eq!(ask(&mut two, user).await, *home);
             }
             // One endpoint goes: its clients move, the others mostly stay.
             let policy = TrafficPolicy { balance: balance.clone(), ..TrafficPolicy::default() };
             site.proxy.server.update(with_policy(super::several(&all[..3]), policy));
             let (mut stayed, mut were) = (0, 0);
-            for user in 0..40 {
+            for (user, home) in homes.iter().enumerate() {
                 let now = ask(&mut one, user).await;
                 assert_ne!(now, "d");
-                were += usize::from(homes[user] != "d");
-                stayed += usize::from(now == homes[user]);
+                were += usize::from(home != "d");
+                stayed += usize::from(now == *home);
             }
             assert!(stayed * 10 >= were * 7, "{stayed} of {were}");
         });
