@@ -127,6 +127,10 @@ impl WorkerEndpoint {
     }
 
     fn check_in(&self, stream: Conn, now_ms: u64) {
+        if self.is_place_wanted() {
+            drop(stream);
+            return self.shared.place_free.notify_one();
+        }
         let mut idle = self.idle.borrow_mut();
         let usable = self.ready.get() && !self.private.get();
         if usable && idle.len() < MAX_IDLE_PER_ENDPOINT {
@@ -134,7 +138,28 @@ impl WorkerEndpoint {
         }
     }
 
+    /// Whether any worker waits for a connection to be closed.
+    fn is_place_wanted(&self) -> bool {
+        self.shared.is_place_wanted(|| self.proxy.now_ms())
+    }
+
+    /// A connection could not be made because of their number: those that serve nobody make room, here at once and
+    /// in the other workers with their next look.
+    pub fn want_place(&self) {
+        self.shared.want_place(self.proxy.now_ms());
+        self.make_room();
+    }
+
+    fn make_room(&self) {
+        let closed = self.idle.take().len() + self.http2.close_unused();
+        // Not without a reason: those that wake up and find nothing come here again.
+        (0..closed).for_each(|_| self.shared.place_free.notify_one());
+    }
+
     fn close_idle(&self, now_ms: u64) {
+        if self.is_place_wanted() {
+            return self.make_room();
+        }
         self.idle.borrow_mut().retain(|idle| {
             u128::from(now_ms.saturating_sub(idle.since_ms)) < UPSTREAM_IDLE.as_millis()
                 && idle.stream.is_quiet()

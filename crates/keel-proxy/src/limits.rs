@@ -16,6 +16,9 @@ pub const CLIENT_IDLE_ENDING: Duration = Duration::from_secs(3);
 pub const UPSTREAM_IDLE: Duration = Duration::from_secs(4);
 /// A request that must not be repeated only goes out on a kept-alive connection used this recently.
 pub const UPSTREAM_FRESH: Duration = Duration::from_secs(1);
+/// Connections to an endpoint are not kept for this long after one could not be made because of their number; waiting
+/// requests look again within it.
+pub const PLACE_WANTED: Duration = Duration::from_secs(1);
 /// First bytes of a connection are waited for this long; then the server is assumed to speak first.
 pub const DETECT: Duration = Duration::from_millis(200);
 /// With every endpoint refusing and none expected, news of the service are awaited for this long.

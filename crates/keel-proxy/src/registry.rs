@@ -31,7 +31,16 @@ type EndpointId = (ClusterId, InstanceId, SocketAddr);
 #[derive(Debug)]
 struct Known {
     state: Arc<Cluster>,
+    /// Of this node, when the balancer was made.
+    zone: Option<String>,
     change: ClusterChange,
+}
+
+impl Known {
+    /// Whether nothing is different.
+    fn is(&self, state: &Cluster, zone: Option<&String>) -> bool {
+        *self.state == *state && self.zone.as_ref() == zone
+    }
 }
 
 /// A state, in parts that are cheap to take hold of.
@@ -191,7 +200,8 @@ impl Registry {
     }
 
     fn set_cluster(&mut self, id: &ClusterId, cluster: Arc<Cluster>, changes: &mut [Change]) {
-        if self.clusters.get(id).is_some_and(|known| known.state == cluster) {
+        let zone = self.snapshot.zone.clone();
+        if self.clusters.get(id).is_some_and(|known| known.is(&cluster, zone.as_ref())) {
             return;
         }
         let shared = self.clusters.get(id).map_or_else(
@@ -204,7 +214,8 @@ impl Registry {
             .endpoints
             .iter()
             .map(|e| {
-                let is_new = !before.iter().any(|b| b.instance == e.instance);
+                let is_new =
+                    !before.iter().any(|b| b.instance == e.instance && b.address == e.address);
                 let shared =
                     endpoint(&mut self.endpoints, (id.clone(), e.instance.clone(), e.address));
                 shared.set_draining(e.state == EndpointState::Draining, now_ms);
@@ -227,7 +238,7 @@ impl Registry {
         };
         changes.iter_mut().for_each(|c| c.clusters.push(change.clone()));
         let after = Arc::clone(&cluster);
-        let before = self.clusters.insert(id.clone(), Known { state: cluster, change });
+        let before = self.clusters.insert(id.clone(), Known { state: cluster, zone, change });
         let before = before.as_ref().map_or(&[][..], |known| &known.state.endpoints);
         self.recount(id, before, &after.endpoints);
     }

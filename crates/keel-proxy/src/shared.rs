@@ -19,6 +19,7 @@ use keel_route::slow_start;
 use keel_route::snapshot::{ClusterId, ClusterStats};
 use tokio::sync::{Notify, mpsc};
 
+use crate::limits::PLACE_WANTED;
 use crate::tls::{Listeners, Upstreams};
 
 /// What workers tell the control thread, and the clock they share with it.
@@ -123,6 +124,10 @@ pub struct EndpointShared {
     checked_out: AtomicBool,
     /// Its connections.
     pub connections: Arc<Gate>,
+    /// When one could not be made because of their number.
+    place_wanted_ms: AtomicU64,
+    /// Wakes one that waits for that, of any worker.
+    pub place_free: Notify,
 }
 
 impl EndpointShared {
@@ -138,6 +143,8 @@ impl EndpointShared {
             draining: AtomicBool::new(false),
             checked_out: AtomicBool::new(false),
             connections: Gate::new(Bound::Connections),
+            place_wanted_ms: AtomicU64::new(0),
+            place_free: Notify::new(),
         }
     }
 
@@ -190,6 +197,17 @@ impl EndpointShared {
         if self.ejection.load(Relaxed) != 0 {
             self.ejection.store(0, Relaxed);
         }
+    }
+
+    /// A connection could not be made because of their number.
+    pub fn want_place(&self, now_ms: u64) {
+        self.place_wanted_ms.store(now_ms.max(1), Relaxed);
+    }
+
+    /// Whether someone waits for a connection to be closed. The clock is only asked if someone ever has.
+    pub fn is_place_wanted(&self, now_ms: impl FnOnce() -> u64) -> bool {
+        let wanted_ms = self.place_wanted_ms.load(Relaxed);
+        wanted_ms != 0 && u128::from(now_ms().saturating_sub(wanted_ms)) < PLACE_WANTED.as_millis()
     }
 
     /// Whether it is left out because of its answers, or by the proxy's own checks.

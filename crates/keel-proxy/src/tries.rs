@@ -67,7 +67,7 @@ impl Tries {
 }
 
 /// One try at one endpoint.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Trial {
     pub endpoint: Rc<WorkerEndpoint>,
     /// When it began, where that matters.

@@ -153,6 +153,8 @@ pub struct Placement {
     connects: u32,
     pauses: u32,
     held: Option<(Pass, Instant)>,
+    /// May have no more connections for now.
+    full: Option<Rc<WorkerEndpoint>>,
     /// The endpoint that broke may be dying: its successor, or news of it, is worth a moment.
     cautious: bool,
 }
@@ -222,7 +224,10 @@ impl Placement {
                 // When the queue is full the server has been told enough.
                 let _ = worker.shared.refused.try_send(endpoint.shared.instance.clone());
             }
-            Err(ConnectError::Full) => {}
+            Err(ConnectError::Full) => {
+                endpoint.want_place();
+                self.full = Some(Rc::clone(endpoint));
+            }
             Err(ConnectError::Exhausted(error)) => {
                 tracing::warn!(%error, "cannot open a connection to an endpoint");
             }
@@ -255,8 +260,18 @@ impl Placement {
             return Err(Unavailable::HeldTooLong);
         }
         let pause = if refused { self.next_pause().min(left) } else { left };
+        let full = self.full.take();
+        let place_free = async {
+            match &full {
+                Some(endpoint) => endpoint.shared.place_free.notified().await,
+                None => std::future::pending().await,
+            }
+        };
         // Whether it changed or not, the next turn looks anew.
-        let _ = tokio::time::timeout(pause, changed).await;
+        tokio::select! {
+            _ = tokio::time::timeout(pause, changed) => {}
+            () = place_free => {}
+        }
         self.avoid.refused.clear();
         Ok(())
     }

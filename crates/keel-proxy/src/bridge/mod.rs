@@ -171,6 +171,7 @@ async fn run<'a, 's>(
         compression: Compressing::new(&way),
         changes: way.answer_changes(),
         tries: Tries::default(),
+        trial: None,
     };
     exchange.run(Upload::new(source, most)).await
 }
@@ -189,6 +190,8 @@ struct Exchange<'a> {
     /// What is changed in the head of the answer.
     changes: Option<Box<AnswerChanges>>,
     tries: Tries,
+    /// The one that is under way.
+    trial: Option<Trial>,
 }
 
 impl Exchange<'_> {
@@ -201,11 +204,22 @@ impl Exchange<'_> {
         let next = match ended {
             Ok(next) => next,
             Err(_) => {
+                self.ran_out(&upload);
                 let text = Reply::timed_out(self.counted.cluster.id());
                 self.failed(&text, upload.is_over()).await
             }
         };
         (next, upload.source)
+    }
+
+    /// The time is up. That speaks against the endpoint if it had the whole request, and if it is not the caller alone
+    /// who has so little time: by that, nobody is to have endpoints left out.
+    fn ran_out(&mut self, upload: &Upload<'_>) {
+        let ours = self.limit.is_some() && self.limit == self.time_limit();
+        let asked = self.caller.is_some() && upload.is_over();
+        if let Some(trial) = self.trial.take().filter(|_| ours && asked) {
+            trial.failed(&self.counted, Failure::TimedOut);
+        }
     }
 
     /// The caller waits no longer than this.
@@ -249,6 +263,7 @@ impl Exchange<'_> {
                 // It failed itself.
                 Outcome::CallerGone => return Next::Reset,
             };
+            self.trial = None;
             trial.failed(&self.counted, failure);
             let state = self.repeatable(upload);
             if !decided && !self.tries.again(&self.counted, failure, state) {
@@ -298,6 +313,7 @@ impl Exchange<'_> {
         self.tries.sent();
         let trial = Trial::begin(&self.counted, &upstream.in_flight.endpoint);
         route::bind(&mut self.changes, &self.counted, &trial.endpoint);
+        self.trial = Some(trial.clone());
         trial
     }
 

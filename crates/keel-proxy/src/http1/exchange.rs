@@ -112,6 +112,7 @@ pub async fn run(connection: &mut Connection, request: Request) -> Next {
         head,
         changes: way.answer_changes(),
         tries: Tries::default(),
+        trial: None,
         answered: false,
     };
     match limit {
@@ -131,6 +132,8 @@ struct Exchange<'a> {
     /// What is changed in the head of the answer.
     changes: Option<Box<AnswerChanges>>,
     tries: Tries,
+    /// The one that is under way.
+    trial: Option<Trial>,
     /// The client has been sent (a part of) an answer.
     answered: bool,
 }
@@ -145,6 +148,10 @@ impl Exchange<'_> {
                 Next::Reset
             }
             Err(_) => {
+                // As long as the client is still sending, it is not for the endpoint to answer.
+                if let Some(trial) = self.trial.take().filter(|_| upload.body.is_over()) {
+                    trial.failed(&self.counted, Failure::TimedOut);
+                }
                 let text = Reply::timed_out(self.counted.cluster.id());
                 self.failed(upload, &text).await
             }
@@ -168,6 +175,7 @@ impl Exchange<'_> {
             placement.placed();
             let trial = Trial::begin(&self.counted, &upstream.in_flight.endpoint);
             self.tries.sent();
+            self.trial = Some(trial.clone());
             route::bind(&mut self.changes, &self.counted, &trial.endpoint);
             let failure = match self.attempt(upload, upstream, &trial).await {
                 Attempt::Answered(next, _) => return next,
@@ -187,6 +195,7 @@ impl Exchange<'_> {
                     return reply(self.client, self.request, false, &text).await;
                 }
             };
+            self.trial = None;
             trial.failed(&self.counted, failure);
             let state = Repeatable { idempotent: self.request.idempotent, kept: upload.repeatable };
             if !self.tries.again(&self.counted, failure, state) {
@@ -205,7 +214,8 @@ impl Exchange<'_> {
         }
     }
 
-    async fn next_try(&self, placement: &mut Placement, trial: Trial, failure: Failure) {
+    async fn next_try(&mut self, placement: &mut Placement, trial: Trial, failure: Failure) {
+        self.trial = None;
         self.counted.retried();
         placement.broke(trial.endpoint, failure);
         Box::pin(self.tries.pause(&self.counted)).await;

@@ -14,6 +14,7 @@ mod lossless;
 mod lossless_streams;
 mod official;
 mod placement;
+mod policies;
 mod proxy;
 mod recorder;
 mod rivals;

@@ -3,30 +3,18 @@
 use std::collections::BTreeSet;
 
 use keel_model::{Balance, ClientKey, EndpointState, Protocol, StickyCookie, TrafficPolicy};
-use keel_route::snapshot::{Cluster, Snapshot};
+use keel_route::snapshot::Cluster;
 
-use super::{Site, named, nothing};
+use super::{Site, named, nothing, with_policy};
 use crate::http2::background::wait;
 use crate::http2::either::{Answer, Caller, Endpoint, Message, Version};
-use crate::proxy::{CART, Proxy, cluster, listener};
+use crate::proxy::cluster;
 
 const BOTH: [Version; 2] = [Version::One, Version::Two];
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
-/// Without a route: policies belong to clusters.
 fn bare(endpoints: &[&Endpoint], policy: TrafficPolicy) -> Site {
-    let mut proxy = Proxy::start();
-    let address = proxy.address();
-    let cluster = with_policy(super::several(endpoints), policy);
-    let listeners = vec![listener(address, Protocol::Auto)];
-    let clusters = [(CART.to_owned(), cluster)].into();
-    let state = Snapshot { listeners, clusters, ..Snapshot::default() };
-    assert_eq!(proxy.server.apply(state.clone()), []);
-    Site { proxy, address, state }
-}
-
-fn with_policy(cluster: Cluster, policy: TrafficPolicy) -> Cluster {
-    Cluster { policy: Some(Box::new(policy)), ..cluster }
+    Site::bare(with_policy(super::several(endpoints), policy))
 }
 
 /// The cookie that an answer sets.
@@ -131,18 +119,18 @@ fn the_same_key_leads_to_the_same_endpoint() {
             }
             assert_eq!(BTreeSet::from_iter(&homes).len(), 4, "{homes:?}");
             let mut two = Caller::connect(Version::Two, site.address).await;
-            for user in 0..40 {
-                assert_eq!(ask(&mut two, user).await, homes[user]);
+            for (user, home) in homes.iter().enumerate() {
+                assert_eq!(ask(&mut two, user).await, *home);
             }
             // One endpoint goes: its clients move, the others mostly stay.
             let policy = TrafficPolicy { balance: balance.clone(), ..TrafficPolicy::default() };
             site.proxy.server.update(with_policy(super::several(&all[..3]), policy));
             let (mut stayed, mut were) = (0, 0);
-            for user in 0..40 {
+            for (user, home) in homes.iter().enumerate() {
                 let now = ask(&mut one, user).await;
                 assert_ne!(now, "d");
-                were += usize::from(homes[user] != "d");
-                stayed += usize::from(now == homes[user]);
+                were += usize::from(home != "d");
+                stayed += usize::from(now == *home);
             }
             assert!(stayed * 10 >= were * 7, "{stayed} of {were}");
         });

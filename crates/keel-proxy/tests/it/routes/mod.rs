@@ -9,7 +9,7 @@ mod refusals;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use keel_model::{EndpointState, Filters, Protocol, RouteKind, Rule};
+use keel_model::{EndpointState, Filters, Protocol, RouteKind, Rule, TrafficPolicy};
 use keel_route::snapshot::{
     Cluster, EdgeStats, FromProxy, RouteEntry, RouteTable, Snapshot, ToProxy,
 };
@@ -40,6 +40,17 @@ impl Site {
     pub fn filtered(endpoint: &Endpoint, filters: Filters) -> Self {
         let route = RouteEntry { filters, ..route("all", Rule::default(), CART) };
         Self::new(vec![route], clusters([(CART, endpoint)]))
+    }
+
+    /// Without routes: all requests go to [`CART`].
+    pub fn bare(cluster: Cluster) -> Self {
+        let mut proxy = Proxy::start();
+        let address = proxy.address();
+        let listeners = vec![listener(address, Protocol::Auto)];
+        let clusters = [(CART.to_owned(), cluster)].into();
+        let state = Snapshot { listeners, clusters, ..Snapshot::default() };
+        assert_eq!(proxy.server.apply(state.clone()), []);
+        Self { proxy, address, state }
     }
 
     /// Other routes.
@@ -101,10 +112,15 @@ pub fn clusters<'a>(
     endpoints.into_iter().map(|(id, endpoint)| (id.to_owned(), cluster(endpoint))).collect()
 }
 
-/// A cluster of several endpoints of HTTP/1, all ready.
+/// A cluster of several endpoints of one version, all ready.
 pub fn several(endpoints: &[&Endpoint]) -> Cluster {
     let ready: Vec<_> = endpoints.iter().map(|e| (e.address(), EndpointState::Ready)).collect();
-    Cluster { protocol: Protocol::Http, ..cluster(&ready, true) }
+    let protocol = endpoints.first().map_or(Protocol::Http, |endpoint| endpoint.protocol());
+    Cluster { protocol, ..cluster(&ready, true) }
+}
+
+pub fn with_policy(cluster: Cluster, policy: TrafficPolicy) -> Cluster {
+    Cluster { policy: Some(Box::new(policy)), ..cluster }
 }
 
 /// Answers with its name.
