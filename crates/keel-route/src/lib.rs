@@ -4,9 +4,11 @@
 //! takes a request ([`balance`]), which one is left out for a while ([`eject`]), what may be tried again
 //! ([`retry`]) and what a client speaks ([`detect`]). Time and randomness are handed in.
 
+pub mod access_log;
 pub mod balance;
 pub mod codec;
 pub mod detect;
+pub mod edges;
 pub mod eject;
 pub mod histogram;
 pub mod retry;
