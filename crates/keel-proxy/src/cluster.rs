@@ -3,22 +3,25 @@
 //! Everything here is synchronous: choosing an endpoint and counting the request there is one step, so that once
 //! a worker has applied a change nothing new goes to an endpoint that drains.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
+use http::HeaderMap;
 use keel_model::{EndpointState, Protocol, Timeouts, TrafficPolicy};
 use keel_route::balance::{self, Random};
 use keel_route::retry::Budget;
 use keel_route::snapshot::ClusterId;
 use tokio::sync::Notify;
 
+use crate::access::{Ended, Entry};
 use crate::conn::Conn;
 use crate::edge::{Edge, Record};
 use crate::http2::Pool;
 use crate::limits::{MAX_IDLE_PER_ENDPOINT, UPSTREAM_FRESH, UPSTREAM_IDLE};
+use crate::reply::Reply;
 use crate::shared::{ClusterShared, Counters, EndpointShared, Shared};
 
 /// The state of a cluster, to be applied by every worker.
@@ -300,6 +303,11 @@ pub struct Counted {
     begun: Instant,
     none: Cell<bool>,
     record: Cell<Record>,
+    failed: Cell<bool>,
+    /// When it became a tunnel: what comes then is no waiting for an answer.
+    upgraded_us: Cell<Option<u64>>,
+    /// Its line in the access log, if that is on.
+    log: OnceCell<Box<Entry>>,
 }
 
 impl Counted {
@@ -310,6 +318,9 @@ impl Counted {
             begun: Instant::now(),
             none: Cell::new(false),
             record: Cell::default(),
+            failed: Cell::default(),
+            upgraded_us: Cell::default(),
+            log: OnceCell::new(),
         };
         add(&counted.cluster.counters().requests, 1);
         counted
@@ -331,6 +342,7 @@ impl Counted {
     /// The platform failed it, and said so with `status` (0: not at all).
     pub fn failed(&self, status: u16) {
         add(&self.cluster.counters().failed, 1);
+        self.failed.set(true);
         self.note(|record| {
             if record.status == 0 {
                 record.status = status;
@@ -347,7 +359,64 @@ impl Counted {
         if status >= 500 {
             add(&self.cluster.counters().server_errors, 1);
         }
+        if let Some(entry) = self.log.get() {
+            entry.answered();
+        }
         self.note(|record| record.status = status);
+    }
+
+    /// The service agreed to another protocol, or to a tunnel.
+    pub fn upgraded(&self, status: u16) {
+        self.answered(status);
+        self.upgraded_us.set(Some(self.so_far().latency_us));
+    }
+
+    /// How a call of gRPC ended, as far as `fields` (of the head of an answer or behind its body) tell.
+    pub fn grpc(&self, fields: &HeaderMap) {
+        let status = fields.get("grpc-status").and_then(|value| value.to_str().ok()?.parse().ok());
+        if let Some(status @ 0..=16) = status {
+            self.note(|record| record.grpc_status = Some(status));
+        }
+    }
+
+    /// It will be a line of the access log.
+    pub fn log(&self, entry: Option<Box<Entry>>) {
+        if let Some(entry) = entry {
+            // A request has one entry.
+            let _ = self.log.set(entry);
+        }
+    }
+
+    /// It goes to this endpoint now.
+    pub fn tries(&self, endpoint: &Rc<WorkerEndpoint>) {
+        if let Some(entry) = self.log.get() {
+            entry.tries(endpoint);
+        }
+    }
+
+    /// The proxy answers by itself.
+    pub fn replied(&self, reply: &Reply) {
+        self.because(reply.reason());
+        self.note(|record| {
+            record.status = reply.status();
+            record.bytes_out = reply.body().len() as u64;
+        });
+    }
+
+    /// The proxy answers a call of gRPC by itself: in HTTP's terms all is well then.
+    pub fn replied_grpc(&self, reply: &Reply) {
+        self.because(reply.reason());
+        self.note(|record| {
+            record.status = 200;
+            record.grpc_status = Some(reply.grpc_status());
+        });
+    }
+
+    /// Why the proxy answers by itself or breaks off.
+    pub fn because(&self, reason: &'static str) {
+        if let Some(entry) = self.log.get() {
+            entry.because(reason);
+        }
     }
 
     /// Bytes of bodies passed: from the caller, and to it.
@@ -370,7 +439,12 @@ impl Drop for Counted {
         if self.none.get() {
             return;
         }
-        let record = self.so_far();
+        let mut record = self.so_far();
+        if let Some(entry) = self.log.take() {
+            let (route, cluster) = (&self.edge.key.route, self.cluster.id());
+            entry.end(Ended { record, failed: self.failed.get(), route, cluster });
+        }
+        record.latency_us = self.upgraded_us.get().unwrap_or(record.latency_us);
         let counters = self.cluster.counters();
         add(&counters.total_us, record.latency_us);
         add(&counters.ended, 1);

@@ -9,7 +9,7 @@ use std::io;
 
 use keel_model::InstanceId;
 use keel_route::codec::{Decoder, encode};
-use keel_route::snapshot::{EdgeStats, FromProxy, ListenerFailure, Snapshot, ToProxy};
+use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::SocketAddr;
@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
+use crate::access::Switch;
 use crate::limits::{CONTROL_WRITE, DRAIN, IN_FLIGHT_REPORT};
 use crate::persist::{self, Saver};
 use crate::registry::Registry;
@@ -38,6 +39,7 @@ pub struct Control {
     pub refused: mpsc::Receiver<InstanceId>,
     pub shared: std::sync::Arc<Shared>,
     pub snapshot_file: std::path::PathBuf,
+    pub log: Switch,
 }
 
 struct Server {
@@ -52,11 +54,13 @@ struct Running {
     version: String,
     /// Last numbers in flight that were reported.
     reported: BTreeMap<InstanceId, u64>,
+    log: Switch,
+    shared: std::sync::Arc<Shared>,
 }
 
 /// Runs until told to end, and then until the workers have drained.
 pub async fn run(control: Control) -> Result<(), Error> {
-    let Control { version, socket, workers, mut died, mut refused, shared, snapshot_file } =
+    let Control { version, socket, workers, mut died, mut refused, shared, snapshot_file, log } =
         control;
     let mut signals = Signals::new().map_err(Error::Start)?;
     let mut running = Running {
@@ -65,6 +69,8 @@ pub async fn run(control: Control) -> Result<(), Error> {
         server: None,
         version,
         reported: BTreeMap::new(),
+        log,
+        shared: std::sync::Arc::clone(&shared),
     };
     if let Some(snapshot) = persist::load(&snapshot_file) {
         running.replace(snapshot).await?;
@@ -216,8 +222,7 @@ impl Running {
     async fn obey(&mut self, message: ToProxy) -> Result<bool, Error> {
         let failed = match message {
             ToProxy::Stats => {
-                let mut stats = self.registry.stats();
-                stats.edges = self.edges().await?;
+                let stats = self.stats().await?;
                 self.send(&FromProxy::Stats(stats)).await;
                 return Ok(false);
             }
@@ -239,7 +244,10 @@ impl Running {
     }
 
     async fn replace(&mut self, snapshot: Snapshot) -> Result<Vec<ListenerFailure>, Error> {
-        let (changes, failed) = self.registry.replace(snapshot);
+        let (mut changes, failed) = self.registry.replace(snapshot);
+        if let Some(log) = self.log.turn(self.registry.snapshot()) {
+            changes.iter_mut().for_each(|change| change.access_log = Some(log.clone()));
+        }
         for failure in &failed {
             tracing::warn!(bind = %failure.bind, reason = failure.reason, "cannot listen");
         }
@@ -248,15 +256,20 @@ impl Running {
     }
 
     /// What the workers have counted, added up.
-    async fn edges(&self) -> Result<Vec<EdgeStats>, Error> {
+    async fn stats(&self) -> Result<Stats, Error> {
+        let mut stats = self.registry.stats(self.shared.now_ms());
+        (stats.proxy.log_lines, stats.proxy.log_dropped) = self.log.counts();
         let mut parts = Vec::new();
         for (index, worker) in self.workers.iter().enumerate() {
             let (answer, answered) = oneshot::channel();
             let sent = worker.send(Command::Stats(answer)).await;
             sent.map_err(|_| Error::WorkerDied(index))?;
-            parts.extend(answered.await.map_err(|_| Error::WorkerDied(index))?);
+            let counted = answered.await.map_err(|_| Error::WorkerDied(index))?;
+            stats.proxy.connections += counted.connections;
+            parts.extend(counted.edges);
         }
-        Ok(edge::merge(parts))
+        stats.edges = edge::merge(parts);
+        Ok(stats)
     }
 
     /// Brings a change to every worker and waits until all use it.

@@ -10,9 +10,10 @@ use std::sync::{Arc, Weak};
 
 use keel_model::{EndpointState, Generation, InstanceId, Protocol};
 use keel_route::snapshot::{
-    Cluster, ClusterId, ClusterStats, Listener, ListenerFailure, Snapshot, Stats,
+    Cluster, ClusterId, ClusterStats, EndpointCounts, Listener, ListenerFailure, Snapshot, Stats,
 };
 
+use crate::callers::CallerNames;
 use crate::cluster::ClusterChange;
 use crate::listen;
 use crate::shared::{ClusterShared, EndpointShared};
@@ -35,7 +36,7 @@ pub struct Registry {
     endpoints: HashMap<EndpointKey, Weak<EndpointShared>>,
     /// Open listeners, and where they lead.
     open: BTreeMap<SocketAddr, (Protocol, ClusterId)>,
-    callers: BTreeMap<std::net::IpAddr, String>,
+    callers: Arc<CallerNames>,
 }
 
 impl Registry {
@@ -47,7 +48,7 @@ impl Registry {
             clusters: BTreeMap::new(),
             endpoints: HashMap::new(),
             open: BTreeMap::new(),
-            callers: BTreeMap::new(),
+            callers: Arc::default(),
         }
     }
 
@@ -169,12 +170,10 @@ impl Registry {
     }
 
     fn set_callers(&mut self, changes: &mut [Change]) {
-        let callers = &self.snapshot.callers;
-        if self.callers != *callers {
-            self.callers.clone_from(callers);
-            let by_address: Arc<HashMap<_, _>> =
-                Arc::new(callers.iter().map(|(ip, name)| (*ip, name.clone())).collect());
-            changes.iter_mut().for_each(|c| c.callers = Some(Arc::clone(&by_address)));
+        let callers = CallerNames::new(&self.snapshot);
+        if *self.callers != callers {
+            self.callers = Arc::new(callers);
+            changes.iter_mut().for_each(|c| c.callers = Some(Arc::clone(&self.callers)));
         }
     }
 
@@ -198,14 +197,30 @@ impl Registry {
         counts
     }
 
-    /// Counters of all clusters.
-    pub fn stats(&self) -> Stats {
-        let stats = |known: &Known| -> ClusterStats { known.change.shared.stats() };
+    /// Counters of all clusters, `now_ms` after the proxy started.
+    pub fn stats(&self, now_ms: u64) -> Stats {
+        let stats = |known: &Known| ClusterStats {
+            endpoints: counts(&known.change.endpoints, now_ms),
+            ..known.change.shared.stats()
+        };
         Stats {
             clusters: self.clusters.iter().map(|(id, k)| (id.clone(), stats(k))).collect(),
-            edges: Vec::new(),
+            ..Stats::default()
         }
     }
+}
+
+/// Endpoints by what they are good for.
+fn counts(endpoints: &[(Arc<EndpointShared>, EndpointState)], now_ms: u64) -> EndpointCounts {
+    let mut counts = EndpointCounts::default();
+    for (endpoint, state) in endpoints {
+        match state {
+            EndpointState::Draining => counts.draining += 1,
+            EndpointState::Ready if endpoint.ejected(now_ms) => counts.ejected += 1,
+            EndpointState::Ready => counts.ready += 1,
+        }
+    }
+    counts
 }
 
 fn endpoint(
@@ -225,6 +240,6 @@ fn listener_change(
     cluster: &Arc<ClusterShared>,
     socket: Option<std::net::TcpListener>,
 ) -> ListenerChange {
-    let Listener { bind, protocol, .. } = *listener;
-    ListenerChange { bind, protocol, cluster: Arc::clone(cluster), socket }
+    let Listener { bind, protocol, published, .. } = *listener;
+    ListenerChange { bind, protocol, cluster: Arc::clone(cluster), published, socket }
 }

@@ -9,6 +9,8 @@ use crate::upstream::Unavailable;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
     status: u16,
+    /// One word for programs.
+    reason: &'static str,
     text: String,
     /// Seconds after which another try makes sense.
     retry_after: Option<u64>,
@@ -19,7 +21,19 @@ pub struct Reply {
 impl Reply {
     /// With `text` for people, if there is any.
     pub fn new(status: u16, text: impl Into<String>) -> Self {
-        Self { status, text: text.into(), retry_after: None, fields: Vec::new() }
+        let text = text.into();
+        Self { status, reason: "", text, retry_after: None, fields: Vec::new() }
+    }
+
+    /// Why, in one word for the access log.
+    pub fn because(mut self, reason: &'static str) -> Self {
+        self.reason = reason;
+        self
+    }
+
+    /// Why, in one word.
+    pub fn reason(&self) -> &'static str {
+        self.reason
     }
 
     /// With further header fields.
@@ -31,31 +45,38 @@ impl Reply {
     /// To a request that is not taken.
     pub fn refused(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::Malformed(why) => Self::new(400, format!("The request was refused: {why}.")),
+            Refusal::Malformed(why) => {
+                Self::new(400, format!("The request was refused: {why}.")).because("malformed")
+            }
             Refusal::TooLarge => {
                 Self::new(431, "The head of the request is over 64 KiB or 128 fields.")
+                    .because("head_too_large")
             }
             Refusal::Expectation => {
                 Self::new(417, "The only expectation that can be met is 100-continue.")
+                    .because("expectation")
             }
-            Refusal::Method => Self::new(405, "CONNECT is not served here."),
-            Refusal::Version => Self::new(505, "HTTP/1.1 and HTTP/2 are spoken here."),
+            Refusal::Method => Self::new(405, "CONNECT is not served here.").because("method"),
+            Refusal::Version => {
+                Self::new(505, "HTTP/1.1 and HTTP/2 are spoken here.").because("version")
+            }
         }
     }
 
     /// The client was too slow.
     pub fn too_slow() -> Self {
-        Self::new(408, "The request did not arrive in time.")
+        Self::new(408, "The request did not arrive in time.").because("client_too_slow")
     }
 
     /// The body of a request is over the limit of its route.
     pub fn too_large(most: u64) -> Self {
         Self::new(413, format!("The body of the request is over {most} bytes."))
+            .because("body_too_large")
     }
 
     /// No route leads anywhere from here.
     pub fn no_route() -> Self {
-        Self::new(404, "No route matches this request.")
+        Self::new(404, "No route matches this request.").because("no_route")
     }
 
     /// There is no endpoint for `service`.
@@ -68,17 +89,18 @@ impl Reply {
             }
         };
         let retry_after = (why != Unavailable::NoEndpoint).then_some(1);
-        Self { retry_after, ..Self::new(503, text) }
+        Self { retry_after, ..Self::new(503, text).because(why.reason()) }
     }
 
     /// An instance of `service` broke the connection or sent something that is not HTTP.
     pub fn broken(service: &str) -> Self {
-        Self::new(502, format!("An instance of {service} gave no valid answer."))
+        Self::new(502, format!("An instance of {service} gave no valid answer.")).because("broken")
     }
 
     /// An instance of `service` did not answer in time.
     pub fn timed_out(service: &str) -> Self {
         Self::new(504, format!("An instance of {service} did not answer in time."))
+            .because("timed_out")
     }
 
     /// Its status.
@@ -94,7 +116,7 @@ impl Reply {
     /// As bytes of HTTP/1. The answer to a `HEAD` request has no body.
     pub fn write(&self, keep_alive: bool, is_head: bool) -> Vec<u8> {
         let body = self.body();
-        let mut text = format!("HTTP/1.1 {} {}\r\n", self.status, self.reason());
+        let mut text = format!("HTTP/1.1 {} {}\r\n", self.status, self.phrase());
         if !body.is_empty() {
             text.push_str("Content-Type: text/plain; charset=utf-8\r\n");
         }
@@ -112,7 +134,7 @@ impl Reply {
         text.into_bytes()
     }
 
-    fn reason(&self) -> &'static str {
+    fn phrase(&self) -> &'static str {
         let status = StatusCode::from_u16(self.status).ok();
         status.and_then(|status| status.canonical_reason()).unwrap_or("Unknown")
     }
@@ -142,10 +164,10 @@ impl Reply {
         }
     }
 
-    /// The fields of an answer to a gRPC call (a response of trailers only): the status in gRPC's terms, as its
-    /// document "HTTP to gRPC Status Code Mapping" has it, but for what is known better here.
-    pub fn grpc_headers(&self) -> HeaderMap {
-        let code: u16 = match self.status {
+    /// Its status in gRPC's terms, as the document "HTTP to gRPC Status Code Mapping" has it, but for what is known
+    /// better here.
+    pub fn grpc_status(&self) -> u16 {
+        match self.status {
             400 | 431 => 13,
             401 => 16,
             403 => 7,
@@ -154,7 +176,12 @@ impl Reply {
             413 => 8,
             429 | 502 | 503 => 14,
             _ => 2,
-        };
+        }
+    }
+
+    /// The fields of an answer to a gRPC call (a response of trailers only).
+    pub fn grpc_headers(&self) -> HeaderMap {
+        let code = self.grpc_status();
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert("grpc-status", code.into());

@@ -4,6 +4,7 @@
 //! is reset towards the other side, so that neither takes a cut-off stream for a whole one. There is
 //! no idle timeout; the system's keep-alive finds peers that have vanished.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
@@ -12,6 +13,7 @@ use std::task::Poll;
 use keel_route::detect::Wire;
 
 use crate::accept;
+use crate::access::Entry;
 use crate::buffer::Buffer;
 use crate::cluster::Counted;
 use crate::conn::Conn;
@@ -25,6 +27,7 @@ use crate::{splice, stream};
 /// Serves a connection that is not HTTP/1; `first` was read from it already.
 pub async fn serve(client: Client, first: Buffer) {
     let counted = client.session.count(client.target.cluster(), None);
+    counted.log(Entry::of_connection(&client.session, "TCP"));
     if let Some(upstream) = place(&client, &counted).await {
         pass(&client, &counted, &upstream, first).await;
     }
@@ -37,6 +40,7 @@ pub async fn serve(client: Client, first: Buffer) {
 /// the connection moves on when its endpoint drains.
 pub async fn serve_silent(client: Client) -> Option<(Client, Buffer)> {
     let counted = client.session.count(client.target.cluster(), None);
+    counted.log(Entry::of_connection(&client.session, "TCP"));
     let silence = Deadline::never(&client.worker.deadlines);
     silence.set_idle(CLIENT_IDLE);
     let mut moves = 0;
@@ -106,9 +110,13 @@ async fn first_to_speak(
 async fn place(client: &Client, counted: &Counted) -> Option<Upstream> {
     let mut placement = Placement::default();
     match placement.acquire(&client.worker, counted, Reuse::No).await {
-        Ok(upstream) => Some(upstream),
+        Ok(upstream) => {
+            counted.tries(&upstream.in_flight.endpoint);
+            Some(upstream)
+        }
         Err(why) => {
             counted.failed(0);
+            counted.because(why.reason());
             tracing::debug!(cluster = counted.cluster.id(), ?why, "a connection found no endpoint");
             client.stream.reset_on_close();
             None
@@ -117,7 +125,9 @@ async fn place(client: &Client, counted: &Counted) -> Option<Upstream> {
 }
 
 async fn pass(client: &Client, counted: &Counted, upstream: &Upstream, first: Buffer) {
-    if let Err(error) = both_ways(client, &upstream.line, first, Buffer::default()).await {
+    let passed = both_ways(client, counted, &upstream.line, first, Buffer::default()).await;
+    if let Err(error) = passed {
+        counted.because("broken");
         tracing::debug!(cluster = counted.cluster.id(), %error, "a connection broke");
         client.stream.reset_on_close();
         upstream.line.reset_on_close();
@@ -127,16 +137,18 @@ async fn pass(client: &Client, counted: &Counted, upstream: &Upstream, first: Bu
 /// Copies in both directions until both have ended; what has been read already goes first.
 pub async fn both_ways(
     client: &Client,
+    counted: &Counted,
     upstream: &Conn,
     up: Buffer,
     down: Buffer,
 ) -> io::Result<()> {
     let worker = &*client.worker;
     let never = [Deadline::never(&worker.deadlines), Deadline::never(&worker.deadlines)];
-    let mut up = pin!(one_way(worker, &client.stream, upstream, up, &never[0]));
-    let mut down = pin!(one_way(worker, upstream, &client.stream, down, &never[1]));
+    let (sent, received) = (Cell::default(), Cell::default());
+    let mut up = pin!(one_way(worker, &client.stream, upstream, up, &never[0], &sent));
+    let mut down = pin!(one_way(worker, upstream, &client.stream, down, &never[1], &received));
     let (mut up_ended, mut down_ended) = (false, false);
-    poll_fn(|cx| {
+    let ended = poll_fn(|cx| {
         if !up_ended && let Poll::Ready(result) = up.as_mut().poll(cx) {
             up_ended = true;
             if result.is_err() {
@@ -151,7 +163,9 @@ pub async fn both_ways(
         }
         if up_ended && down_ended { Poll::Ready(Ok(())) } else { Poll::Pending }
     })
-    .await
+    .await;
+    counted.moved(sent.get(), received.get());
+    ended
 }
 
 async fn one_way(
@@ -160,17 +174,19 @@ async fn one_way(
     to: &Conn,
     early: Buffer,
     never: &Deadline,
+    moved: &Cell<u64>,
 ) -> io::Result<()> {
+    moved.set(early.len() as u64);
     write(worker, to, early, never).await?;
     loop {
         stream::readable(from, never).await?;
-        match copy(worker, from, to)? {
+        match copy(worker, from, to, moved)? {
             Copied::All => {}
             Copied::End => return to.shutdown_write(),
             Copied::Left(left) => write(worker, to, left, never).await?,
             Copied::Bulk(left) => {
                 write(worker, to, left, never).await?;
-                bulk(worker, from, to, never).await?;
+                bulk(worker, from, to, never, moved).await?;
             }
         }
     }
@@ -187,7 +203,7 @@ enum Copied {
 }
 
 /// One read and one write.
-fn copy(worker: &Worker, from: &Conn, to: &Conn) -> io::Result<Copied> {
+fn copy(worker: &Worker, from: &Conn, to: &Conn, moved: &Cell<u64>) -> io::Result<Copied> {
     let mut scratch = worker.scratch.borrow_mut();
     let read = match from.try_read(&mut scratch[..]) {
         Ok(0) => return Ok(Copied::End),
@@ -195,6 +211,7 @@ fn copy(worker: &Worker, from: &Conn, to: &Conn) -> io::Result<Copied> {
         Err(e) if is_passing(&e) => return Ok(Copied::All),
         Err(e) => return Err(e),
     };
+    moved.set(moved.get() + read as u64);
     let written = match to.try_write(&scratch[..read], &[]) {
         Ok(n) => n,
         Err(e) if is_passing(&e) => 0,
@@ -213,12 +230,22 @@ fn copy(worker: &Worker, from: &Conn, to: &Conn) -> io::Result<Copied> {
 }
 
 /// Lets the system move the bytes for as long as many come.
-async fn bulk(worker: &Worker, from: &Conn, to: &Conn, never: &Deadline) -> io::Result<()> {
+async fn bulk(
+    worker: &Worker,
+    from: &Conn,
+    to: &Conn,
+    never: &Deadline,
+    moved: &Cell<u64>,
+) -> io::Result<()> {
     let (Some(source), Some(sink)) = (from.plain(), to.plain()) else { return Ok(()) };
     let mut small = 0;
     while small < SMALL_TURNS {
         let turn = splice::turn(&worker.pipes, source, sink, u64::MAX, never).await;
-        match turn.map_err(|(splice::Broken::Source(e) | splice::Broken::Sink(e))| e)? {
+        let turn = turn.map_err(|(splice::Broken::Source(e) | splice::Broken::Sink(e))| e)?;
+        if let splice::Turn::Moved(n) = turn {
+            moved.set(moved.get() + n as u64);
+        }
+        match turn {
             // The end shows in the next read, too.
             splice::Turn::Moved(0) | splice::Turn::Unavailable => return Ok(()),
             splice::Turn::Moved(n) if n >= SCRATCH => small = 0,

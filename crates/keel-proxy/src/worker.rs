@@ -5,11 +5,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use keel_model::Protocol;
+use keel_route::access_log::AccessLog;
 use keel_route::balance::Random;
 use keel_route::snapshot::{ClusterId, EdgeStats};
 use tokio::net::TcpListener;
@@ -17,7 +18,9 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{JoinHandle, LocalSet};
 
 use crate::accept;
+use crate::access::{Feed, Log};
 use crate::buffer::Buffers;
+use crate::callers::{CallerNames, Callers};
 use crate::cluster::{ClusterChange, WorkerCluster};
 use crate::deadline::Deadlines;
 use crate::edge::Edges;
@@ -31,7 +34,7 @@ pub enum Command {
     /// Apply, then confirm.
     Apply(Change, oneshot::Sender<()>),
     /// Say what was counted.
-    Stats(oneshot::Sender<Vec<EdgeStats>>),
+    Stats(oneshot::Sender<WorkerStats>),
     /// Accept no more and end idle connections.
     Drain {
         /// To be told when nothing listens any more.
@@ -39,6 +42,14 @@ pub enum Command {
         /// To be told when the last connection has ended.
         ended: oneshot::Sender<()>,
     },
+}
+
+/// What a worker has counted.
+#[derive(Debug)]
+pub struct WorkerStats {
+    pub edges: Vec<EdgeStats>,
+    /// Open connections of clients.
+    pub connections: u64,
 }
 
 /// What changed.
@@ -53,7 +64,9 @@ pub struct Change {
     /// Listeners that are gone.
     pub removed_listeners: Vec<SocketAddr>,
     /// Who calls from where, if that changed.
-    pub callers: Option<Arc<HashMap<IpAddr, String>>>,
+    pub callers: Option<Arc<CallerNames>>,
+    /// The access log, if that changed.
+    pub access_log: Option<Option<Arc<AccessLog>>>,
 }
 
 /// A listener that is new or leads elsewhere now.
@@ -62,6 +75,8 @@ pub struct ListenerChange {
     pub bind: SocketAddr,
     pub protocol: Protocol,
     pub cluster: Arc<ClusterShared>,
+    /// Open for clients outside.
+    pub published: bool,
     /// This worker's socket, if the listener is new.
     pub socket: Option<std::net::TcpListener>,
 }
@@ -69,6 +84,8 @@ pub struct ListenerChange {
 /// Where connections to a listener lead; changes while they are open.
 #[derive(Debug)]
 pub struct Target {
+    bind: SocketAddr,
+    published: Cell<bool>,
     protocol: Cell<Protocol>,
     cluster: RefCell<Rc<WorkerCluster>>,
 }
@@ -80,6 +97,16 @@ impl Target {
 
     pub fn cluster(&self) -> Rc<WorkerCluster> {
         Rc::clone(&self.cluster.borrow())
+    }
+
+    /// It is open for clients outside.
+    pub fn is_published(&self) -> bool {
+        self.published.get()
+    }
+
+    /// Where it listens, if that is an address of a service.
+    pub fn virtual_address(&self) -> Option<SocketAddr> {
+        (!self.published.get()).then_some(self.bind)
     }
 }
 
@@ -102,8 +129,8 @@ pub struct Worker {
     pub pipes: Pipes,
     pub random: RefCell<Random>,
     pub edges: Edges,
-    /// Services by the address that they call from.
-    callers: RefCell<Arc<HashMap<IpAddr, String>>>,
+    pub callers: Callers,
+    pub log: Log,
     /// Open client connections.
     pub connections: Cell<usize>,
     /// Woken when a client connection ends.
@@ -115,9 +142,8 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// `stack/service` of who calls from `address`; empty if it is outside.
-    pub fn caller(&self, address: IpAddr) -> Rc<str> {
-        self.callers.borrow().get(&address).map_or_else(|| "".into(), |name| name.as_str().into())
+    fn stats(&self) -> WorkerStats {
+        WorkerStats { edges: self.edges.stats(), connections: self.connections.get() as u64 }
     }
 }
 
@@ -129,6 +155,7 @@ pub fn run(
     index: usize,
     shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
+    log: Feed,
 ) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let worker = Rc::new(Worker {
@@ -139,7 +166,8 @@ pub fn run(
         pipes: Pipes::default(),
         random: RefCell::new(Random::new(u64::from(std::process::id()) << 16 | index as u64)),
         edges: Edges::default(),
-        callers: RefCell::default(),
+        callers: Callers::default(),
+        log: Log::new(log),
         connections: Cell::new(0),
         ended: Notify::new(),
         ending: Cell::new(false),
@@ -166,7 +194,7 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
                 }
                 Some(Command::Stats(answer)) => {
                     // Nobody waits any more if the server is gone.
-                    let _ = answer.send(worker.edges.stats());
+                    let _ = answer.send(worker.stats());
                 }
                 Some(Command::Drain { closed, ended }) => {
                     state.drain().await;
@@ -178,6 +206,7 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
             _ = ticks.tick() => {
                 let now = worker.shared.now_ms();
                 worker.deadlines.tick(now);
+                worker.log.flush();
                 state.clusters.values().for_each(|c| c.close_idle(now));
             }
         }
@@ -222,7 +251,10 @@ impl State {
             self.worker.edges.forget(&id);
         }
         if let Some(callers) = change.callers {
-            self.worker.callers.replace(callers);
+            self.worker.callers.set(callers);
+        }
+        if let Some(log) = change.access_log {
+            self.worker.log.set(log.as_ref());
         }
     }
 
@@ -238,6 +270,7 @@ impl State {
             if let Some(listening) = self.listeners.get(&change.bind) {
                 listening.target.protocol.set(change.protocol);
                 listening.target.cluster.replace(cluster);
+                listening.target.published.set(change.published);
             }
             return;
         };
@@ -249,6 +282,8 @@ impl State {
             }
         };
         let target = Rc::new(Target {
+            bind: change.bind,
+            published: Cell::new(change.published),
             protocol: Cell::new(change.protocol),
             cluster: RefCell::new(cluster),
         });

@@ -14,6 +14,7 @@ use crate::bridge::source::{Cut, Http1Source, Piece, Source};
 use crate::bridge::upload::{Broken, Upload, chunk};
 use crate::bridge::{Exchange, failure_of};
 use crate::buffer::Buffer;
+use crate::cluster::Counted;
 use crate::deadline::Deadline;
 use crate::http1::{self, Body, Next, Request, response};
 use crate::http2::Lane;
@@ -335,17 +336,22 @@ impl Exchange<'_> {
     ) -> (Next, Source<'s>) {
         let Some(caller) = self.caller.take() else { return (Next::Reset, source) };
         self.counted.answered(status.as_u16());
+        self.counted.grpc(&headers);
         let extent = if source.is_over() { Extent::None } else { Extent::Some };
         let Ok(mut sink) = caller.head(status, headers, extent, waiting).await else {
             return (Next::Reset, source);
         };
         if extent == Extent::Some {
-            let relayed = relay(&mut source, &mut sink, waiting).await;
+            let relayed = relay(&mut source, &mut sink, waiting, &self.counted).await;
             match relayed {
-                Ok(total) => self.counted.moved(0, total),
-                Err(Broken::Sink) => return (Next::Reset, source),
+                Ok(()) => {}
+                Err(Broken::Sink) => {
+                    self.counted.because("client_gone");
+                    return (Next::Reset, source);
+                }
                 Err(Broken::Source | Broken::Malformed) => {
                     self.counted.failed(0);
+                    self.counted.because("cut_off");
                     return (sink.abort(), source);
                 }
             }
@@ -388,13 +394,13 @@ async fn both(
     .await
 }
 
-/// Passes a body on; its length.
+/// Passes a body on.
 pub(super) async fn relay(
     source: &mut Source<'_>,
     sink: &mut Sink<'_>,
     deadline: &Deadline,
-) -> Result<u64, Broken> {
-    let mut total = 0;
+    counted: &Counted,
+) -> Result<(), Broken> {
     loop {
         // What is at hand goes out together; nothing is kept back while the endpoint thinks.
         let at_hand = poll_fn(|cx| match source.poll_next(cx) {
@@ -425,18 +431,19 @@ pub(super) async fn relay(
                 let last = source.is_over();
                 sink.data(data, last, deadline).await.map_err(|_| Broken::Sink)?;
                 source.passed(n);
-                total += n as u64;
+                counted.moved(0, n as u64);
                 if last {
-                    return Ok(total);
+                    return Ok(());
                 }
             }
             Ok(Piece::Trailers(trailers)) => {
+                counted.grpc(&trailers);
                 sink.finish(Some(trailers), deadline).await.map_err(|_| Broken::Sink)?;
-                return Ok(total);
+                return Ok(());
             }
             Ok(Piece::End) => {
                 sink.finish(None, deadline).await.map_err(|_| Broken::Sink)?;
-                return Ok(total);
+                return Ok(());
             }
             Err(Cut::Gone) => return Err(Broken::Source),
             Err(Cut::Malformed) => return Err(Broken::Malformed),

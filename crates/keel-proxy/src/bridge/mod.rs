@@ -21,6 +21,7 @@ use http::Request;
 use keel_model::Protocol;
 use keel_route::retry::{self, Failure, Verdict};
 
+use crate::access::Entry;
 use crate::bridge::endpoint::Outcome;
 use crate::bridge::head::RequestHead;
 use crate::bridge::sink::{Caller, Http1Caller};
@@ -43,11 +44,16 @@ pub async fn serve_http2(
 ) {
     let (parts, body) = request.into_parts();
     let caller = Caller::Http2(respond);
+    let protocol = "HTTP/2.0";
     let is_head = parts.method == http::Method::HEAD;
     let mut head = match RequestHead::from_http2(parts) {
         Ok(head) => head,
         Err(refusal) => {
-            caller.reply(&Reply::refused(refusal), false, is_head, body.is_end_stream()).await;
+            let text = Reply::refused(refusal);
+            if let Some(entry) = Entry::of_connection(session, protocol) {
+                entry.replied(&text);
+            }
+            caller.reply(&text, false, is_head, body.is_end_stream()).await;
             return;
         }
     };
@@ -55,6 +61,7 @@ pub async fn serve_http2(
     head.complete(session, &ids);
     let source = if body.is_end_stream() { Source::Empty } else { Source::Http2(body) };
     let counted = session.count(session.target.cluster(), None);
+    counted.log(Entry::of_head(session, protocol, &head));
     let exchange = Exchange::new(session, &head, caller, counted);
     exchange.run(source).await;
 }
@@ -70,6 +77,8 @@ pub async fn serve_http1(
     let session = &client.session;
     let ids = Ids::new(&mut session.worker.random.borrow_mut());
     head.complete(session, &ids);
+    let protocol = if request.http10 { "HTTP/1.0" } else { "HTTP/1.1" };
+    counted.log(Entry::of_head(session, protocol, &head));
     let caller = Caller::Http1(Http1Caller { client, request });
     let exchange = Exchange::new(session, &head, caller, counted);
     if request.body.is_over() {
@@ -165,10 +174,12 @@ impl<'a> Exchange<'a> {
                 }
                 Outcome::Malformed => {
                     let refusal = Refusal::Malformed("its body is not properly chunked");
-                    return self.reply(&Reply::refused(refusal), false).await;
+                    let text = Reply::refused(refusal);
+                    return self.reply(&text, false).await;
                 }
                 Outcome::CallerGone => {
                     self.counted.failed(0);
+                    self.counted.because("client_gone");
                     return Next::Reset;
                 }
             };
@@ -209,11 +220,13 @@ impl<'a> Exchange<'a> {
             let upstream: Upstream<Lane> = placement.acquire(worker, &self.counted, reuse).await?;
             placement.placed();
             let endpoint = Rc::clone(&upstream.in_flight.endpoint);
+            self.counted.tries(&endpoint);
             Ok((Box::pin(self.try_http2(upstream, upload)).await, endpoint))
         } else {
             let upstream = placement.acquire(worker, &self.counted, reuse).await?;
             placement.placed();
             let endpoint = Rc::clone(&upstream.in_flight.endpoint);
+            self.counted.tries(&endpoint);
             Ok((Box::pin(self.try_http1(upstream, upload)).await, endpoint))
         }
     }
@@ -237,10 +250,16 @@ impl<'a> Exchange<'a> {
     /// Tells the caller that the platform failed it.
     async fn failed(&mut self, text: &Reply, complete: bool) -> Next {
         self.counted.failed(text.status());
+        self.counted.because(text.reason());
         self.reply(text, complete).await
     }
 
     async fn reply(&mut self, text: &Reply, complete: bool) -> Next {
+        match (&self.caller, self.head.is_grpc()) {
+            (Some(_), true) => self.counted.replied_grpc(text),
+            (Some(_), false) => self.counted.replied(text),
+            (None, _) => {}
+        }
         let is_head = self.head.method == http::Method::HEAD;
         match self.caller.take() {
             Some(caller) => caller.reply(text, self.head.is_grpc(), is_head, complete).await,

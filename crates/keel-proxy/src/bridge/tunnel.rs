@@ -56,7 +56,11 @@ impl Exchange<'_> {
             status => (status, body),
         };
         let Some(caller) = self.caller.take() else { return Outcome::CallerGone };
-        self.counted.answered(status.as_u16());
+        if body == Body::UntilClose {
+            self.counted.upgraded(status.as_u16());
+        } else {
+            self.counted.answered(status.as_u16());
+        }
         let extent = if body.is_over() { Extent::None } else { Extent::Some };
         let Ok(mut sink) = caller.head(status, headers, extent, waiting).await else {
             return Outcome::CallerGone;
@@ -78,12 +82,12 @@ impl Exchange<'_> {
                 let sent = upload.send_http1(&upstream.line, false, &never[0]).await;
                 sent.and_then(|()| upstream.line.shutdown_write().map_err(|_| Broken::Sink))
             };
-            let down = relay(&mut source, &mut sink, &never[1]);
+            let down = relay(&mut source, &mut sink, &never[1], &self.counted);
             until_both_end(up, down).await
         };
-        self.counted.moved(upload.total, *passed.as_ref().unwrap_or(&0));
+        self.counted.moved(upload.total, 0);
         match passed {
-            Ok(_) => Outcome::Answered(sink.done(true)),
+            Ok(()) => Outcome::Answered(sink.done(true)),
             Err(_) => {
                 upstream.line.reset_on_close();
                 Outcome::Answered(sink.abort())
@@ -128,10 +132,10 @@ impl Exchange<'_> {
 /// Waits for both directions; one that breaks ends both.
 async fn until_both_end(
     up: impl Future<Output = Result<(), Broken>>,
-    down: impl Future<Output = Result<u64, Broken>>,
-) -> Result<u64, Broken> {
+    down: impl Future<Output = Result<(), Broken>>,
+) -> Result<(), Broken> {
     let (mut up, mut down) = (pin!(up), pin!(down));
-    let (mut up_ended, mut total) = (false, None);
+    let mut up_ended = false;
     poll_fn(|cx| {
         if !up_ended && let Poll::Ready(sent) = up.as_mut().poll(cx) {
             up_ended = true;
@@ -139,19 +143,8 @@ async fn until_both_end(
                 return Poll::Ready(Err(broken));
             }
         }
-        if total.is_none()
-            && let Poll::Ready(relayed) = down.as_mut().poll(cx)
-        {
-            match relayed {
-                Ok(n) => total = Some(n),
-                Err(broken) => return Poll::Ready(Err(broken)),
-            }
-        }
-        match total {
-            // What the client still says after the service has ended, nobody hears.
-            Some(n) => Poll::Ready(Ok(n)),
-            None => Poll::Pending,
-        }
+        // What the client still says after the service has ended, nobody hears.
+        down.as_mut().poll(cx)
     })
     .await
 }

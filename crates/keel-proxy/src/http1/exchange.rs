@@ -76,25 +76,39 @@ struct Upload<'a> {
     sent: &'a mut Vec<u8>,
     /// All that was sent is in `sent`.
     repeatable: bool,
+    /// Bytes of it that have come.
+    moved: Cell<u64>,
 }
 
 /// Serves one request.
 pub async fn run(connection: &mut Connection, request: Request) -> Next {
-    let Connection { client, input, request: sent, response, bridged, .. } = connection;
+    let Connection { client, input, request: sent, response, bridged, log, .. } = connection;
     if let Some(head) = bridged.take() {
         let counted = client.session.count(client.target.cluster(), None);
         return Box::pin(bridge::serve_http1(client, &request, *head, input, counted)).await;
     }
     let head = sent.len();
-    let mut upload = Upload { input, body: request.body.clone(), sent, repeatable: true };
+    let mut upload = Upload {
+        input,
+        body: request.body.clone(),
+        sent,
+        repeatable: true,
+        moved: Cell::default(),
+    };
     if upload.take_what_is_there().is_err() {
-        let refusal = Refusal::Malformed("its body is not properly chunked");
-        return reply(client, &request, false, &Reply::refused(refusal)).await;
+        let text = Reply::refused(Refusal::Malformed("its body is not properly chunked"));
+        if let Some(entry) = log.take() {
+            entry.replied(&text);
+        }
+        return reply(client, &request, false, &text).await;
     }
     let counted = client.session.count(client.target.cluster(), None);
+    counted.log(log.take());
     counted.cluster.budget.borrow_mut().request();
     let mut exchange = Exchange { client, request: &request, counted, response, head };
-    exchange.until_answered(&mut upload).await
+    let next = exchange.until_answered(&mut upload).await;
+    exchange.counted.moved(upload.moved.get(), 0);
+    next
 }
 
 struct Exchange<'a> {
@@ -125,6 +139,7 @@ impl Exchange<'_> {
             };
             placement.placed();
             let endpoint = Rc::clone(&upstream.in_flight.endpoint);
+            self.counted.tries(&endpoint);
             sends += 1;
             let failure = match self.attempt(upload, upstream).await {
                 Attempt::Answered(next, _) => return next,
@@ -135,9 +150,13 @@ impl Exchange<'_> {
                     let text = Reply::timed_out(self.counted.cluster.id());
                     return self.failed(upload, &text).await;
                 }
-                Attempt::Client(None) => return Next::Reset,
+                Attempt::Client(None) => {
+                    self.counted.because("client_gone");
+                    return Next::Reset;
+                }
                 Attempt::Client(Some(refusal)) => {
                     let text = Reply::refused(refusal);
+                    self.counted.replied(&text);
                     return reply(self.client, self.request, false, &text).await;
                 }
             };
@@ -172,6 +191,7 @@ impl Exchange<'_> {
     /// Tells the client that the platform failed it.
     async fn failed(&self, upload: &Upload<'_>, text: &Reply) -> Next {
         self.counted.failed(text.status());
+        self.counted.replied(text);
         reply(self.client, self.request, upload.body.is_over(), text).await
     }
 
@@ -196,7 +216,8 @@ impl Exchange<'_> {
             }
             Attempt::Upgraded(down) => {
                 let up = std::mem::take(upload.input);
-                let tunnel = tunnel::both_ways(self.client, &upstream.line, up, down);
+                let counted = &self.counted;
+                let tunnel = tunnel::both_ways(self.client, counted, &upstream.line, up, down);
                 let ended = Box::pin(tunnel).await;
                 let next = if ended.is_ok() { Next::Close } else { Next::Reset };
                 Attempt::Answered(next, Connected::Used)
@@ -329,6 +350,7 @@ impl Exchange<'_> {
             if head.unchunk { body.take_content(bytes, &mut content) } else { body.take(bytes) };
         let Ok(taken) = taken else { return Attempt::Nonsense };
         counted.answered(head.status);
+        counted.moved(0, if head.unchunk { content.len() } else { taken } as u64);
         progress.answered.set(true);
         // Two deadlines: an upload may be waiting for the client at the same time.
         let written = if head.unchunk {
@@ -343,18 +365,23 @@ impl Exchange<'_> {
         }
         input.consume(head.head + taken);
         if !body.is_over() {
+            let moved = Cell::default();
             let mut relay = Relay {
                 worker: &client.worker,
                 from: &upstream.line,
                 to: &client.stream,
                 deadline: waiting,
                 unchunk: head.unchunk,
+                moved: &moved,
             };
-            match Box::pin(relay.run(&mut body, input)).await {
+            let relayed = Box::pin(relay.run(&mut body, input)).await;
+            counted.moved(0, moved.get());
+            match relayed {
                 Ok(()) => {}
                 Err(Broken::Sink) => return Attempt::Client(None),
                 Err(Broken::Source | Broken::Malformed) => {
                     counted.failed(0);
+                    counted.because("cut_off");
                     return Attempt::Answered(Next::Reset, Connected::Used);
                 }
             }
@@ -371,6 +398,7 @@ impl Exchange<'_> {
     async fn upgrade(&self, head: Response, input: &mut Buffer) -> Attempt {
         let bytes = if head.rewritten { &self.response[..] } else { &input.bytes()[..head.head] };
         let deadline = &self.client.deadline;
+        self.counted.upgraded(head.status);
         if stream::write_all(&self.client.stream, bytes, deadline).await.is_err() {
             return Attempt::Client(None);
         }
@@ -383,6 +411,7 @@ impl Upload<'_> {
     /// Takes what was read together with the head.
     fn take_what_is_there(&mut self) -> Result<(), Malformed> {
         let taken = self.body.take(self.input.bytes())?;
+        self.moved.set(taken as u64);
         self.sent.extend_from_slice(&self.input.bytes()[..taken]);
         self.input.consume(taken);
         Ok(())
@@ -398,6 +427,7 @@ impl Upload<'_> {
                 Ok(n) => self.input.filled(n),
             }
             let taken = self.body.take(self.input.bytes()).map_err(|_| Broken::Malformed)?;
+            self.moved.set(self.moved.get() + taken as u64);
             let from = self.sent.len();
             // What is in `sent` is out of `input` before anything is awaited: this may end at any await.
             self.sent.extend_from_slice(&self.input.bytes()[..taken]);
@@ -412,6 +442,7 @@ impl Upload<'_> {
             to,
             deadline: &client.deadline,
             unchunk: false,
+            moved: &self.moved,
         };
         relay.run(&mut self.body, self.input).await
     }

@@ -16,6 +16,7 @@ use std::net::SocketAddr;
 
 use keel_model::Protocol;
 
+use crate::access::Entry;
 use crate::bridge::head::RequestHead;
 use crate::buffer::Buffer;
 pub use crate::http1::body::Body;
@@ -56,6 +57,8 @@ struct Connection {
     bridged: Option<Box<RequestHead>>,
     /// The request, as the first of a connection of HTTP/2.
     upgrade: Option<Box<Upgrade>>,
+    /// The request's line in the access log, if that is on.
+    log: Option<Box<Entry>>,
 }
 
 /// Serves a connection until it ends; `first` was read from it already.
@@ -67,6 +70,7 @@ pub async fn serve(client: Client, first: Buffer) {
         response: Vec::new(),
         bridged: None,
         upgrade: None,
+        log: None,
     };
     let next = loop {
         match connection.turn().await {
@@ -165,17 +169,19 @@ impl Connection {
             Some(_) => String::new(),
             None => self.client.stream.local_addr().map_or_else(|_| "localhost".into(), text),
         };
+        let ids = Ids::new(&mut session.worker.random.borrow_mut());
         let origin = Origin {
             peer: &session.peer_text,
             local: &local,
             secure: session.is_secure(),
             lines: session.secure.as_ref().map_or(&[][..], |secure| &secure.lines),
-            ids: Some(Ids::new(&mut session.worker.random.borrow_mut())),
+            ids: Some(ids),
         };
         if session.target.cluster().protocol() == Protocol::Http2 && !request.upgrade {
             self.bridged = Some(Box::new(RequestHead::from_http1(&request, &head, &local)));
             return Ok(Some(request));
         }
+        self.log = Entry::of_http1(session, &request, &head, &ids);
         forward::write(&head, &request, origin, Changes::default(), &mut self.request);
         Ok(Some(request))
     }
@@ -200,6 +206,9 @@ impl Connection {
     }
 
     async fn last_words(&mut self, reply: &Reply) -> Next {
+        if let Some(entry) = Entry::of_connection(&self.client.session, "HTTP/1.1") {
+            entry.replied(reply);
+        }
         let bytes = reply.write(false, false);
         match stream::write_all(&self.client.stream, &bytes, &self.client.deadline).await {
             Ok(()) => Next::Linger,

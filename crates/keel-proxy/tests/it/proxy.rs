@@ -34,6 +34,7 @@ pub fn run_as_told() {
         workers: 2,
         hold_timeout: Duration::from_millis(hold_ms),
         version: "test".into(),
+        access_log: None,
     });
     if let Err(error) = result {
         eprintln!("{error}");

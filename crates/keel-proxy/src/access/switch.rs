@@ -1,0 +1,40 @@
+//! The control thread's end of the access log: turns it on and off.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use keel_route::access_log::AccessLog;
+use keel_route::snapshot::Snapshot;
+
+use crate::access::Writer;
+
+/// How the log is kept now, and how it is kept if nobody says.
+#[derive(Debug)]
+pub struct Switch {
+    writer: Rc<Writer>,
+    default: Option<AccessLog>,
+    in_force: Option<AccessLog>,
+}
+
+impl Switch {
+    /// Off, until the first state.
+    pub fn new(writer: Rc<Writer>, default: Option<AccessLog>) -> Self {
+        Self { writer, default, in_force: None }
+    }
+
+    /// Does what `snapshot` says; how the workers are to log from now on, if that differs.
+    pub fn turn(&mut self, snapshot: &Snapshot) -> Option<Option<Arc<AccessLog>>> {
+        let wanted = snapshot.access_log.as_ref().or(self.default.as_ref());
+        if wanted == self.in_force.as_ref() {
+            return None;
+        }
+        self.in_force = wanted.cloned();
+        self.writer.set(self.in_force.as_ref());
+        Some(self.in_force.clone().map(Arc::new))
+    }
+
+    /// What became of lines so far: written, dropped.
+    pub fn counts(&self) -> (u64, u64) {
+        self.writer.counts()
+    }
+}
