@@ -13,7 +13,7 @@ use keel_model::{Endpoint, EndpointState, Generation, InstanceId, Protocol};
 use keel_proxy::ProxyOptions;
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{
-    Cluster, ClusterStats, FromProxy, Listener, ListenerFailure, Snapshot, ToProxy,
+    Cluster, ClusterStats, FromProxy, Listener, ListenerFailure, Snapshot, Stats, ToProxy,
 };
 
 /// Everything that a test waits for comes within this time, or the test fails.
@@ -133,9 +133,13 @@ impl Proxy {
     }
 
     pub fn stats(&mut self) -> ClusterStats {
+        self.all_stats().clusters.remove(CART).expect("the cluster is known")
+    }
+
+    pub fn all_stats(&mut self) -> Stats {
         self.server.send(&ToProxy::Stats);
         self.server.until("statistics", |message| match message {
-            FromProxy::Stats(stats) => stats.clusters.get(CART).cloned(),
+            FromProxy::Stats(stats) => Some(stats.clone()),
             _ => None,
         })
     }
@@ -227,14 +231,14 @@ impl Server {
         listeners: Vec<Listener>,
         clusters: BTreeMap<String, Cluster>,
     ) -> Vec<ListenerFailure> {
+        self.replace_all(Snapshot { listeners, clusters, ..Snapshot::default() })
+    }
+
+    /// As [`Server::replace`], with everything else that a state can say.
+    pub fn replace_all(&mut self, snapshot: Snapshot) -> Vec<ListenerFailure> {
         self.generation += 1;
         let generation = Generation(self.generation);
-        self.send(&ToProxy::Snapshot(Snapshot {
-            generation,
-            listeners,
-            clusters,
-            ..Snapshot::default()
-        }));
+        self.send(&ToProxy::Snapshot(Snapshot { generation, ..snapshot }));
         self.acknowledged()
     }
 
