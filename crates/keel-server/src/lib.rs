@@ -18,6 +18,7 @@ mod events;
 mod http;
 mod keys;
 mod logs;
+mod metrics;
 mod names;
 mod network;
 mod preflight;

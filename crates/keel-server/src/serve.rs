@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use keel_model::{EventKind, NodeName};
+use keel_route::access_log::AccessLog;
 use keel_runtime::{ProcessOptions, ProcessRuntime, Runtime};
 use keel_store::{RedbStore, Store};
 use tokio::net::UnixListener;
@@ -23,10 +25,10 @@ use crate::controller::Controller;
 use crate::events::EventLog;
 use crate::http::{Api, router};
 use crate::network::{Network, system_resolvers};
-use crate::traffic::{Link, ProxyState};
+use crate::traffic::{Figures, Link, ProxyState};
 use crate::views::Viewer;
 use crate::world::WorldReader;
-use crate::{Error, clock, names};
+use crate::{Error, clock, metrics, names};
 
 /// Threads of the control plane. It decides and waits; the data plane has its own process.
 const WORKER_THREADS: usize = 2;
@@ -46,6 +48,10 @@ pub struct ServerOptions {
     pub network: Option<String>,
     /// The binary that has `shim` and `proxy` as subcommands.
     pub program: PathBuf,
+    /// Where metrics are served over TCP, besides the server's socket.
+    pub metrics: Option<SocketAddr>,
+    /// How requests are logged, if they are.
+    pub access_log: Option<AccessLog>,
 }
 
 /// Where the server of a state directory listens.
@@ -82,6 +88,7 @@ fn make_state_dir(path: &Path) -> Result<(), Error> {
 
 async fn serve(options: &ServerOptions) -> Result<(), Error> {
     let store: Arc<dyn Store> = Arc::new(RedbStore::open(&options.state_dir)?);
+    let metrics = metrics::bind(options.metrics).await?;
     let (network, limitation) = Network::open(options.network.as_deref(), &*store).await?;
     let network = Arc::new(network);
     let node = node_name(options.node.clone());
@@ -109,7 +116,9 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
     tasks.spawn(board.clone().persist(store.clone()));
     tasks.spawn(events.clone().persist(store.clone()));
     start_dns(&network, &worlds, &board, &events, &mut tasks).await;
-    tasks.spawn(link(options, &agent, proxy_sender).run());
+    let figures = Figures { ask: Arc::default(), state: proxy.clone() };
+    tasks.spawn(link(options, &agent, &figures, proxy_sender).run());
+    let metrics = metrics::start(metrics, &figures, &mut tasks);
     tasks.spawn(controller(&agent).run());
     tasks.spawn(agent.run());
 
@@ -133,7 +142,8 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
         },
         events: events.clone(),
         runtime,
-        info: info(options, node, &network, limitations),
+        figures,
+        info: ServerInfo { metrics, ..info(options, node, &network, limitations) },
         shutdown: shutdown.clone(),
     });
     let listener = listen(&socket_path(&options.state_dir))?;
@@ -146,7 +156,12 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
     Ok(())
 }
 
-fn link(options: &ServerOptions, shared: &Context, state: watch::Sender<ProxyState>) -> Link {
+fn link(
+    options: &ServerOptions,
+    shared: &Context,
+    figures: &Figures,
+    state: watch::Sender<ProxyState>,
+) -> Link {
     Link {
         program: options.program.clone(),
         state_dir: options.state_dir.clone(),
@@ -154,6 +169,9 @@ fn link(options: &ServerOptions, shared: &Context, state: watch::Sender<ProxySta
         board: shared.board.clone(),
         events: shared.events.clone(),
         network: shared.network.clone(),
+        runtime: shared.runtime.clone(),
+        access_log: options.access_log.clone(),
+        ask: figures.ask.clone(),
         state,
     }
 }
@@ -287,6 +305,8 @@ fn info(
         node,
         network: network.text().to_owned(),
         dns: network.dns(),
+        metrics: None,
+        access_log: options.access_log.as_ref().map(|log| log.path.clone()),
         limitations,
     }
 }

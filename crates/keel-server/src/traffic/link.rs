@@ -4,7 +4,7 @@
 //! when nothing answers. While there is no proxy nothing can be in flight, but nothing may be taken for drained
 //! either: a new proxy starts with the last snapshot of the old one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -12,13 +12,17 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use keel_model::{EventKind, Generation, Goal, InstanceId, Phase};
+use keel_route::access_log::AccessLog;
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
+use keel_runtime::Runtime;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
+use super::callers;
 use super::snapshot::{drained, snapshot};
 use crate::board::Board;
 use crate::clock;
@@ -34,6 +38,19 @@ const START_TIME: Duration = Duration::from_secs(3);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often counters are asked for.
 const STATS_INTERVAL: Duration = Duration::from_secs(5);
+/// Questions for counters that wait for their answer; a proxy that leaves so many open is not asked again.
+const MAX_QUESTIONS: usize = 8;
+/// What the proxy would otherwise take from the server's environment. How it logs it is told, and can be told anew.
+const NOT_INHERITED: [&str; 8] = [
+    "KEEL_ACCESS_LOG",
+    "KEEL_ACCESS_LOG_FORMAT",
+    "KEEL_ACCESS_LOG_SAMPLE",
+    "KEEL_ACCESS_LOG_SLOW",
+    "KEEL_ACCESS_LOG_QUERY",
+    "KEEL_ACCESS_LOG_SCOPE",
+    "KEEL_ACCESS_LOG_MAX_SIZE",
+    "KEEL_ACCESS_LOG_KEEP",
+];
 /// A log of the proxy larger than this, in bytes, is begun anew with the next proxy.
 const MAX_LOG: u64 = 10 << 20;
 /// Bytes read at a time.
@@ -48,8 +65,12 @@ pub struct ProxyState {
     pub acknowledged: Generation,
     /// Listeners that it could not open.
     pub failed: Vec<ListenerFailure>,
+    /// Its version.
+    pub version: String,
     /// Its last counters.
-    pub stats: Stats,
+    pub stats: Arc<Stats>,
+    /// When it was asked for them; they are not older.
+    pub asked: Option<Instant>,
 }
 
 /// The link.
@@ -66,6 +87,12 @@ pub struct Link {
     pub events: Arc<EventLog>,
     /// Virtual addresses.
     pub network: Arc<Network>,
+    /// Who calls from where.
+    pub runtime: Arc<dyn Runtime>,
+    /// How requests are to be logged.
+    pub access_log: Option<AccessLog>,
+    /// Has the proxy asked for its counters.
+    pub ask: Arc<Notify>,
     /// What the rest of the server may know of the proxy.
     pub state: watch::Sender<ProxyState>,
 }
@@ -78,6 +105,8 @@ struct Session {
     in_flight: BTreeMap<InstanceId, (Generation, u64)>,
     /// Instances that ended, and since which generation they are no endpoints.
     withdrawn: Vec<(InstanceId, Generation)>,
+    /// When the questions for counters were asked that are not answered yet.
+    questions: VecDeque<Instant>,
 }
 
 impl Link {
@@ -90,7 +119,7 @@ impl Link {
         // Above every generation that an earlier server gave, unless the clock was set back; then the proxy
         // takes the first snapshot of a connection all the same.
         let mut generation = Generation(clock::now().0 << 10);
-        let mut started: Option<tokio::time::Instant> = None;
+        let mut started: Option<Instant> = None;
         loop {
             match UnixStream::connect(self.socket()).await {
                 Ok(stream) => {
@@ -102,7 +131,7 @@ impl Link {
                 }
                 Err(_) if started.is_some_and(|at| at.elapsed() < START_TIME) => {}
                 Err(_) => {
-                    started = Some(tokio::time::Instant::now());
+                    started = Some(Instant::now());
                     self.start();
                     continue;
                 }
@@ -129,6 +158,9 @@ impl Link {
             .stdout(Stdio::null())
             .stderr(log.map_or_else(|_| Stdio::null(), Stdio::from))
             .kill_on_drop(false);
+        NOT_INHERITED.iter().for_each(|name| {
+            command.env_remove(name);
+        });
         match command.spawn() {
             Ok(mut child) => {
                 let message = format!("proxy started (process {})", child.id().unwrap_or_default());
@@ -155,6 +187,7 @@ impl Link {
             acknowledged: Generation(0),
             in_flight: BTreeMap::new(),
             withdrawn: Vec::new(),
+            questions: VecDeque::new(),
         };
         let mut worlds = self.worlds.subscribe();
         let mut board = self.board.subscribe();
@@ -188,7 +221,12 @@ impl Link {
                 _ = stats.tick() => {
                     // The proxy tries a listener that failed again with the next whole snapshot.
                     first = !self.state.borrow().failed.is_empty();
-                    if let Err(reason) = send(&mut writer, vec![ToProxy::Stats]).await {
+                    if let Err(reason) = ask(&mut session, &mut writer).await {
+                        return reason;
+                    }
+                }
+                () = self.ask.notified() => {
+                    if let Err(reason) = ask(&mut session, &mut writer).await {
                         return reason;
                     }
                 }
@@ -208,9 +246,9 @@ impl Link {
         let next = generation.next();
         let view = self.board.view();
         let mut wanted = snapshot(&world, &view, &self.network, ipv6, next);
-        let same_shape = wanted.listeners == session.sent.listeners
-            && wanted.clusters.len() == session.sent.clusters.len()
-            && wanted.clusters.keys().eq(session.sent.clusters.keys());
+        callers::add(&mut wanted, &world, &view, &*self.runtime);
+        wanted.access_log.clone_from(&self.access_log);
+        let same_shape = callers::same_but_for_clusters(&wanted, &session.sent);
         let mut frames = Vec::new();
         if first || !same_shape {
             *generation = next;
@@ -260,7 +298,7 @@ impl Link {
         match frame {
             FromProxy::Hello { pid, version } => {
                 tracing::info!(pid, version, "linked to the proxy");
-                self.state.send_modify(|state| state.pid = Some(pid));
+                self.state.send_modify(|state| (state.pid, state.version) = (Some(pid), version));
             }
             FromProxy::Ack { generation, failed } => {
                 session.acknowledged = generation;
@@ -276,7 +314,12 @@ impl Link {
             }
             // The runtime sees an exit and the probes see a hang sooner than anything done here could.
             FromProxy::Refused { instance } => tracing::debug!(%instance, "refused a connection"),
-            FromProxy::Stats(stats) => self.state.send_modify(|state| state.stats = stats),
+            FromProxy::Stats(stats) => {
+                let asked = session.questions.pop_front();
+                self.state.send_modify(|state| {
+                    (state.stats, state.asked) = (Arc::new(stats), asked);
+                });
+            }
         }
     }
 
@@ -315,6 +358,15 @@ impl Link {
 fn instances(snapshot: &Snapshot) -> BTreeSet<&InstanceId> {
     let endpoints = snapshot.clusters.values().flat_map(|cluster| &cluster.endpoints);
     endpoints.map(|endpoint| &endpoint.instance).collect()
+}
+
+/// Asks for counters. Answers come in the order of the questions.
+async fn ask(session: &mut Session, writer: &mut OwnedWriteHalf) -> Result<(), String> {
+    if session.questions.len() >= MAX_QUESTIONS {
+        return Ok(());
+    }
+    session.questions.push_back(Instant::now());
+    send(writer, vec![ToProxy::Stats]).await
 }
 
 async fn send(writer: &mut OwnedWriteHalf, frames: Vec<ToProxy>) -> Result<(), String> {
