@@ -227,12 +227,19 @@ impl Running {
                 return Ok(false);
             }
             ToProxy::Snapshot(snapshot) => self.replace(snapshot).await?,
-            ToProxy::Cluster { generation, .. } if generation <= self.registry.generation() => {
+            ToProxy::Cluster { generation, .. } | ToProxy::Callers { generation, .. }
+                if generation <= self.registry.generation() =>
+            {
                 tracing::warn!(%generation, "an outdated change is not applied");
                 return Ok(false);
             }
             ToProxy::Cluster { generation, id, cluster } => {
                 let changes = self.registry.replace_cluster(generation, id, cluster);
+                self.apply(changes).await?;
+                Vec::new()
+            }
+            ToProxy::Callers { generation, callers, caller_cgroups } => {
+                let changes = self.registry.replace_callers(generation, callers, caller_cgroups);
                 self.apply(changes).await?;
                 Vec::new()
             }
@@ -252,6 +259,7 @@ impl Running {
             tracing::warn!(bind = %failure.bind, reason = failure.reason, "cannot listen");
         }
         self.apply(changes).await?;
+        self.log.turned();
         Ok(failed)
     }
 

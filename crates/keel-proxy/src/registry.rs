@@ -97,6 +97,20 @@ impl Registry {
         changes
     }
 
+    /// Takes over what callers are known by.
+    pub fn replace_callers(
+        &mut self,
+        generation: Generation,
+        callers: BTreeMap<std::net::IpAddr, String>,
+        caller_cgroups: BTreeMap<u64, String>,
+    ) -> Vec<Change> {
+        let mut changes: Vec<_> = (0..self.workers).map(|_| Change::default()).collect();
+        self.snapshot.generation = generation;
+        (self.snapshot.callers, self.snapshot.caller_cgroups) = (callers, caller_cgroups);
+        self.set_callers(&mut changes);
+        changes
+    }
+
     fn set_cluster(&mut self, id: &ClusterId, cluster: Cluster, changes: &mut [Change]) {
         if self.clusters.get(id).is_some_and(|known| known.state == cluster) {
             return;

@@ -2,8 +2,8 @@
 //!
 //! The proxy listens on a Unix socket; the server connects and sends [`ToProxy`] frames, the proxy answers with
 //! [`FromProxy`] frames. A frame is a 4-byte big-endian length followed by that many bytes of JSON, at most
-//! [`MAX_FRAME`]. The first frame on a connection is always a full [`Snapshot`]; updates of single clusters may
-//! follow, each with a higher generation. The proxy keeps the last state when the connection ends, and writes
+//! [`MAX_FRAME`]. The first frame on a connection is always a full [`Snapshot`]; updates of single clusters and of
+//! the callers may follow, each with a higher generation. The proxy keeps the last state when the connection ends, and writes
 //! it to a file so that a restarted proxy serves at once.
 
 use std::collections::BTreeMap;
@@ -216,6 +216,15 @@ pub enum ToProxy {
         id: ClusterId,
         /// Its new state.
         cluster: Cluster,
+    },
+    /// Replaces what callers are known by: instances come and go more often than anything else does.
+    Callers {
+        /// The generation after this change.
+        generation: Generation,
+        /// See [`Snapshot::callers`].
+        callers: BTreeMap<std::net::IpAddr, String>,
+        /// See [`Snapshot::caller_cgroups`].
+        caller_cgroups: BTreeMap<u64, String>,
     },
     /// Asks for [`FromProxy::Stats`].
     Stats,

@@ -3,6 +3,8 @@
 //! What a client says is escaped so that it can neither end its field nor its line, nor reach a terminal as a control
 //! sequence; a field longer than [`MAX_LOG_FIELD`] is cut.
 
+use std::io::Write as _;
+
 use keel_route::access_log::LogFormat;
 
 use crate::access::stamp::Stamps;
@@ -102,10 +104,10 @@ impl Line<'_> {
                 out.extend_from_slice(gap.as_bytes());
             }
         }
-        out.extend_from_slice(format!("\" {:03} ", self.status).as_bytes());
+        put(out, format_args!("\" {:03} ", self.status));
         match self.bytes_out {
             0 => out.push(b'-'),
-            n => out.extend_from_slice(n.to_string().as_bytes()),
+            n => put(out, format_args!("{n}")),
         }
         for value in [self.referer, self.agent] {
             out.extend_from_slice(b" \"");
@@ -115,9 +117,19 @@ impl Line<'_> {
     }
 }
 
+fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
+    // Writing to memory does not fail.
+    let _ = out.write_fmt(text);
+}
+
+/// Nothing in it has to be escaped.
+fn is_plain(value: &[u8]) -> bool {
+    value.iter().all(|b| matches!(b, b' '..=b'~') && !matches!(b, b'"' | b'\\'))
+}
+
 fn number(name: &str, value: Option<u64>, out: &mut Vec<u8>) {
     if let Some(value) = value {
-        out.extend_from_slice(format!(",\"{name}\":{value}").as_bytes());
+        put(out, format_args!(",\"{name}\":{value}"));
     }
 }
 
@@ -125,12 +137,16 @@ fn text(name: &str, value: &[u8], out: &mut Vec<u8>) {
     if value.is_empty() {
         return;
     }
-    out.extend_from_slice(format!(",\"{name}\":\"").as_bytes());
+    put(out, format_args!(",\"{name}\":\""));
     let (value, cut) = cut(value);
-    for part in value.utf8_chunks() {
-        part.valid().chars().for_each(|c| json_char(c, out));
-        if !part.invalid().is_empty() {
-            out.extend_from_slice("\u{FFFD}".as_bytes());
+    if is_plain(value) {
+        out.extend_from_slice(value);
+    } else {
+        for part in value.utf8_chunks() {
+            part.valid().chars().for_each(|c| json_char(c, out));
+            if !part.invalid().is_empty() {
+                out.extend_from_slice("\u{FFFD}".as_bytes());
+            }
         }
     }
     if cut {
@@ -145,7 +161,7 @@ fn json_char(c: char, out: &mut Vec<u8>) {
         '"' | '\\' => out.extend_from_slice(&[b'\\', c as u8]),
         ' '..='~' => out.push(c as u8),
         c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => {
-            out.extend_from_slice(format!("\\u{:04x}", u32::from(c)).as_bytes());
+            put(out, format_args!("\\u{:04x}", u32::from(c)));
         }
         c => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
     }
@@ -158,7 +174,7 @@ fn apache(value: &[u8], out: &mut Vec<u8>) {
         match byte {
             b'"' | b'\\' => out.extend_from_slice(&[b'\\', *byte]),
             b' '..=b'~' => out.push(*byte),
-            byte => out.extend_from_slice(format!("\\x{byte:02x}").as_bytes()),
+            byte => put(out, format_args!("\\x{byte:02x}")),
         }
     }
     if cut {

@@ -48,6 +48,7 @@ impl Log {
 
     /// From now on so.
     pub fn set(&self, log: Option<&Arc<AccessLog>>) {
+        self.flush();
         self.on.replace(log.map(|log| Rc::new(AccessLog::clone(log))));
     }
 

@@ -29,8 +29,18 @@ impl Switch {
             return None;
         }
         self.in_force = wanted.cloned();
-        self.writer.set(self.in_force.as_ref());
+        // The file is open before lines come, and closed after the last has.
+        if self.in_force.is_some() {
+            self.writer.set(self.in_force.as_ref());
+        }
         Some(self.in_force.clone().map(Arc::new))
+    }
+
+    /// Every worker does what [`Switch::turn`] said.
+    pub fn turned(&self) {
+        if self.in_force.is_none() {
+            self.writer.set(None);
+        }
     }
 
     /// What became of lines so far: written, dropped.

@@ -82,8 +82,16 @@ fn processes_of_this_host_are_told_apart_by_their_cgroups() {
     assert_eq!(proxy.server.replace_all(snapshot), []);
     call_from(&web, &format!("{inside} {inside} {outside}"));
     call_from(&other, &inside.to_string());
-    let edges = proxy.all_stats().edges;
-    let calls: BTreeMap<_, _> = edges.iter().map(|e| (e.caller.as_str(), e.requests())).collect();
     // A published port is for clients outside, whoever they are.
-    assert_eq!(calls, [("", 2), ("shop/web", 2)].into());
+    assert_eq!(calls(&mut proxy), [(String::new(), 2), ("shop/web".into(), 2)].into());
+    proxy.server.callers(BTreeMap::from([(other.id(), "shop/other".to_owned())]));
+    call_from(&web, &inside.to_string());
+    call_from(&other, &inside.to_string());
+    let wanted = [(String::new(), 3), ("shop/web".into(), 2), ("shop/other".into(), 1)];
+    assert_eq!(calls(&mut proxy), wanted.into());
+}
+
+fn calls(proxy: &mut Proxy) -> BTreeMap<String, u64> {
+    let edges = proxy.all_stats().edges;
+    edges.iter().map(|edge| (edge.caller.clone(), edge.requests())).collect()
 }

@@ -250,6 +250,14 @@ impl Server {
         assert_eq!(self.acknowledged(), []);
     }
 
+    /// Sends what callers are known by and waits for its acknowledgement.
+    pub fn callers(&mut self, caller_cgroups: BTreeMap<u64, String>) {
+        self.generation += 1;
+        let generation = Generation(self.generation);
+        self.send(&ToProxy::Callers { generation, callers: BTreeMap::new(), caller_cgroups });
+        assert_eq!(self.acknowledged(), []);
+    }
+
     /// Waits until `count` requests are reported in flight at a draining endpoint.
     pub fn in_flight(&mut self, address: SocketAddr, wanted: u64) {
         let of = instance(address);

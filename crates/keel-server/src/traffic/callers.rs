@@ -1,6 +1,7 @@
 //! By what the proxy knows who calls: the address or the cgroup of each instance that runs here.
 
-use keel_route::snapshot::Snapshot;
+use keel_model::Generation;
+use keel_route::snapshot::{Snapshot, ToProxy};
 use keel_runtime::{Origin, Runtime};
 
 use crate::board::BoardView;
@@ -22,8 +23,21 @@ pub fn add(snapshot: &mut Snapshot, world: &World, board: &BoardView, runtime: &
     }
 }
 
-/// Whether two states differ in nothing but the content of clusters (and their generation).
-pub fn same_but_for_clusters(one: &Snapshot, other: &Snapshot) -> bool {
+/// What the proxy is to be told of callers, if `sent` does not say it.
+pub fn news(wanted: &Snapshot, sent: &Snapshot, generation: &mut Generation) -> Option<ToProxy> {
+    let same = wanted.callers == sent.callers && wanted.caller_cgroups == sent.caller_cgroups;
+    (!same).then(|| {
+        *generation = generation.next();
+        ToProxy::Callers {
+            generation: *generation,
+            callers: wanted.callers.clone(),
+            caller_cgroups: wanted.caller_cgroups.clone(),
+        }
+    })
+}
+
+/// Whether two states differ in nothing but what can be sent by itself: the content of clusters, and the callers.
+pub fn sent_by_parts(one: &Snapshot, other: &Snapshot) -> bool {
     // Taken apart so that no field is forgotten.
     let Snapshot {
         generation: _,
@@ -32,8 +46,8 @@ pub fn same_but_for_clusters(one: &Snapshot, other: &Snapshot) -> bool {
         tables,
         certificates,
         challenges,
-        callers,
-        caller_cgroups,
+        callers: _,
+        caller_cgroups: _,
         access_log,
         zone,
     } = one;
@@ -43,36 +57,44 @@ pub fn same_but_for_clusters(one: &Snapshot, other: &Snapshot) -> bool {
         && *tables == other.tables
         && *certificates == other.certificates
         && *challenges == other.challenges
-        && *callers == other.callers
-        && *caller_cgroups == other.caller_cgroups
         && *access_log == other.access_log
         && *zone == other.zone
 }
 
 #[cfg(test)]
 mod tests {
-    use keel_model::Generation;
     use keel_route::access_log::AccessLog;
     use keel_route::snapshot::Cluster;
 
     use super::*;
 
+    fn with(id: &str, expected: bool) -> Snapshot {
+        let mut snapshot = Snapshot { generation: Generation(1), ..Snapshot::default() };
+        let cluster = Cluster { expected, ..Cluster::default() };
+        snapshot.clusters.insert(id.to_owned(), cluster);
+        snapshot
+    }
+
     #[test]
-    fn only_clusters_can_be_sent_by_themselves() {
-        let with = |id: &str, expected| {
-            let mut snapshot = Snapshot { generation: Generation(1), ..Snapshot::default() };
-            let cluster = Cluster { expected, ..Cluster::default() };
-            snapshot.clusters.insert(id.to_owned(), cluster);
-            snapshot
-        };
+    fn all_but_clusters_and_callers_is_sent_as_a_whole() {
         let before = with("a", false);
-        assert!(same_but_for_clusters(&before, &with("a", true)));
-        assert!(!same_but_for_clusters(&before, &with("b", false)));
+        assert!(sent_by_parts(&before, &with("a", true)));
+        assert!(!sent_by_parts(&before, &with("b", false)));
         let mut logged = before.clone();
         logged.access_log = Some(AccessLog::default());
-        assert!(!same_but_for_clusters(&before, &logged));
-        let mut called = before.clone();
-        called.caller_cgroups.insert(1, "shop/web".to_owned());
-        assert!(!same_but_for_clusters(&before, &called));
+        assert!(!sent_by_parts(&before, &logged));
+    }
+
+    #[test]
+    fn callers_are_sent_when_they_change() {
+        let before = with("a", false);
+        let mut after = before.clone();
+        let mut generation = Generation(4);
+        assert_eq!(news(&after, &before, &mut generation), None);
+        after.caller_cgroups.insert(1, "shop/web".to_owned());
+        let told = news(&after, &before, &mut generation);
+        assert_eq!(generation, Generation(5));
+        assert!(matches!(told, Some(ToProxy::Callers { generation: Generation(5), .. })));
+        assert!(sent_by_parts(&before, &after));
     }
 }

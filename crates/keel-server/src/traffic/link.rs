@@ -41,16 +41,7 @@ const STATS_INTERVAL: Duration = Duration::from_secs(5);
 /// Questions for counters that wait for their answer; a proxy that leaves so many open is not asked again.
 const MAX_QUESTIONS: usize = 8;
 /// What the proxy would otherwise take from the server's environment. How it logs it is told, and can be told anew.
-const NOT_INHERITED: [&str; 8] = [
-    "KEEL_ACCESS_LOG",
-    "KEEL_ACCESS_LOG_FORMAT",
-    "KEEL_ACCESS_LOG_SAMPLE",
-    "KEEL_ACCESS_LOG_SLOW",
-    "KEEL_ACCESS_LOG_QUERY",
-    "KEEL_ACCESS_LOG_SCOPE",
-    "KEEL_ACCESS_LOG_MAX_SIZE",
-    "KEEL_ACCESS_LOG_KEEP",
-];
+const NOT_INHERITED: &str = "KEEL_ACCESS_LOG";
 /// A log of the proxy larger than this, in bytes, is begun anew with the next proxy.
 const MAX_LOG: u64 = 10 << 20;
 /// Bytes read at a time.
@@ -158,9 +149,11 @@ impl Link {
             .stdout(Stdio::null())
             .stderr(log.map_or_else(|_| Stdio::null(), Stdio::from))
             .kill_on_drop(false);
-        NOT_INHERITED.iter().for_each(|name| {
-            command.env_remove(name);
-        });
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with(NOT_INHERITED) {
+                command.env_remove(name);
+            }
+        }
         match command.spawn() {
             Ok(mut child) => {
                 let message = format!("proxy started (process {})", child.id().unwrap_or_default());
@@ -248,9 +241,8 @@ impl Link {
         let mut wanted = snapshot(&world, &view, &self.network, ipv6, next);
         callers::add(&mut wanted, &world, &view, &*self.runtime);
         wanted.access_log.clone_from(&self.access_log);
-        let same_shape = callers::same_but_for_clusters(&wanted, &session.sent);
         let mut frames = Vec::new();
-        if first || !same_shape {
+        if first || !callers::sent_by_parts(&wanted, &session.sent) {
             *generation = next;
             frames.push(ToProxy::Snapshot(wanted.clone()));
         } else {
@@ -264,6 +256,7 @@ impl Link {
                     });
                 }
             }
+            frames.extend(callers::news(&wanted, &session.sent, generation));
         }
         wanted.generation = *generation;
         let (before, after) = (instances(&session.sent), instances(&wanted));
