@@ -174,8 +174,7 @@ impl<'a> Exchange<'a> {
                 }
                 Outcome::Malformed => {
                     let refusal = Refusal::Malformed("its body is not properly chunked");
-                    let text = Reply::refused(refusal);
-                    return self.reply(&text, false).await;
+                    return self.reply(&Reply::refused(refusal), false).await;
                 }
                 Outcome::CallerGone => {
                     self.counted.failed(0);

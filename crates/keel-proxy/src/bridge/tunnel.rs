@@ -51,12 +51,13 @@ impl Exchange<'_> {
         };
         let (status, mut headers, body) = answer;
         headers.remove(ACCEPT);
+        let agreed = status == StatusCode::SWITCHING_PROTOCOLS;
         let (status, body) = match status {
             StatusCode::SWITCHING_PROTOCOLS => (StatusCode::OK, Body::UntilClose),
             status => (status, body),
         };
         let Some(caller) = self.caller.take() else { return Outcome::CallerGone };
-        if body == Body::UntilClose {
+        if agreed {
             self.counted.upgraded(status.as_u16());
         } else {
             self.counted.answered(status.as_u16());
