@@ -18,13 +18,16 @@ needs=(
     curl:curl
     redis-server:redis-server
     nginx:nginx-light
+    haproxy:haproxy
     wrk:wrk
     ip:iproute2
     dig:bind9-dnsutils
     ps:procps
+    openssl:openssl
+    pebble:pebble
 )
 # Packages whose service must not be started for us, and the name of that service.
-services=(redis-server:redis-server nginx-light:nginx)
+services=(redis-server:redis-server nginx-light:nginx haproxy:haproxy)
 
 say() { printf '%s\n' "$*" >&2; }
 

@@ -51,6 +51,8 @@ impl Walk<'_> {
             }
             Value::String(text) => {
                 let text = std::mem::take(text);
+                // What is replaced moves what follows.
+                node.inset = node.inset.filter(|_| !text.contains('$'));
                 node.value = self.string(text, path, &node.span);
             }
             _ => {}

@@ -17,6 +17,18 @@ pub enum Support {
     Refused(&'static str),
 }
 
+impl Support {
+    /// For a table: what happens, and why or how.
+    pub(crate) fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Honoured => ("honoured", ""),
+            Self::Partly(note) => ("honoured in part", note),
+            Self::Warn(note) => ("warning", note),
+            Self::Refused(note) => ("refused", note),
+        }
+    }
+}
+
 /// A key and what happens to it. Nested keys are written with dots, items of lists with `[]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyRow {
@@ -106,7 +118,10 @@ pub const SERVICE_KEYS: [KeyRow; 93] = [
     row("ipc", HOST_NAMESPACES),
     row("isolation", WINDOWS),
     row("label_file", Honoured),
-    row("labels", Honoured),
+    row(
+        "labels",
+        Partly("those that begin with `traefik.` or `keel.` are read as routes; see routes.md"),
+    ),
     row("links", Partly("the alias becomes a DNS name for the whole stack")),
     row(
         "logging",
@@ -222,12 +237,7 @@ pub fn support_table_markdown() -> String {
     ] {
         page.push_str(&format!("\n## {title}\n\n| key | what is done | note |\n|---|---|---|\n"));
         for row in rows {
-            let (what, note) = match row.process {
-                Honoured => ("honoured", ""),
-                Partly(note) => ("honoured in part", note),
-                Warn(note) => ("warning", note),
-                Refused(note) => ("refused", note),
-            };
+            let (what, note) = row.process.words();
             page.push_str(&format!("| `{}` | {what} | {note} |\n", row.key));
         }
     }

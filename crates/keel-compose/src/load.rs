@@ -156,7 +156,8 @@ fn finish(loader: &Loader<'_>, options: &LoadOptions, project: &mut Project) -> 
 
 /// Checks `x-keel` of every service, active or not.
 fn check_settings(project: &Project) -> Outcome<()> {
-    let mut errors = project.model.get("x-keel").map(xkeel::check_top).unwrap_or_default();
+    let top = project.model.get("x-keel").map(xkeel::read_top);
+    let mut errors = top.and_then(Result::err).unwrap_or_default();
     for (_, service) in project.model.get("services").into_iter().flat_map(Node::entries) {
         if let Some(Err(found)) = service.get("x-keel").map(xkeel::read) {
             errors.extend(found);

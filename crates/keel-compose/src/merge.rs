@@ -78,17 +78,18 @@ fn node(base: Node, over: Node, path: &Path<'_>) -> Outcome<Node> {
             value: Value::Map(mappings(map, other, path)?),
             span: over.span,
             tag: over.tag,
+            inset: None,
         }),
         (Value::Seq(mut items), Value::Seq(other)) => {
             items.extend(other);
-            Ok(Node { value: Value::Seq(items), span: over.span, tag: over.tag })
+            Ok(Node { value: Value::Seq(items), span: over.span, tag: over.tag, inset: None })
         }
         (value @ (Value::Map(_) | Value::Seq(_)), other) => {
-            let base = Node { value, span: base.span, tag: base.tag };
-            let over = Node { value: other, span: over.span, tag: over.tag };
+            let base = Node { value, span: base.span, tag: base.tag, inset: base.inset };
+            let over = Node { value: other, span: over.span, tag: over.tag, inset: over.inset };
             fail(cannot_override(&base, &over, path))
         }
-        (_, value) => Ok(Node { value, span: over.span, tag: over.tag }),
+        (_, value) => Ok(Node { value, span: over.span, tag: over.tag, inset: over.inset }),
     }
 }
 

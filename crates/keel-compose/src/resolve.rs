@@ -46,8 +46,16 @@ fn rule_for(path: &[&str]) -> Option<Rule> {
             ["env_file", ITEM, "path"] | ["label_file", ITEM] | ["extends", "file"] => Rule::Local,
             ["develop", "watch", ITEM, "path"] => Rule::Linked,
             ["volumes", ITEM] => Rule::Mount,
+            ["x-keel", "routes", ITEM, "tls", "cert" | "key"]
+            | ["x-keel", "routes", "tls", "cert" | "key"]
+            | ["x-keel", "routes", ITEM, "basic_auth", "file"]
+            | ["x-keel", "routes", "basic_auth", "file"]
+            | ["x-keel", "traffic", "tls", "ca" | "cert" | "key"] => Rule::Local,
             _ => return None,
         },
+        ["x-keel", "acme", "ca"]
+        | ["x-keel", "entrypoints", _, "client_auth"]
+        | ["x-keel", "entrypoints", _, "client_auth", "ca"] => Rule::Local,
         ["configs" | "secrets", _, "file"] => Rule::Foreign,
         ["volumes", _] => Rule::Volume,
         _ => return None,
@@ -60,7 +68,11 @@ pub(crate) fn paths(document: &mut Node, base: &Base<'_>) -> Outcome<()> {
 }
 
 fn walk(node: &mut Node, path: &Path<'_>, base: &Base<'_>) -> Outcome<()> {
-    if let Some(rule) = path.with_parts(rule_for) {
+    // `client_auth` is a path or a mapping that has one.
+    let rule = path
+        .with_parts(rule_for)
+        .filter(|rule| !matches!((rule, &node.value), (Rule::Local, Value::Map(_))));
+    if let Some(rule) = rule {
         return apply(node, rule, base);
     }
     match &mut node.value {

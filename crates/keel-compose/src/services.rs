@@ -165,6 +165,9 @@ pub(crate) fn drop_unused(project: &mut Project) {
                 uses(section, item.text("source"));
             }
         }
+        for secret in crate::xkeel::secrets_of(service) {
+            uses("secrets", Some(secret));
+        }
         for item in service.at(&["build", "secrets"]).map(Node::items).unwrap_or_default() {
             uses("secrets", item.text("source"));
         }

@@ -15,6 +15,9 @@ pub(crate) struct Node {
     pub value: Value,
     pub span: Span,
     pub tag: Tag,
+    /// Columns from the place to the first character of a text that stands in the file as it is: 1 behind a quote. `None`
+    /// where that is not so: escapes, blocks, variables that were replaced, forms that were rewritten.
+    pub inset: Option<u32>,
 }
 
 /// The two tags that Compose gives a meaning to.
@@ -52,11 +55,20 @@ impl PartialEq for Node {
 
 impl Node {
     pub fn new(value: Value, span: &Span) -> Self {
-        Self { value, span: span.clone(), tag: Tag::None }
+        Self { value, span: span.clone(), tag: Tag::None, inset: None }
     }
 
     pub fn string(text: impl Into<String>, span: &Span) -> Self {
         Self::new(Value::String(text.into()), span)
+    }
+
+    /// The place of a character of the text, counted from 0; that of the whole text where it can't be told.
+    pub fn place_of(&self, character: usize) -> Span {
+        let mut span = self.span.clone();
+        if let (Some(inset), Ok(character)) = (self.inset, u32::try_from(character)) {
+            span.column = span.column.saturating_add(inset).saturating_add(character);
+        }
+        span
     }
 
     pub fn null(span: &Span) -> Self {

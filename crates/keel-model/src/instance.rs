@@ -1,6 +1,6 @@
 //! One running copy of a revision: what the leader wants of it, and what its node reports.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -151,6 +151,9 @@ pub struct InstanceStatus {
     pub pid: Option<u32>,
     /// Where it answers.
     pub ports: Vec<PortBinding>,
+    /// The address that it has for itself (`network: isolated`); its calls come from there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
     /// Whether it can take requests.
     pub ready: bool,
     /// Since when `ready` has its value; absent until this attempt has been ready once.

@@ -12,6 +12,7 @@ mod instance;
 mod policy;
 mod rollout;
 mod routing;
+mod rule;
 mod stack;
 mod state;
 mod time;

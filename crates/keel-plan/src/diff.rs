@@ -3,10 +3,12 @@
 //! Invariant: nothing secret appears in a [`FieldChange`]: file contents, values under keys that look secret, secret
 //! command-line options and passwords in URLs are masked; see `mask.rs`.
 
+mod routes;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use keel_model::{Order, RevisionId, Service, ServiceName, StackRecord};
+use keel_model::{Order, RevisionId, Service, ServiceName, Stack, StackRecord};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -81,7 +83,8 @@ fn one(old: Option<&StackRecord>, new: &StackRecord, name: &ServiceName) -> Opti
         (None, Some(_)) => change.kind = ChangeKind::Create,
         (Some(_), None) => change.kind = ChangeKind::Remove,
         (Some(was), Some(is)) => {
-            change.fields = fields(&view(was), &view(is));
+            let before = old.map_or(&new.stack, |record| &record.stack);
+            change.fields = fields(&view(was, before), &view(is, &new.stack));
             change.fields.extend(intents(old, new, name));
             change.replaces = (change.from != change.to).then(|| is.order());
             if change.fields.is_empty() {
@@ -120,9 +123,15 @@ fn intents(old: Option<&StackRecord>, new: &StackRecord, name: &ServiceName) -> 
     .collect()
 }
 
-/// A service as a tree in the user's words: the fields of its spec stand beside the others.
-fn view(service: &Service) -> Value {
+/// A service as a tree in the user's words: the fields of its spec stand beside the others, and what its routes use of
+/// the stack too.
+fn view(service: &Service, stack: &Stack) -> Value {
     let mut tree = serde_json::to_value(service).unwrap_or_default();
+    if let Some(fields) = tree.as_object_mut() {
+        fields.insert("routes".to_owned(), by_name(routes::tree(service)));
+        fields.remove("labels");
+        fields.extend(routes::surroundings(service, stack));
+    }
     let spec = tree.as_object_mut().and_then(|fields| fields.remove("spec"));
     if let (Some(fields), Some(Value::Object(spec))) = (tree.as_object_mut(), spec) {
         // The spec repeats the target ports; those of the service say more.
@@ -227,9 +236,27 @@ fn is_duration(path: &str) -> bool {
         "startup_timeout",
         "timeout",
     ];
+    const TRAFFIC_NAMES: [&str; 12] = [
+        "base",
+        "connect",
+        "hold",
+        "idle",
+        "interval",
+        "max_age",
+        "per_try_timeout",
+        "request",
+        "response",
+        "slow_start",
+        "timeout",
+        "ttl",
+    ];
     let mut parts = path.split('.');
     let section = parts.next().unwrap_or_default();
     let settings = ["health", "readiness", "restart", "rollback", "rollout", "stop"];
+    if matches!(section, "routes" | "traffic") {
+        let last = path.rsplit('.').next().unwrap_or_default();
+        return TRAFFIC_NAMES.contains(&last) || path == "traffic.outlier.max";
+    }
     settings.contains(&section) && parts.next().is_some_and(|name| NAMES.contains(&name))
 }
 

@@ -144,6 +144,66 @@ fn settings_change_in_place_and_specs_replace_instances() {
     assert_ne!(spec.from, spec.to);
 }
 
+fn route(host: &str) -> keel_model::Route {
+    keel_model::Route {
+        name: "web".to_owned(),
+        entrypoints: vec!["web".to_owned()],
+        rule: keel_model::Rule::Host(host.to_owned()),
+        priority: None,
+        kind: keel_model::RouteKind::Http,
+        port: None,
+        split: Vec::new(),
+        tls: None,
+        filters: keel_model::Filters::default(),
+        timeout: None,
+    }
+}
+
+#[test]
+fn routes_and_traffic_change_in_place() {
+    let added = change(|s| s.routes.push(route("a.de"))).unwrap();
+    assert_eq!(added.replaces, None);
+    assert!(lines(&added).contains(&"routes.web.rule: - > Host(`a.de`)".to_owned()), "{added:?}");
+
+    let mut old = record([("web", service(2, "good"))]);
+    let web = old.stack.services.get_mut(&name("web")).unwrap();
+    web.routes.push(route("a.de"));
+    web.labels.insert("traefik.http.routers.web.rule".to_owned(), "Host(`a.de`)".to_owned());
+    let entrypoint: keel_model::Entrypoint =
+        serde_json::from_value(serde_json::json!({"bind": "0.0.0.0:80", "tls": false})).unwrap();
+    old.stack.entrypoints.insert("web".to_owned(), entrypoint.clone());
+    let mut new = old.clone();
+    let bind = "0.0.0.0:8080".parse().unwrap();
+    new.stack.entrypoints.insert("web".to_owned(), keel_model::Entrypoint { bind, ..entrypoint });
+    let web = new.stack.services.get_mut(&name("web")).unwrap();
+    web.routes[0].rule = keel_model::Rule::Host("b.de".to_owned());
+    web.routes[0].timeout = Some(secs(3));
+    web.routes[0].filters.basic_auth = Some(keel_model::BasicAuth {
+        realm: "me".to_owned(),
+        users: vec!["ann:$apr1$x$y".to_owned()],
+        user_header: None,
+        remove_header: false,
+    });
+    web.traffic.timeouts.connect = Duration::from_millis(500);
+    web.labels.insert("team".to_owned(), "x".to_owned());
+    web.labels.insert("traefik.http.routers.web.rule".to_owned(), "Host(`b.de`)".to_owned());
+    let change = diff(Some(&old), &new).remove(0);
+    assert_eq!(change.replaces, None);
+    assert_eq!(
+        lines(&change),
+        [
+            "deploy.labels.team: - > x",
+            "entrypoints.web.bind: 0.0.0.0:80 > 0.0.0.0:8080",
+            "routes.web.basic_auth.realm: - > me",
+            "routes.web.basic_auth.remove_header: - > false",
+            r#"routes.web.basic_auth.users: - > ["(hidden)"]"#,
+            "routes.web.rule: Host(`a.de`) > Host(`b.de`)",
+            "routes.web.timeout: - > 3s",
+            "traffic.timeouts.connect: 1s > 500ms",
+        ]
+    );
+}
+
 #[test]
 fn nothing_secret_is_shown() {
     let file = |text: &str| FileMount {

@@ -12,5 +12,6 @@ fn main() -> Result<(), keel_proxy::Error> {
         hold_timeout: keel_proxy::HOLD_TIMEOUT,
         version: env!("CARGO_PKG_VERSION").into(),
         access_log: None,
+        take_over: false,
     })
 }

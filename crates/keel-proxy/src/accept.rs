@@ -3,36 +3,45 @@
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
 
+use futures_util::FutureExt as _;
 use keel_model::Protocol;
 use keel_route::detect::{MAX_LOOK, More, Wire, detect};
+use keel_route::proxy_protocol::{self, MAX_V2, Parsed};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
 
 use crate::buffer::Buffer;
 use crate::deadline::Deadline;
 use crate::limits::{ACCEPT_PAUSE, BUFFER, CLIENT_IDLE, DETECT, REQUEST_HEAD};
 use crate::session::{Client, Session};
-use crate::worker::{Target, Worker};
-use crate::{http1, http2, stream, tunnel};
+use crate::worker::{Ending, Stop, Target, Worker};
+use crate::{http1, http2, secure, stream, tunnel};
 
-/// Accepts until told to stop; then takes what is still queued and closes the socket.
-pub async fn run(worker: Rc<Worker>, listener: TcpListener, target: Rc<Target>, stop: Rc<Notify>) {
-    loop {
+/// Accepts until told to stop; then takes what is still queued, unless a successor does.
+pub async fn run(
+    worker: Rc<Worker>,
+    listener: Rc<TcpListener>,
+    bind: SocketAddr,
+    target: Rc<Target>,
+    stop: Rc<Stop>,
+) {
+    let ending = loop {
         let accepted = tokio::select! {
             biased;
-            () = stop.notified() => break,
+            ending = stop.told() => break ending,
             accepted = accept(&worker, &listener) => accepted,
         };
-        spawn(&worker, &target, accepted);
+        spawn(&worker, bind, &target, accepted);
+    };
+    if ending == Ending::Succeeded {
+        return;
     }
     // A connection that the system has completed belongs to a client that may have sent its request.
-    if let Ok(listener) = listener.into_std() {
-        while let Ok((stream, peer)) = listener.accept() {
-            let nonblocking = stream.set_nonblocking(true);
-            if let Ok(stream) = nonblocking.and_then(|()| TcpStream::from_std(stream)) {
-                spawn(&worker, &target, (stream, peer));
-            }
+    while let Some(accepted) = listener.accept().now_or_never() {
+        match accepted {
+            Ok(accepted) => spawn(&worker, bind, &target, accepted),
+            Err(_) => return,
         }
     }
 }
@@ -63,6 +72,7 @@ struct Open(Rc<Worker>);
 impl Open {
     fn new(worker: &Rc<Worker>) -> Self {
         worker.connections.set(worker.connections.get() + 1);
+        worker.shared.connections.fetch_add(1, Relaxed);
         Self(Rc::clone(worker))
     }
 }
@@ -70,13 +80,22 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.connections.set(self.0.connections.get() - 1);
+        self.0.shared.connections.fetch_sub(1, Relaxed);
         self.0.ended.notify_waiters();
     }
 }
 
-fn spawn(worker: &Rc<Worker>, target: &Rc<Target>, (stream, peer): (TcpStream, SocketAddr)) {
+fn spawn(
+    worker: &Rc<Worker>,
+    bind: SocketAddr,
+    target: &Rc<Target>,
+    (stream, peer): (TcpStream, SocketAddr),
+) {
     let open = Open::new(worker);
-    let session = Session::new(peer, Rc::clone(target), Rc::clone(worker), None);
+    // A wildcard says nothing of where the client wanted to go.
+    let wild = bind.ip().is_unspecified();
+    let local = if wild { stream.local_addr().unwrap_or(bind) } else { bind };
+    let session = Session::new(peer, local, Rc::clone(target), Rc::clone(worker), None);
     let client = Client {
         stream: stream.into(),
         deadline: Deadline::new(&worker.deadlines),
@@ -89,34 +108,91 @@ fn spawn(worker: &Rc<Worker>, target: &Rc<Target>, (stream, peer): (TcpStream, S
 }
 
 /// What is rare is boxed, so that the many connections that only speak HTTP/1 do not pay for it in memory.
-async fn serve(client: Client) {
+async fn serve(mut client: Client) {
+    let mut first = Buffer::default();
+    if client.target.believes(client.peer.ip()) {
+        match Box::pin(introduced(client, &mut first)).await {
+            Some(introduced) => client = introduced,
+            None => return,
+        }
+    }
+    if let Some(config) = client.target.tls() {
+        return Box::pin(secure::serve(client, first, config)).await;
+    }
     match client.target.protocol() {
-        Protocol::Tcp => Box::pin(tunnel::serve(client, Buffer::default())).await,
-        Protocol::Http | Protocol::Http2 | Protocol::Auto => match look(&client).await {
-            Ok((Wire::Http1, first)) => http1::serve(client, first).await,
-            Ok((Wire::Http2, first)) => Box::pin(http2::serve(client, first)).await,
-            Ok((_, first)) if first.is_empty() => {
-                if let Some((client, first)) = Box::pin(tunnel::serve_silent(client)).await {
-                    http1::serve(client, first).await;
+        Protocol::Tcp => Box::pin(tunnel::serve(client, first)).await,
+        Protocol::Http | Protocol::Http2 | Protocol::Auto => {
+            match look(&client, &mut first).await {
+                Ok(Wire::Http1) => http1::serve(client, first).await,
+                Ok(Wire::Http2) => Box::pin(http2::serve(client, first)).await,
+                Ok(Wire::Tls) if client.target.table().is_some() => {
+                    Box::pin(secure::pass_through(client, first)).await;
                 }
+                Ok(_) if first.is_empty() => {
+                    if let Some((client, first)) = Box::pin(tunnel::serve_silent(client)).await {
+                        http1::serve(client, first).await;
+                    }
+                }
+                Ok(_) => Box::pin(tunnel::serve(client, first)).await,
+                Err(_) => {}
             }
-            Ok((_, first)) => Box::pin(tunnel::serve(client, first)).await,
-            Err(_) => {}
-        },
+        }
+    }
+}
+
+/// Reads the header by which a proxy in front says who its client is. A peer that is believed and says nothing
+/// speaks for itself; one that says nonsense is not served.
+async fn introduced(client: Client, first: &mut Buffer) -> Option<Client> {
+    client.deadline.set(REQUEST_HEAD);
+    loop {
+        match proxy_protocol::parse(first.bytes()) {
+            Parsed::Incomplete => {}
+            Parsed::NotProxy => return Some(client),
+            Parsed::Malformed(why) => {
+                tracing::debug!(peer = %client.peer, why, "a PROXY header is not understood");
+                return None;
+            }
+            Parsed::Header { len, source, destination } => {
+                first.consume(len);
+                let Client { stream, deadline, session } = client;
+                let session = Session::new(
+                    source.unwrap_or(session.peer),
+                    destination.unwrap_or(session.local),
+                    Rc::clone(&session.target),
+                    Rc::clone(&session.worker),
+                    None,
+                );
+                return Some(Client { stream, deadline, session: Rc::new(session) });
+            }
+        }
+        read_more(&client, first, MAX_V2).await.ok()?;
+    }
+}
+
+/// Reads something behind what is in `first`, of which there may be `most` bytes.
+pub async fn read_more(client: &Client, first: &mut Buffer, most: usize) -> io::Result<()> {
+    stream::readable(&client.stream, &client.deadline).await?;
+    if first.is_empty() {
+        *first = client.worker.buffers.take();
+    }
+    match stream::read(&client.stream, first.room(most.max(BUFFER)), &client.deadline).await? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        n => {
+            first.filled(n);
+            Ok(())
+        }
     }
 }
 
 /// Reads until it is clear what is spoken, for a bounded time where the server might have to speak first.
-async fn look(client: &Client) -> io::Result<(Wire, Buffer)> {
-    let mut first = Buffer::default();
+async fn look(client: &Client, first: &mut Buffer) -> io::Result<Wire> {
     // A service of HTTP never speaks first: no hurry. And what is not something else for sure is
-    // treated as HTTP/1 there (and answered with 400 if it is not).
-    if client.target.protocol() == Protocol::Http {
-        let wire = first_bytes(client, &mut first).await?;
-        return Ok((if wire == Wire::Opaque { Wire::Http1 } else { wire }, first));
+    // treated as HTTP/1 there (and answered with 400 if it is not). The same holds where routes decide.
+    if client.target.protocol() != Protocol::Auto || client.target.table().is_some() {
+        let wire = first_bytes(client, first).await?;
+        return Ok(if wire == Wire::Opaque { Wire::Http1 } else { wire });
     }
-    let wire = wire(client, &mut first).await?;
-    Ok((wire, first))
+    wire(client, first).await
 }
 
 /// What is spoken, decided within [`DETECT`].
@@ -131,6 +207,11 @@ pub async fn wire(client: &Client, first: &mut Buffer) -> io::Result<Wire> {
 /// Reads until it is clear what is spoken.
 async fn first_bytes(client: &Client, first: &mut Buffer) -> io::Result<Wire> {
     client.deadline.set_idle(CLIENT_IDLE);
+    if !first.is_empty()
+        && let Some(wire) = detect(first.bytes(), More::MayCome)
+    {
+        return Ok(wire);
+    }
     loop {
         stream::readable(&client.stream, &client.deadline).await?;
         if first.is_empty() {
@@ -164,6 +245,6 @@ mod tests {
     #[test]
     fn a_connection_costs_little_memory() {
         let size = size_of_task(serve);
-        assert!(size <= 3_000, "{size} bytes for the task of a connection");
+        assert!(size <= 3_500, "{size} bytes for the task of a connection");
     }
 }

@@ -3,25 +3,23 @@
 //! Everything here is synchronous: choosing an endpoint and counting the request there is one step, so that once
 //! a worker has applied a change nothing new goes to an endpoint that drains.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::Duration;
 
-use http::HeaderMap;
-use keel_model::{EndpointState, Protocol, Timeouts, TrafficPolicy};
-use keel_route::balance::{self, Random};
-use keel_route::retry::Budget;
+use keel_model::{Balance, EndpointState, Protocol, Timeouts, TrafficLimits, TrafficPolicy};
+use keel_route::balance::{self, Balancer, Random, Token};
+use keel_route::concurrency::Limiter;
+use keel_route::outlier::{self, Outcome};
+use keel_route::retry::{self, Budget};
 use keel_route::snapshot::ClusterId;
 use tokio::sync::Notify;
 
-use crate::access::{Ended, Entry};
 use crate::conn::Conn;
-use crate::edge::{Edge, Record};
+use crate::counted::Affinity;
 use crate::http2::Pool;
-use crate::limits::{MAX_IDLE_PER_ENDPOINT, UPSTREAM_FRESH, UPSTREAM_IDLE};
-use crate::reply::Reply;
+use crate::limits::{BODY_STALL, MAX_IDLE_PER_ENDPOINT, UPSTREAM_FRESH, UPSTREAM_IDLE};
 use crate::shared::{ClusterShared, Counters, EndpointShared, Shared};
 
 /// The state of a cluster, to be applied by every worker.
@@ -32,6 +30,25 @@ pub struct ClusterChange {
     pub expected: bool,
     pub protocol: Protocol,
     pub policy: Arc<TrafficPolicy>,
+    /// For the ready endpoints, in order.
+    pub balancer: Balancer,
+    pub limiter: Option<Arc<Limiter>>,
+}
+
+impl ClusterChange {
+    /// No endpoints any more.
+    fn empty(shared: Arc<ClusterShared>) -> Self {
+        let policy = Arc::<TrafficPolicy>::default();
+        Self {
+            shared,
+            endpoints: Arc::new([]),
+            expected: false,
+            protocol: Protocol::Auto,
+            balancer: Balancer::new(&policy.balance, &[], None),
+            policy,
+            limiter: None,
+        }
+    }
 }
 
 /// An endpoint, with the idle connections that this worker keeps to it.
@@ -42,7 +59,13 @@ pub struct WorkerEndpoint {
     /// Takes new requests. A connection to one that does not is closed instead of kept.
     ready: Cell<bool>,
     idle: RefCell<Vec<IdleStream>>,
+    /// How often the way in which connections are made has changed.
+    ways: Cell<u32>,
+    /// Each connection begins with a word about one client and serves no other.
+    private: Cell<bool>,
     pub http2: Pool,
+    /// What brings a client back here.
+    pub token: Cell<Option<Token>>,
 }
 
 #[derive(Debug)]
@@ -58,13 +81,21 @@ impl WorkerEndpoint {
             proxy,
             ready: Cell::new(false),
             idle: RefCell::default(),
+            ways: Cell::new(0),
+            private: Cell::new(false),
             http2: Pool::default(),
+            token: Cell::new(None),
         }
     }
 
     /// Takes new requests.
     pub fn is_ready(&self) -> bool {
         self.ready.get()
+    }
+
+    /// Whether a connection serves only the request that it was made for.
+    pub fn is_private(&self) -> bool {
+        self.private.get()
     }
 
     fn set_ready(&self, ready: bool) {
@@ -78,6 +109,9 @@ impl WorkerEndpoint {
     /// A kept-alive connection that still looks alive. For a request that must not be repeated it must have been
     /// used a moment ago and is asked once more.
     pub fn check_out(&self, now_ms: u64, repeatable: bool) -> Option<Conn> {
+        if self.private.get() {
+            return None;
+        }
         loop {
             let IdleStream { stream, since_ms } = self.idle.borrow_mut().pop()?;
             let idle_ms = u128::from(now_ms.saturating_sub(since_ms));
@@ -92,10 +126,10 @@ impl WorkerEndpoint {
         }
     }
 
-    /// Keeps a connection for the next request.
-    pub fn check_in(&self, stream: Conn, now_ms: u64) {
+    fn check_in(&self, stream: Conn, now_ms: u64) {
         let mut idle = self.idle.borrow_mut();
-        if self.ready.get() && idle.len() < MAX_IDLE_PER_ENDPOINT {
+        let usable = self.ready.get() && !self.private.get();
+        if usable && idle.len() < MAX_IDLE_PER_ENDPOINT {
             idle.push(IdleStream { stream, since_ms: now_ms });
         }
     }
@@ -112,12 +146,20 @@ impl WorkerEndpoint {
 #[derive(Debug)]
 pub struct InFlight {
     pub endpoint: Rc<WorkerEndpoint>,
+    ways: u32,
 }
 
 impl InFlight {
     fn begin(endpoint: &Rc<WorkerEndpoint>) -> Self {
         endpoint.shared.begin();
-        Self { endpoint: Rc::clone(endpoint) }
+        Self { endpoint: Rc::clone(endpoint), ways: endpoint.ways.get() }
+    }
+
+    /// Keeps its connection for the next request, unless connections are made in another way by now.
+    pub fn check_in(self, stream: Conn, now_ms: u64) {
+        if self.ways == self.endpoint.ways.get() {
+            self.endpoint.check_in(stream, now_ms);
+        }
     }
 }
 
@@ -148,13 +190,48 @@ impl Avoid {
     }
 }
 
-#[derive(Debug, Default)]
+/// How long things may take, from the policy.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    pub connect: Duration,
+    pub response: Duration,
+    /// Of one try; that of the answer where the policy says nothing.
+    pub one_try: Duration,
+    pub request: Option<Duration>,
+    pub idle: Duration,
+    pub hold: Duration,
+}
+
+impl Times {
+    fn new(policy: &TrafficPolicy, hold: Duration) -> Self {
+        let Timeouts { connect, response, request, idle, hold: own } = policy.timeouts;
+        Self {
+            connect,
+            response,
+            one_try: retry::try_timeout(&policy.retry, response),
+            request,
+            idle: idle.unwrap_or(BODY_STALL),
+            hold: own.unwrap_or(hold),
+        }
+    }
+}
+
+/// What bounds the requests in flight.
+#[derive(Clone, Debug, Default)]
+pub struct Bounds {
+    pub limits: TrafficLimits,
+    pub limiter: Option<Arc<Limiter>>,
+}
+
+#[derive(Debug)]
 struct View {
     ready: Vec<Rc<WorkerEndpoint>>,
     draining: Vec<Rc<WorkerEndpoint>>,
     expected: bool,
     protocol: Protocol,
     policy: Arc<TrafficPolicy>,
+    balancer: Balancer,
+    bounds: Rc<Bounds>,
 }
 
 /// One cluster in one worker.
@@ -162,6 +239,8 @@ struct View {
 pub struct WorkerCluster {
     pub shared: Arc<ClusterShared>,
     view: RefCell<View>,
+    times: Cell<Times>,
+    keyed: Cell<bool>,
     /// Woken by every change.
     pub changed: Notify,
     pub budget: RefCell<Budget>,
@@ -172,10 +251,23 @@ pub struct WorkerCluster {
 impl WorkerCluster {
     /// A cluster without endpoints.
     pub fn new(shared: Arc<ClusterShared>, proxy: &Arc<Shared>, worker: usize) -> Self {
+        let policy = Arc::<TrafficPolicy>::default();
+        let times = Times::new(&policy, proxy.hold);
+        let view = View {
+            ready: Vec::new(),
+            draining: Vec::new(),
+            expected: false,
+            protocol: Protocol::Auto,
+            balancer: Balancer::new(&policy.balance, &[], None),
+            policy,
+            bounds: Rc::default(),
+        };
         Self {
             shared,
             proxy: Arc::clone(proxy),
-            view: RefCell::default(),
+            view: RefCell::new(view),
+            times: Cell::new(times),
+            keyed: Cell::new(false),
             changed: Notify::new(),
             budget: RefCell::new(Budget::new(proxy.now_ms())),
             worker,
@@ -184,6 +276,13 @@ impl WorkerCluster {
 
     pub fn id(&self) -> &ClusterId {
         &self.shared.id
+    }
+
+    /// The service, as it is called in the stack.
+    pub fn service(&self) -> &str {
+        let id = self.shared.id.as_str();
+        let name = id.split_once('/').map_or(id, |(_, name)| name);
+        name.split_once(':').map_or(name, |(name, _)| name)
     }
 
     /// This worker's counters.
@@ -202,8 +301,28 @@ impl WorkerCluster {
     }
 
     /// How long things may take.
-    pub fn timeouts(&self) -> Timeouts {
-        self.view.borrow().policy.timeouts.clone()
+    pub fn times(&self) -> Times {
+        self.times.get()
+    }
+
+    /// What bounds the requests in flight.
+    pub fn bounds(&self) -> Rc<Bounds> {
+        Rc::clone(&self.view.borrow().bounds)
+    }
+
+    /// How its traffic is treated.
+    pub fn policy(&self) -> Arc<TrafficPolicy> {
+        Arc::clone(&self.view.borrow().policy)
+    }
+
+    /// Whether something of the request itself says where it goes.
+    pub fn asks_for_key(&self) -> bool {
+        self.keyed.get()
+    }
+
+    /// Whether clients are bound to endpoints by a cookie.
+    pub fn is_sticky(&self) -> bool {
+        self.keyed.get() && self.view.borrow().policy.sticky.is_some()
     }
 
     /// Whether any endpoint takes new requests.
@@ -214,31 +333,51 @@ impl WorkerCluster {
     /// Takes over a new state. Endpoints that stay keep their connections; those that drain or are gone lose the
     /// idle ones.
     pub fn apply(&self, change: &ClusterChange) {
-        let old = self.view.take();
-        let known: Vec<_> = old.ready.into_iter().chain(old.draining).collect();
-        let mut view = View {
-            expected: change.expected,
-            protocol: change.protocol,
-            policy: Arc::clone(&change.policy),
-            ..View::default()
+        let (known, was) = {
+            let mut view = self.view.borrow_mut();
+            let ready = std::mem::take(&mut view.ready);
+            let draining = std::mem::take(&mut view.draining);
+            (ready.into_iter().chain(draining).collect::<Vec<_>>(), Arc::clone(&view.policy))
         };
+        let (mut ready, mut draining) = (Vec::new(), Vec::new());
         for (shared, state) in change.endpoints.iter() {
             let endpoint = known
                 .iter()
                 .find(|e| Arc::ptr_eq(&e.shared, shared))
                 .map_or_else(|| self.new_endpoint(shared), Rc::clone);
             match state {
-                EndpointState::Ready => view.ready.push(endpoint),
-                EndpointState::Draining => view.draining.push(endpoint),
+                EndpointState::Ready => ready.push(endpoint),
+                EndpointState::Draining => draining.push(endpoint),
             }
         }
+        // Connections are made as the policy says: with other TLS they are others.
+        let other_lines =
+            was.tls != change.policy.tls || was.send_proxy != change.policy.send_proxy;
         for endpoint in known {
-            if !view.ready.iter().any(|e| Rc::ptr_eq(e, &endpoint)) {
+            endpoint.ways.set(endpoint.ways.get().wrapping_add(u32::from(other_lines)));
+            if other_lines || !ready.iter().any(|e| Rc::ptr_eq(e, &endpoint)) {
                 endpoint.set_ready(false);
             }
         }
-        view.ready.iter().for_each(|e| e.set_ready(true));
-        self.view.replace(view);
+        for (index, endpoint) in ready.iter().enumerate() {
+            endpoint.set_ready(true);
+            endpoint.private.set(change.policy.send_proxy.is_some());
+            endpoint.token.set(change.balancer.token(index));
+        }
+        self.times.set(Times::new(&change.policy, self.proxy.hold));
+        let hashes = matches!(change.policy.balance, Balance::RingHash(_) | Balance::Maglev(_));
+        self.keyed.set(hashes || change.policy.sticky.is_some());
+        self.budget.borrow_mut().set_percent(change.policy.retry.budget_percent);
+        let limits = change.policy.limits.clone();
+        self.view.replace(View {
+            ready,
+            draining,
+            expected: change.expected,
+            protocol: change.protocol,
+            policy: Arc::clone(&change.policy),
+            balancer: change.balancer.clone(),
+            bounds: Rc::new(Bounds { limits, limiter: change.limiter.clone() }),
+        });
         self.changed.notify_waiters();
     }
 
@@ -246,17 +385,9 @@ impl WorkerCluster {
         Rc::new(WorkerEndpoint::new(Arc::clone(shared), Arc::clone(&self.proxy)))
     }
 
-    /// Empties it: the cluster is gone.
+    /// Forgets all endpoints, for when the cluster is gone.
     pub fn clear(&self) {
-        let endpoints = Arc::from([]);
-        let shared = Arc::clone(&self.shared);
-        self.apply(&ClusterChange {
-            shared,
-            endpoints,
-            expected: false,
-            protocol: Protocol::Auto,
-            policy: Arc::default(),
-        });
+        self.apply(&ClusterChange::empty(Arc::clone(&self.shared)));
     }
 
     /// Closes connections that were idle for too long or were closed by the endpoint.
@@ -264,195 +395,66 @@ impl WorkerCluster {
         self.view.borrow().ready.iter().for_each(|e| e.close_idle(now_ms));
     }
 
-    /// Chooses an endpoint and counts the request there. In order: ready ones; the one that broke; ejected ones;
-    /// and, as a last resort, draining ones.
-    pub fn pick(&self, avoid: &Avoid, last_resort: bool, random: &mut Random) -> Option<InFlight> {
-        let view = self.view.borrow();
+    /// Chooses an endpoint and counts the request there. In order: ready ones; the one that broke; those that are left
+    /// out; and, as a last resort, draining ones. `tick_ms` is a clock that may be a tick late.
+    pub fn pick(
+        &self,
+        avoid: &Avoid,
+        last_resort: bool,
+        affinity: Affinity,
+        random: &mut Random,
+        tick_ms: u64,
+    ) -> Option<InFlight> {
+        let view = &mut *self.view.borrow_mut();
+        let View { ready, draining, policy, balancer, .. } = view;
         // The clock is read only if something is ejected at all.
         let now_ms = Cell::new(None);
-        let ejected = |e: &WorkerEndpoint| {
-            e.shared.ever_ejected() && {
-                let now = now_ms.get().unwrap_or_else(|| self.proxy.now_ms());
-                now_ms.set(Some(now));
-                e.shared.ejected(now)
-            }
+        let left_out = |e: &WorkerEndpoint| {
+            e.shared.is_out(tick_ms)
+                || e.shared.ever_ejected() && {
+                    let now = now_ms.get().unwrap_or_else(|| self.proxy.now_ms());
+                    now_ms.set(Some(now));
+                    e.shared.ejected(now)
+                }
         };
-        let choose = |from: &[Rc<WorkerEndpoint>],
-                      random: &mut Random,
-                      usable: &dyn Fn(&Rc<WorkerEndpoint>) -> bool| {
-            let load = |i: usize| usable(&from[i]).then(|| from[i].shared.in_flight());
-            balance::pick(from.len(), random, load).map(|i| InFlight::begin(&from[i]))
+        let mut choose = |usable: &dyn Fn(&Rc<WorkerEndpoint>) -> bool| {
+            let state = |i: usize| usable(&ready[i]).then(|| ready[i].shared.load(policy, tick_ms));
+            let chosen = match affinity.token {
+                Some(token) => balancer.pick_sticky(token, affinity.hash, random, state),
+                None => balancer.pick(affinity.hash, random, state),
+            };
+            chosen.map(|i| InFlight::begin(&ready[i]))
         };
-        choose(&view.ready, random, &|e| {
-            !ejected(e) && !avoid.has_refused(e) && !avoid.has_broken(e)
-        })
-        .or_else(|| choose(&view.ready, random, &|e| !ejected(e) && !avoid.has_refused(e)))
-        .or_else(|| choose(&view.ready, random, &|e| !avoid.has_refused(e)))
-        .or_else(|| {
-            let draining: &[_] = if last_resort { &view.draining } else { &[] };
-            choose(draining, random, &|e| !avoid.has_refused(e))
-        })
+        choose(&|e| !left_out(e) && !avoid.has_refused(e) && !avoid.has_broken(e))
+            .or_else(|| choose(&|e| !left_out(e) && !avoid.has_refused(e)))
+            .or_else(|| choose(&|e| !avoid.has_refused(e)))
+            .or_else(|| {
+                let draining: &[_] = if last_resort { draining } else { &[] };
+                let load = |i: usize| {
+                    let endpoint = &draining[i];
+                    (!avoid.has_refused(endpoint)).then(|| endpoint.shared.in_flight())
+                };
+                balance::pick(draining.len(), random, load).map(|i| InFlight::begin(&draining[i]))
+            })
     }
-}
 
-/// One request from its first try to the end of its answer, for the counters.
-#[derive(Debug)]
-pub struct Counted {
-    pub cluster: Rc<WorkerCluster>,
-    edge: Rc<Edge>,
-    begun: Instant,
-    none: Cell<bool>,
-    record: Cell<Record>,
-    failed: Cell<bool>,
-    /// When it became a tunnel: what comes then is no waiting for an answer.
-    upgraded_us: Cell<Option<u64>>,
-    /// Its line in the access log, if that is on.
-    log: OnceCell<Box<Entry>>,
-}
+    /// Whether latencies matter for where requests go.
+    pub fn is_timed(&self) -> bool {
+        let view = self.view.borrow();
+        view.bounds.limiter.is_some()
+            || view.ready.len() > 1 && view.policy.balance == Balance::LeastRequest
+    }
 
-impl Counted {
-    pub fn begin(cluster: Rc<WorkerCluster>, edge: Rc<Edge>) -> Self {
-        let counted = Self {
-            cluster,
-            edge,
-            begun: Instant::now(),
-            none: Cell::new(false),
-            record: Cell::default(),
-            failed: Cell::default(),
-            upgraded_us: Cell::default(),
-            log: OnceCell::new(),
+    /// An exchange with `endpoint` ended with `outcome`.
+    pub fn judge(&self, endpoint: &WorkerEndpoint, outcome: Outcome, tick_ms: u64) {
+        let view = self.view.borrow();
+        let room = || {
+            let usable = |e: &&Rc<WorkerEndpoint>| {
+                !e.shared.is_out(tick_ms) && !e.shared.ejected(self.proxy.now_ms())
+            };
+            let usable = view.ready.iter().filter(usable).count();
+            outlier::room(&view.policy.outlier, view.ready.len(), usable)
         };
-        add(&counted.cluster.counters().requests, 1);
-        counted
+        endpoint.shared.judge(outcome, &view.policy.outlier, tick_ms, room);
     }
-
-    /// It turned out to be none: what came on the connection is counted request by request.
-    pub fn was_none(self) {
-        let requests = &self.cluster.counters().requests;
-        requests.store(requests.load(Relaxed).wrapping_sub(1), Relaxed);
-        self.none.set(true);
-    }
-
-    fn note(&self, change: impl FnOnce(&mut Record)) {
-        let mut record = self.record.get();
-        change(&mut record);
-        self.record.set(record);
-    }
-
-    /// The platform failed it, and said so with `status` (0: not at all).
-    pub fn failed(&self, status: u16) {
-        add(&self.cluster.counters().failed, 1);
-        self.failed.set(true);
-        self.note(|record| {
-            if record.status == 0 {
-                record.status = status;
-            }
-        });
-    }
-
-    pub fn retried(&self) {
-        add(&self.cluster.counters().retries, 1);
-        self.note(|record| record.retries += 1);
-    }
-
-    pub fn answered(&self, status: u16) {
-        if status >= 500 {
-            add(&self.cluster.counters().server_errors, 1);
-        }
-        if let Some(entry) = self.log.get() {
-            entry.answered();
-        }
-        self.note(|record| record.status = status);
-    }
-
-    /// The service agreed to another protocol, or to a tunnel.
-    pub fn upgraded(&self, status: u16) {
-        self.answered(status);
-        self.upgraded_us.set(Some(self.so_far().latency_us));
-    }
-
-    /// How a call of gRPC ended, as far as `fields` (of the head of an answer or behind its body) tell.
-    pub fn grpc(&self, fields: &HeaderMap) {
-        let status = fields.get("grpc-status").and_then(|value| value.to_str().ok()?.parse().ok());
-        if let Some(status @ 0..=16) = status {
-            self.note(|record| record.grpc_status = Some(status));
-        }
-    }
-
-    /// It will be a line of the access log.
-    pub fn log(&self, entry: Option<Box<Entry>>) {
-        if let Some(entry) = entry {
-            // A request has one entry.
-            let _ = self.log.set(entry);
-        }
-    }
-
-    /// It goes to this endpoint now.
-    pub fn tries(&self, endpoint: &Rc<WorkerEndpoint>) {
-        if let Some(entry) = self.log.get() {
-            entry.tries(endpoint);
-        }
-    }
-
-    /// The proxy answers by itself.
-    pub fn replied(&self, reply: &Reply) {
-        self.because(reply.reason());
-        self.note(|record| {
-            record.status = reply.status();
-            record.bytes_out = reply.body().len() as u64;
-        });
-    }
-
-    /// The proxy answers a call of gRPC by itself: in HTTP's terms all is well then.
-    pub fn replied_grpc(&self, reply: &Reply) {
-        self.because(reply.reason());
-        self.note(|record| {
-            record.status = 200;
-            record.grpc_status = Some(reply.grpc_status());
-        });
-    }
-
-    /// Why the proxy answers by itself or breaks off.
-    pub fn because(&self, reason: &'static str) {
-        if let Some(entry) = self.log.get() {
-            entry.because(reason);
-        }
-    }
-
-    /// Bytes of bodies passed: from the caller, and to it.
-    pub fn moved(&self, bytes_in: u64, bytes_out: u64) {
-        self.note(|record| {
-            record.bytes_in += bytes_in;
-            record.bytes_out += bytes_out;
-        });
-    }
-
-    /// What is known of it so far.
-    pub fn so_far(&self) -> Record {
-        let latency_us = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-        Record { latency_us, ..self.record.get() }
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        if self.none.get() {
-            return;
-        }
-        let mut record = self.so_far();
-        if let Some(entry) = self.log.take() {
-            let (route, cluster) = (&self.edge.key.route, self.cluster.id());
-            entry.end(Ended { record, failed: self.failed.get(), route, cluster });
-        }
-        record.latency_us = self.upgraded_us.get().unwrap_or(record.latency_us);
-        let counters = self.cluster.counters();
-        add(&counters.total_us, record.latency_us);
-        add(&counters.ended, 1);
-        self.edge.add(record);
-    }
-}
-
-/// Each worker writes its own counters, so that no read-modify-write is needed.
-fn add(counter: &AtomicU64, n: u64) {
-    counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
 }

@@ -1,103 +1,117 @@
 //! A connection to a client or an endpoint: plain TCP, or TLS on it.
 //!
 //! Everything takes `&self`, so that the two directions of a connection can be waited for by two futures of one
-//! task. Reading and writing never wait; readiness is polled. What was written may still have to be flushed
-//! (TLS keeps what the socket did not take): nobody waits for the peer before [`Conn::flushed`].
+//! task. Reading and writing never wait; readiness is polled. What was taken has gone to the system.
 
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use keel_route::breaker::Pass;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::tls::Tls;
+
 /// A connection.
 #[derive(Debug)]
-pub enum Conn {
-    /// In clear.
+pub struct Conn {
+    io: Io,
+    /// Its place among the connections that there may be.
+    _pass: Option<Pass>,
+}
+
+#[derive(Debug)]
+enum Io {
     Tcp(TcpStream),
+    Tls(Box<Tls>),
 }
 
 impl Conn {
+    /// Gives the connection a place that is given back when it ends.
+    pub fn with_pass(self, pass: Pass) -> Self {
+        Self { _pass: Some(pass), ..self }
+    }
+
     /// The socket underneath.
     pub fn tcp(&self) -> &TcpStream {
-        match self {
-            Self::Tcp(tcp) => tcp,
+        match &self.io {
+            Io::Tcp(tcp) => tcp,
+            Io::Tls(tls) => tls.tcp(),
         }
     }
 
     /// The socket, if bytes pass as the program sent them, so that the system can move them by itself.
     pub fn plain(&self) -> Option<&TcpStream> {
-        match self {
-            Self::Tcp(tcp) => Some(tcp),
+        match &self.io {
+            Io::Tcp(tcp) => Some(tcp),
+            Io::Tls(_) => None,
         }
     }
 
-    /// Our own address.
-    ///
-    /// # Errors
-    /// When the connection is gone.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.tcp().local_addr()
+    /// The socket of a connection in clear, to begin TLS on it.
+    pub fn into_plain(self) -> Option<TcpStream> {
+        match self.io {
+            Io::Tcp(tcp) => Some(tcp),
+            Io::Tls(_) => None,
+        }
     }
 
     /// Ready when a read would find something, or the end.
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(tcp) => tcp.poll_read_ready(cx),
+        match &self.io {
+            Io::Tcp(tcp) => tcp.poll_read_ready(cx),
+            Io::Tls(tls) => tls.poll_read_ready(cx),
         }
     }
 
     /// Ready when a write would take something.
     pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(tcp) => tcp.poll_write_ready(cx),
+        match &self.io {
+            Io::Tcp(tcp) => tcp.poll_write_ready(cx),
+            Io::Tls(tls) => tls.poll_write_ready(cx),
         }
     }
 
     /// Reads what there is. `WouldBlock`, mostly without a system call, if there is nothing.
     pub fn try_read(&self, room: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(tcp) => read_tcp(tcp, room),
+        match &self.io {
+            Io::Tcp(tcp) => read_tcp(tcp, room),
+            Io::Tls(tls) => tls.try_read(room),
         }
     }
 
-    /// Writes what the connection takes of `first`, then `second`. `WouldBlock` if it takes nothing.
+    /// Writes what the connection takes of `first`, then `second`. `WouldBlock` if it takes nothing; then the same
+    /// bytes must be written again.
     pub fn try_write(&self, first: &[u8], second: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(tcp) => write_tcp(tcp, first, second),
-        }
-    }
-
-    /// Whether everything that was taken has gone to the system.
-    pub fn flushed(&self) -> bool {
-        match self {
-            Self::Tcp(_) => true,
-        }
-    }
-
-    /// Ready when [`Conn::flushed`].
-    pub fn poll_flush(&self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(_) => Poll::Ready(Ok(())),
+        match &self.io {
+            Io::Tcp(tcp) => write_tcp(tcp, first, second),
+            Io::Tls(tls) => tls.try_write(first, second),
         }
     }
 
     /// Tells the peer that nothing more comes. A peer that is gone is no error.
     pub fn shutdown_write(&self) -> io::Result<()> {
-        match self {
-            Self::Tcp(tcp) => shutdown_tcp(tcp),
+        if let Io::Tls(tls) = &self.io {
+            tls.close_now();
         }
+        shutdown_tcp(self.tcp())
     }
 
     /// Makes the coming close a reset, so that the peer does not take a cut-off stream for a whole one.
     pub fn reset_on_close(&self) {
         // Failing means that the connection is gone already.
         let _ = sockopt::set_socket_linger(self.tcp().as_fd(), Some(Duration::ZERO));
+    }
+
+    /// Ends the connection in order: with TLS the peer is told that nothing is missing.
+    pub fn close(&self) {
+        if let Io::Tls(tls) = &self.io {
+            tls.close_now();
+        }
     }
 
     /// Whether a connection that should be silent still is: neither closed nor sending. Costs no system call
@@ -116,14 +130,20 @@ impl Conn {
 
 impl From<TcpStream> for Conn {
     fn from(tcp: TcpStream) -> Self {
-        Self::Tcp(tcp)
+        Self { io: Io::Tcp(tcp), _pass: None }
+    }
+}
+
+impl From<Tls> for Conn {
+    fn from(tls: Tls) -> Self {
+        Self { io: Io::Tls(Box::new(tls)), _pass: None }
     }
 }
 
 /// A short read tells that there is no more for now: readiness is then forgotten without asking the system
 /// again, so that a request costs one read and one write per side. This is safe because readiness is
 /// edge-triggered and only noted between two polls: whatever arrives later makes a new event.
-fn read_tcp(tcp: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
+pub fn read_tcp(tcp: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
     let mut short = None;
     let read = tcp.try_io(Interest::READABLE, || {
         let n = rustix::io::read(tcp, &mut *room)?;
@@ -137,7 +157,7 @@ fn read_tcp(tcp: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
 }
 
 /// As [`read_tcp`], the other way.
-fn write_tcp(tcp: &TcpStream, first: &[u8], second: &[u8]) -> io::Result<usize> {
+pub fn write_tcp(tcp: &TcpStream, first: &[u8], second: &[u8]) -> io::Result<usize> {
     let mut short = None;
     let flags = SendFlags::NOSIGNAL;
     let written = tcp.try_io(Interest::WRITABLE, || {
@@ -180,7 +200,7 @@ impl AsyncRead for Conn {
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    std::task::ready!(self.poll_read_ready(cx))?;
+                    ready!(self.poll_read_ready(cx))?;
                 }
                 Err(e) => return Poll::Ready(Err(e)),
             }
@@ -194,49 +214,47 @@ impl AsyncWrite for Conn {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll_write_two(cx, buf, &[])
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let tcp = match &mut self.io {
+            Io::Tcp(tcp) => tcp,
+            Io::Tls(tls) => return Pin::new(&mut **tls).poll_write_vectored(cx, bufs),
+        };
         let mut filled = bufs.iter().filter(|b| !b.is_empty());
         let first = filled.next().map_or(&[][..], |b| b);
         let second = filled.next().map_or(&[][..], |b| b);
-        self.poll_write_two(cx, first, second)
+        loop {
+            match write_tcp(tcp, first, second) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    ready!(tcp.poll_write_ready(cx))?;
+                }
+                done => return Poll::Ready(done),
+            }
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Self::poll_flush(&self, cx)
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Tcp(_) => Poll::Ready(Ok(())),
+            Io::Tls(tls) => AsyncWrite::poll_flush(Pin::new(&mut **tls), cx),
+        }
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        std::task::ready!(Self::poll_flush(&self, cx))?;
-        Poll::Ready(self.shutdown_write())
-    }
-}
-
-impl Conn {
-    fn poll_write_two(
-        &self,
-        cx: &mut Context<'_>,
-        first: &[u8],
-        second: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            match self.try_write(first, second) {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    std::task::ready!(self.poll_write_ready(cx))?;
-                }
-                done => return Poll::Ready(done),
-            }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Tcp(tcp) => Poll::Ready(shutdown_tcp(tcp)),
+            Io::Tls(tls) => AsyncWrite::poll_shutdown(Pin::new(&mut **tls), cx),
         }
     }
 }

@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::io;
+use std::time::Duration;
 
-use keel_model::InstanceId;
+use keel_model::{Generation, InstanceId};
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,33 +20,46 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::access::Switch;
-use crate::limits::{CONTROL_WRITE, DRAIN, IN_FLIGHT_REPORT};
+use crate::check::Checks;
+use crate::elder::Elder;
+use crate::handover::{self, TakenOver};
+use crate::limits::{CONTROL_WRITE, DRAIN, IN_FLIGHT_REPORT, RETIRED_DRAIN};
 use crate::persist::{self, Saver};
+use crate::pressure::Watch;
 use crate::registry::Registry;
 use crate::shared::Shared;
-use crate::worker::{Change, Command};
+use crate::worker::{Change, Command, Ending};
 use crate::{ControlSocket, Error, edge};
 
 /// Bytes read from the server at once.
 const READ: usize = 64 * 1024;
+/// Connections whose first word waits to be looked at.
+const NEWCOMERS: usize = 8;
+/// Whoever connects says something within this time.
+const FIRST_WORD: Duration = Duration::from_secs(10);
 
 /// What the control thread works with.
 pub struct Control {
     pub version: String,
-    pub socket: ControlSocket,
     pub workers: Vec<mpsc::Sender<Command>>,
     /// Says that a worker has ended, which none should.
     pub died: mpsc::Receiver<usize>,
     pub refused: mpsc::Receiver<InstanceId>,
     pub shared: std::sync::Arc<Shared>,
+    pub control_socket: std::path::PathBuf,
     pub snapshot_file: std::path::PathBuf,
     pub log: Switch,
+    /// From the proxy whose place this one takes.
+    pub taken_over: Option<TakenOver>,
 }
 
 struct Server {
     stream: UnixStream,
     decoder: Decoder,
 }
+
+/// A connection and the first that came on it.
+type Newcomer = (Server, ToProxy);
 
 struct Running {
     registry: Registry,
@@ -55,33 +69,45 @@ struct Running {
     /// Last numbers in flight that were reported.
     reported: BTreeMap<InstanceId, u64>,
     log: Switch,
-    shared: std::sync::Arc<Shared>,
+    /// Since when instances drain, at the latest.
+    draining_since: BTreeMap<InstanceId, Generation>,
+    /// The proxy whose place this one took, until it has ended.
+    elder: Option<Elder>,
+    checks: Checks,
+    /// A successor was given the sockets and does not accept yet.
+    handing_over: bool,
+    /// A successor accepts; to be acted on.
+    retire: bool,
 }
 
 /// Runs until told to end, and then until the workers have drained.
 pub async fn run(control: Control) -> Result<(), Error> {
-    let Control { version, socket, workers, mut died, mut refused, shared, snapshot_file, log } =
-        control;
+    let Control { version, workers, mut died, mut refused, shared, log, .. } = control;
     let mut signals = Signals::new().map_err(Error::Start)?;
     let mut running = Running {
-        registry: Registry::new(workers.len()),
+        registry: Registry::new(std::sync::Arc::clone(&shared)),
         workers,
         server: None,
         version,
         reported: BTreeMap::new(),
         log,
-        shared: std::sync::Arc::clone(&shared),
+        draining_since: BTreeMap::new(),
+        elder: None,
+        checks: Checks::default(),
+        handing_over: false,
+        retire: false,
     };
-    if let Some(snapshot) = persist::load(&snapshot_file) {
-        running.replace(snapshot).await?;
-    }
-    let mut saver = Saver::new(snapshot_file);
+    let mut saver = Saver::new(control.snapshot_file.clone());
+    running.begin(control.taken_over, &control.snapshot_file).await?;
+    let mut socket = Some(ControlSocket::create(control.control_socket)?);
+    let (arrived, mut newcomers) = mpsc::channel(NEWCOMERS);
     let mut report = tokio::time::interval(IN_FLIGHT_REPORT);
     report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut drained: Option<JoinHandle<()>> = None;
-    let mut socket = Some(socket);
+    let mut pressure = Watch::new();
     let mut buffer = vec![0; READ];
     loop {
+        let accepts = if running.handing_over { None } else { socket.as_ref() };
         tokio::select! {
             biased;
             Some(worker) = died.recv() => return Err(Error::WorkerDied(worker)),
@@ -89,32 +115,60 @@ pub async fn run(control: Control) -> Result<(), Error> {
                 // Asked twice: at once.
                 Some(_) => break,
                 None => {
-                    drained = Some(running.drain().await?);
+                    drained = Some(running.drain(Ending::Final).await?);
                     // A successor may take over at once, with the last state.
                     saver.flush(running.registry.snapshot()).await;
                     (socket, running.server) = (None, None);
                 }
             },
             () = ended(&mut drained) => break,
-            accepted = accept(socket.as_ref()) => match accepted {
-                Ok((stream, _)) => running.greet(stream).await,
+            accepted = accept(accepts) => match accepted {
+                Ok((stream, _)) => running.greet(stream, arrived.clone()),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept the server's connection");
                     tokio::time::sleep(crate::limits::ACCEPT_PAUSE).await;
                 }
             },
+            Some(newcomer) = newcomers.recv() => {
+                if running.welcome(newcomer).await? {
+                    saver.changed();
+                }
+            }
             read = read(&mut running.server, &mut buffer) => {
                 if running.received(read, &buffer).await? {
                     saver.changed();
                 }
+                if std::mem::take(&mut running.retire) {
+                    drained = Some(running.drain(Ending::Succeeded).await?);
+                    saver.stop().await;
+                    socket = None;
+                    running.send(&FromProxy::Retired).await;
+                }
             }
+            () = hear_elder(&mut running.elder) => running.report_in_flight(Report::Regular).await,
             () = shared.drained.notified() => running.report_in_flight(Report::Ended).await,
-            _ = report.tick() => running.report_in_flight(Report::Regular).await,
+            _ = report.tick() => {
+                pressure.look(&shared);
+                running.report_in_flight(Report::Regular).await;
+            }
             Some(instance) = refused.recv() => running.send(&FromProxy::Refused { instance }).await,
             () = saver.due() => saver.begin(running.registry.snapshot()),
         }
     }
     Ok(())
+}
+
+/// Waits for news of the elder; forgets it when it has ended.
+async fn hear_elder(elder: &mut Option<Elder>) {
+    match elder {
+        Some(heard) => {
+            if heard.hear().await.is_err() {
+                tracing::info!("the proxy before this one has ended");
+                *elder = None;
+            }
+        }
+        None => pending().await,
+    }
 }
 
 struct Signals {
@@ -174,13 +228,73 @@ enum Report {
 }
 
 impl Running {
-    async fn greet(&mut self, stream: UnixStream) {
-        if self.server.replace(Server { stream, decoder: Decoder::default() }).is_some() {
+    /// Brings the last known state into force: that of the proxy before, which then retires, or that of the file.
+    async fn begin(
+        &mut self,
+        taken_over: Option<TakenOver>,
+        snapshot_file: &std::path::Path,
+    ) -> Result<(), Error> {
+        let Some(TakenOver { snapshot, sockets, mut stream }) = taken_over else {
+            if let Some(snapshot) = persist::load(snapshot_file) {
+                self.replace(snapshot).await?;
+            }
+            return Ok(());
+        };
+        self.registry.adopt(sockets);
+        self.replace(snapshot).await?;
+        let retired =
+            tokio::task::spawn_blocking(move || handover::retire(&mut stream).map(|()| stream));
+        match retired.await.map_err(|error| Error::Start(io::Error::other(error)))? {
+            Ok(stream) => self.elder = Some(Elder::new(stream).map_err(Error::Start)?),
+            // It is dead, or will notice that it has lost its place.
+            Err(error) => tracing::warn!(%error, "the proxy before this one did not retire"),
+        }
+        Ok(())
+    }
+
+    /// Greets whoever has connected and waits for its first word beside everything else: until then it is not
+    /// clear who it is, and the server must not lose its place to a successor that is still to ask for it.
+    fn greet(&self, mut stream: UnixStream, arrived: mpsc::Sender<Newcomer>) {
+        let hello = FromProxy::Hello { pid: std::process::id(), version: self.version.clone() };
+        tokio::spawn(async move {
+            let mut decoder = Decoder::default();
+            let first = async {
+                let frame = encode(&hello).map_err(io::Error::other)?;
+                stream.write_all(&frame).await?;
+                let mut buffer = vec![0; READ];
+                loop {
+                    let n = stream.read(&mut buffer).await?;
+                    if n == 0 {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                    decoder.push(&buffer[..n]);
+                    if let Some(first) = decoder.decode().map_err(io::Error::other)? {
+                        return Ok::<_, io::Error>(first);
+                    }
+                }
+            };
+            match timeout(FIRST_WORD, first).await {
+                // The control thread is gone only with the process.
+                Ok(Ok(first)) => drop(arrived.send((Server { stream, decoder }, first)).await),
+                Ok(Err(error)) => tracing::info!(%error, "a connection ended without a word"),
+                Err(_) => tracing::info!("a connection that says nothing is closed"),
+            }
+        });
+    }
+
+    /// Takes a newcomer for the server, or for a successor, and does what it says; true if the state has changed.
+    async fn welcome(&mut self, (server, first): Newcomer) -> Result<bool, Error> {
+        if self.handing_over || self.registry.is_retired() {
+            // It will find the successor.
+            return Ok(false);
+        }
+        if self.server.replace(server).is_some() {
             tracing::info!("a new connection of the server replaces the old one");
         }
         self.reported.clear();
-        let hello = FromProxy::Hello { pid: std::process::id(), version: self.version.clone() };
-        self.send(&hello).await;
+        let changed = self.obey(first).await?;
+        // More may have come together with the first.
+        Ok(self.obey_all().await? || changed)
     }
 
     /// Sends a frame to the server, if there is one. One that does not take it in time is dropped.
@@ -201,10 +315,15 @@ impl Running {
     async fn received(&mut self, read: io::Result<usize>, buffer: &[u8]) -> Result<bool, Error> {
         let (Ok(n @ 1..), Some(server)) = (read, &mut self.server) else {
             tracing::info!("the server is gone; the last state stays in force");
-            self.server = None;
+            (self.server, self.handing_over) = (None, false);
             return Ok(false);
         };
         server.decoder.push(&buffer[..n]);
+        self.obey_all().await
+    }
+
+    /// Does what has been received completely; true if the state has changed.
+    async fn obey_all(&mut self) -> Result<bool, Error> {
         let mut changed = false;
         while let Some(server) = &mut self.server {
             match server.decoder.decode::<ToProxy>() {
@@ -220,7 +339,17 @@ impl Running {
     }
 
     async fn obey(&mut self, message: ToProxy) -> Result<bool, Error> {
+        let for_elder = self.elder.is_some().then(|| message.clone());
         let failed = match message {
+            ToProxy::TakeOver => {
+                self.hand_over().await?;
+                return Ok(false);
+            }
+            ToProxy::Retire => {
+                self.registry.retire();
+                (self.retire, self.handing_over) = (true, false);
+                return Ok(false);
+            }
             ToProxy::Stats => {
                 let stats = self.stats().await?;
                 self.send(&FromProxy::Stats(stats)).await;
@@ -245,9 +374,48 @@ impl Running {
             }
         };
         let generation = self.registry.generation();
+        if let (Some(change), Some(elder)) = (for_elder, &mut self.elder)
+            && let Err(error) = elder.tell(&change, generation).await
+        {
+            tracing::warn!(%error, "the proxy before this one does not follow any more");
+            self.elder = None;
+        }
         self.send(&FromProxy::Ack { generation, failed }).await;
         self.report_in_flight(Report::All).await;
         Ok(true)
+    }
+
+    /// Gives a successor the sockets and the state. Until it accepts, nothing is acknowledged to the server: what
+    /// it does not know must not be withdrawn meanwhile.
+    async fn hand_over(&mut self) -> Result<(), Error> {
+        let mut sockets = BTreeMap::<_, Vec<_>>::new();
+        for (index, worker) in self.workers.iter().enumerate() {
+            let (answer, lent) = oneshot::channel();
+            let sent = worker.send(Command::Lend(answer)).await;
+            sent.map_err(|_| Error::WorkerDied(index))?;
+            for (bind, socket) in lent.await.map_err(|_| Error::WorkerDied(index))? {
+                sockets.entry(bind).or_default().push(socket);
+            }
+        }
+        let Some(Server { stream, decoder }) = self.server.take() else { return Ok(()) };
+        let snapshot = self.registry.snapshot().clone();
+        let given = tokio::task::spawn_blocking(move || {
+            let stream = stream.into_std()?;
+            stream.set_nonblocking(false)?;
+            handover::give(&stream, &snapshot, &sockets)?;
+            stream.set_nonblocking(true)?;
+            Ok::<_, io::Error>(stream)
+        });
+        let given = given.await.map_err(io::Error::other).flatten().and_then(UnixStream::from_std);
+        match given {
+            Ok(stream) => {
+                tracing::info!("a successor has the sockets");
+                self.server = Some(Server { stream, decoder });
+                self.handing_over = true;
+            }
+            Err(error) => tracing::warn!(%error, "a successor did not take the sockets"),
+        }
+        Ok(())
     }
 
     async fn replace(&mut self, snapshot: Snapshot) -> Result<Vec<ListenerFailure>, Error> {
@@ -265,7 +433,7 @@ impl Running {
 
     /// What the workers have counted, added up.
     async fn stats(&self) -> Result<Stats, Error> {
-        let mut stats = self.registry.stats(self.shared.now_ms());
+        let mut stats = self.registry.stats();
         (stats.proxy.log_lines, stats.proxy.log_dropped) = self.log.counts();
         let mut parts = Vec::new();
         for (index, worker) in self.workers.iter().enumerate() {
@@ -281,7 +449,8 @@ impl Running {
     }
 
     /// Brings a change to every worker and waits until all use it.
-    async fn apply(&self, changes: Vec<Change>) -> Result<(), Error> {
+    async fn apply(&mut self, changes: Vec<Change>) -> Result<(), Error> {
+        self.checks.update(self.registry.clusters());
         let mut done = Vec::with_capacity(changes.len());
         for (index, (worker, change)) in self.workers.iter().zip(changes).enumerate() {
             let (confirm, confirmed) = oneshot::channel();
@@ -296,13 +465,17 @@ impl Running {
     }
 
     /// Stops listening. The task ends when all connections have, or the time is over.
-    async fn drain(&self) -> Result<JoinHandle<()>, Error> {
-        tracing::info!("ending: no new connections, at most {DRAIN:?} for the open ones");
+    async fn drain(&self, ending: Ending) -> Result<JoinHandle<()>, Error> {
+        let most = match ending {
+            Ending::Final => DRAIN,
+            Ending::Succeeded => RETIRED_DRAIN,
+        };
+        tracing::info!("ending: no new connections, at most {most:?} for the open ones");
         let (mut all_closed, mut all_ended) = (Vec::new(), Vec::new());
         for (index, worker) in self.workers.iter().enumerate() {
             let (closed, is_closed) = oneshot::channel();
             let (ended, has_ended) = oneshot::channel();
-            let sent = worker.send(Command::Drain { closed, ended }).await;
+            let sent = worker.send(Command::Drain { ending, closed, ended }).await;
             sent.map_err(|_| Error::WorkerDied(index))?;
             all_closed.push(is_closed);
             all_ended.push(has_ended);
@@ -310,7 +483,7 @@ impl Running {
         for (index, closed) in all_closed.into_iter().enumerate() {
             closed.await.map_err(|_| Error::WorkerDied(index))?;
         }
-        let until = Instant::now() + DRAIN;
+        let until = Instant::now() + most;
         Ok(tokio::spawn(async move {
             for ended in all_ended {
                 // Whether it drained or died: it serves nobody any more.
@@ -326,9 +499,14 @@ impl Running {
         if self.server.is_none() {
             return;
         }
-        let counts = self.registry.draining();
-        self.reported.retain(|instance, _| counts.contains_key(instance));
+        let mut counts = self.registry.draining();
         let generation = self.registry.generation();
+        self.draining_since.retain(|instance, _| counts.contains_key(instance));
+        for (instance, count) in &mut counts {
+            let since = *self.draining_since.entry(instance.clone()).or_insert(generation);
+            *count += self.elder.as_ref().map_or(0, |elder| elder.in_flight(instance, since));
+        }
+        self.reported.retain(|instance, _| counts.contains_key(instance));
         for (instance, count) in counts {
             let before = self.reported.insert(instance.clone(), count);
             let news = match report {

@@ -22,11 +22,11 @@ impl Ids {
     /// New ones.
     pub fn new(random: &mut Random) -> Self {
         let mut id = [0; 16];
-        id[..8].copy_from_slice(&random.word().to_be_bytes());
-        id[8..].copy_from_slice(&random.word().to_be_bytes());
+        id[..8].copy_from_slice(&random.bits().to_be_bytes());
+        id[8..].copy_from_slice(&random.bits().to_be_bytes());
         // All zeros are no valid id.
         id[15] |= 1;
-        let mut span = random.word().to_be_bytes();
+        let mut span = random.bits().to_be_bytes();
         span[7] |= 1;
         Self { id, span }
     }

@@ -14,24 +14,36 @@ mod access;
 mod bridge;
 mod buffer;
 mod callers;
+mod check;
 mod cluster;
 mod conn;
 mod control;
+mod counted;
 mod deadline;
 mod edge;
+mod elder;
+#[doc(hidden)]
+pub mod fuzz;
+mod handover;
 mod http1;
 mod http2;
 mod ids;
 mod limits;
 mod listen;
 mod persist;
+mod pressure;
 mod registry;
 mod reply;
+mod route;
+mod secure;
 mod session;
 mod shared;
 mod sock_diag;
 mod splice;
 mod stream;
+#[doc(hidden)]
+pub mod tls;
+mod tries;
 mod tunnel;
 mod upstream;
 mod worker;
@@ -41,6 +53,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::{Duration, Instant};
 
 use keel_route::access_log::AccessLog;
@@ -70,6 +83,8 @@ pub struct ProxyOptions {
     pub version: String,
     /// The access log, where the state does not say how it is wanted.
     pub access_log: Option<AccessLog>,
+    /// Take the place of the proxy that serves the control socket, if there is one, without losing a connection.
+    pub take_over: bool,
 }
 
 /// Why a proxy did not start or had to end.
@@ -93,6 +108,11 @@ pub enum Error {
         /// The system's reason.
         source: io::Error,
     },
+    /// The running proxy did not give its place up.
+    #[error(
+        "cannot take over from the running proxy: {0}; it serves on, and a restart without taking over needs its end"
+    )]
+    TakeOver(#[source] io::Error),
     /// Threads, signals or runtimes could not be set up.
     #[error("cannot start the proxy: {0}")]
     Start(#[source] io::Error),
@@ -109,7 +129,15 @@ pub enum Error {
 /// # Errors
 /// [`Error`], if it cannot start or has to give up.
 pub fn run(options: ProxyOptions) -> Result<(), Error> {
-    let lock = lock(&options.control_socket)?;
+    let taken_over = if options.take_over {
+        handover::take_over(&options.control_socket).map_err(Error::TakeOver)?
+    } else {
+        None
+    };
+    if taken_over.is_none() {
+        // Before anything is started; it is asked again when the socket is made.
+        drop(lock(&options.control_socket)?);
+    }
     let workers = options.workers.max(1);
     let (refused_tx, refused) = mpsc::channel(limits::REFUSED_QUEUE);
     let shared = Arc::new(Shared {
@@ -117,7 +145,12 @@ pub fn run(options: ProxyOptions) -> Result<(), Error> {
         refused: refused_tx,
         started: Instant::now(),
         hold: options.hold_timeout,
+        workers,
         max_connections: max_connections(raise_descriptor_limit(), workers),
+        tls: tls::Listeners::new().map_err(|error| Error::Start(io::Error::other(error)))?,
+        upstreams: tls::Upstreams::default(),
+        connections: AtomicUsize::new(0),
+        shed: AtomicU64::new(0),
     });
     let (died_tx, died) = mpsc::channel(workers);
     let log = Rc::new(access::Writer::start().map_err(Error::Start)?);
@@ -139,17 +172,15 @@ pub fn run(options: ProxyOptions) -> Result<(), Error> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
     let result = runtime.block_on(async {
-        let socket = ControlSocket::create(options.control_socket.clone(), lock)?;
-        let snapshot_file = options.snapshot_file.clone();
-        let version = options.version.clone();
         control::run(Control {
-            version,
-            socket,
+            version: options.version.clone(),
             workers: senders,
             died,
             refused,
             shared,
-            snapshot_file,
+            control_socket: options.control_socket.clone(),
+            snapshot_file: options.snapshot_file.clone(),
+            taken_over,
             log: access::Switch::new(Rc::clone(&log), options.access_log),
         })
         .await
@@ -207,7 +238,8 @@ struct ControlSocket {
 impl ControlSocket {
     /// Makes the socket, for this user only. With the lock held, a file that exists is left from a proxy
     /// that died.
-    fn create(path: PathBuf, lock: File) -> Result<Self, Error> {
+    fn create(path: PathBuf) -> Result<Self, Error> {
+        let lock = lock(&path)?;
         let failed = |source| Error::ControlSocket { path: path.clone(), source };
         match std::fs::remove_file(&path) {
             Ok(()) => {}

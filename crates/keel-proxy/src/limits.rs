@@ -12,8 +12,6 @@ pub const BODY_STALL: Duration = Duration::from_secs(120);
 pub const CLIENT_IDLE: Duration = Duration::from_secs(75);
 /// Idle clients of a proxy that is about to end are closed after this.
 pub const CLIENT_IDLE_ENDING: Duration = Duration::from_secs(3);
-/// An endpoint has this long to begin its answer.
-pub const RESPONSE_HEAD: Duration = Duration::from_secs(300);
 /// Idle connections to endpoints are closed after this: before common servers close them (Node.js 5 s).
 pub const UPSTREAM_IDLE: Duration = Duration::from_secs(4);
 /// A request that must not be repeated only goes out on a kept-alive connection used this recently.
@@ -30,6 +28,12 @@ pub const REFUSED_PAUSE_MOST: Duration = Duration::from_millis(500);
 pub const LINGER: Duration = Duration::from_secs(2);
 /// At most this many bytes are dropped in that time.
 pub const LINGER_BYTES: usize = 1 << 20;
+/// Connections of a proxy that has a successor end by themselves for this long; then they are cut.
+pub const RETIRED_DRAIN: Duration = Duration::from_secs(3600);
+/// Each step of a handover between two proxies takes at most this long.
+pub const HANDOVER: Duration = Duration::from_secs(10);
+/// Most listening sockets that are handed over.
+pub const MAX_HANDED_SOCKETS: usize = 1 << 20;
 /// Connections end by themselves for this long when the proxy ends; then they are cut.
 pub const DRAIN: Duration = Duration::from_secs(30);
 /// Nothing is accepted for this long when file descriptors ran out.
@@ -49,6 +53,8 @@ pub const SAVE_DELAY: Duration = Duration::from_millis(200);
 
 /// Longest head of a request or an answer.
 pub const MAX_HEAD: usize = 64 * 1024;
+/// Longest body, and chunk of one. Nothing is that long; programs that count in fewer bits are not to be led astray.
+pub const MAX_BODY: u64 = (1 << 52) - 1;
 /// Most header fields of a request or an answer.
 pub const MAX_FIELDS: usize = 128;
 /// A connection on which nobody has spoken moves away from draining endpoints this often.
@@ -71,8 +77,6 @@ pub const SPARE_BUFFERS: usize = 64;
 pub const SCRATCH: usize = 64 * 1024;
 /// Idle connections kept to one endpoint by each worker.
 pub const MAX_IDLE_PER_ENDPOINT: usize = 256;
-/// Requests held for one service while it has no ready endpoint.
-pub const MAX_HELD: usize = 1024;
 /// Connections waiting to be accepted; the system cuts it to `net.core.somaxconn`.
 pub const BACKLOG: i32 = 4096;
 /// File descriptors left for everything but connections.
@@ -103,14 +107,32 @@ pub const LOG_END: Duration = Duration::from_secs(1);
 pub const MAX_EDGES: usize = 10_000;
 /// Largest piece of a body that is handed to HTTP/2 without asking whether the peer takes it.
 pub const MAX_H2_PIECE: usize = 64 * 1024;
+/// Pieces of a body that are shorter are put together while they wait: the library counts what they cost beyond
+/// their length from here down.
+pub const SMALL_PIECE: usize = 256;
+/// Bytes that the small pieces on one connection of HTTP/2 may cost beyond their length until they are put together.
+/// All that come in one burst are there at once: as many as fit into the window, if they are as short as messages are.
+pub const MAX_H2_SMALL_PIECES: usize = 32 << 20;
 /// Requests at a time on one connection of HTTP/2.
 pub const MAX_H2_STREAMS: u32 = 256;
 /// Streams of one connection of HTTP/2 that its client reset and that are still remembered or waiting; a client with
 /// more is cut off (CVE-2023-44487).
 pub const MAX_H2_RESETS: usize = 64;
+/// Requests that a client of HTTP/2 may begin and give up at once, beyond those that time makes good; a client with more
+/// is cut off. Each costs an endpoint as much as one that is waited for.
+pub const MAX_H2_GIVEN_UP: u64 = 500;
+/// So many of them each second makes good.
+pub const H2_GIVEN_UP_PER_SECOND: u64 = 50;
+/// A request that is given up later than this was meant.
+pub const H2_SOON: Duration = Duration::from_secs(1);
 /// Bytes of a request that may be on their way on one stream of HTTP/2.
 pub const H2_STREAM_WINDOW: u32 = 256 * 1024;
 /// Bytes of all requests that may be on their way on one connection of HTTP/2.
 pub const H2_CONNECTION_WINDOW: u32 = 1 << 20;
+/// Bytes of all answers that may be on their way on one connection of HTTP/2 to an endpoint: as many as its streams
+/// may have together. Clients share it, and one that does not read must not use up what another one needs.
+pub const H2_UPSTREAM_WINDOW: u32 = MAX_H2_STREAMS * H2_STREAM_WINDOW;
 /// Bytes that one stream of HTTP/2 may keep waiting for the peer.
 pub const MAX_H2_SEND_BUFFER: usize = 256 * 1024;
+/// Requests that are too many are asked to come back after this at the earliest.
+pub const BUSY: Duration = Duration::from_secs(1);

@@ -20,19 +20,34 @@ const LISTENING: &str = "0A";
 /// A silent peer is asked for signs of life after this.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
-/// Opens `count` sockets for `listener`, or none.
+/// Sockets for each of `count` workers: those of the proxy before shared out, or new ones.
 ///
 /// # Errors
 /// The system's reason, in words for the user.
-pub fn open(listener: &Listener, count: usize) -> Result<Vec<TcpListener>, String> {
+pub fn open(
+    listener: &Listener,
+    adopted: Vec<TcpListener>,
+    count: usize,
+) -> Result<Vec<Vec<TcpListener>>, String> {
     let bind = listener.bind;
+    let mut shares: Vec<Vec<TcpListener>> = (0..count).map(|_| Vec::new()).collect();
+    if !adopted.is_empty() {
+        for (n, socket) in adopted.into_iter().enumerate() {
+            shares[n % count].push(socket);
+        }
+        for share in shares.iter_mut().filter(|share| share.is_empty()) {
+            share.push(socket(listener).map_err(|e| format!("cannot listen on {bind}: {e}"))?);
+        }
+        return Ok(shares);
+    }
     if bind.port() == 0 {
         return Err("port 0 is not a port to listen on".into());
     }
     if is_taken(bind) {
         return Err(format!("{bind} is in use by another process"));
     }
-    (0..count).map(|_| socket(listener)).collect::<io::Result<_>>().map_err(|e| match e.kind() {
+    let opened = (0..count).map(|_| Ok(vec![socket(listener)?])).collect::<io::Result<_>>();
+    opened.map_err(|e| match e.kind() {
         io::ErrorKind::AddrInUse => format!("{bind} is in use by another process"),
         io::ErrorKind::PermissionDenied => {
             format!("listening on {bind} is not permitted (ports below 1024 need root): {e}")
@@ -131,13 +146,13 @@ mod tests {
             published: true,
             ..Listener::default()
         };
-        let first = open(&listener("127.41.0.1"), 2).unwrap();
+        let first = open(&listener("127.41.0.1"), Vec::new(), 2).unwrap();
         assert_eq!(first.len(), 2);
-        let again = open(&listener("127.41.0.1"), 2).unwrap_err();
+        let again = open(&listener("127.41.0.1"), Vec::new(), 2).unwrap_err();
         assert!(again.ends_with("is in use by another process"), "{again}");
-        let beside = open(&listener("0.0.0.0"), 2).unwrap();
+        let beside = open(&listener("0.0.0.0"), Vec::new(), 2).unwrap();
         drop(beside);
-        let elsewhere = open(&listener("192.0.2.1"), 1).unwrap_err();
+        let elsewhere = open(&listener("192.0.2.1"), Vec::new(), 1).unwrap_err();
         assert_eq!(elsewhere, "192.0.2.1 is not an address of this machine");
     }
 }

@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use keel_route::snapshot::{MAX_FRAME, Snapshot};
@@ -33,10 +34,13 @@ pub fn load(path: &Path) -> Option<Snapshot> {
         .ok()
 }
 
-/// Replaces the file in one step.
+/// Replaces the file in one step. It holds private keys: nobody else may read it.
 fn save(path: &Path, json: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("new");
-    let written = File::create(&beside).and_then(|mut file| {
+    // One that was left over keeps the rights that it has.
+    let _ = fs::remove_file(&beside);
+    let created = File::options().write(true).create_new(true).mode(0o600).open(&beside);
+    let written = created.and_then(|mut file| {
         file.write_all(json)?;
         file.sync_data()
     });
@@ -52,15 +56,29 @@ pub struct Saver {
     path: PathBuf,
     due: Option<Instant>,
     writing: Option<JoinHandle<io::Result<()>>>,
+    /// Somebody else writes the file now.
+    stopped: bool,
 }
 
 impl Saver {
     pub fn new(path: PathBuf) -> Self {
-        Self { path, due: None, writing: None }
+        Self { path, due: None, writing: None, stopped: false }
+    }
+
+    /// Leaves the file to somebody else.
+    pub async fn stop(&mut self) {
+        (self.stopped, self.due) = (true, None);
+        if let Some(writing) = self.writing.take() {
+            // Its failure does not matter any more.
+            let _ = writing.await;
+        }
     }
 
     /// The state has changed.
     pub fn changed(&mut self) {
+        if self.stopped {
+            return;
+        }
         self.due.get_or_insert_with(|| Instant::now() + SAVE_DELAY);
     }
 
@@ -116,6 +134,9 @@ mod tests {
         let snapshot = Snapshot { generation: keel_model::Generation(7), ..Snapshot::default() };
         save(&path, &to_json(&snapshot)).unwrap();
         assert_eq!(load(&path), Some(snapshot));
+        let rights =
+            std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
+        assert_eq!(rights & 0o777, 0o600);
         fs::write(&path, "{").unwrap();
         assert_eq!(load(&path), None);
         assert!(save(&dir.path().join("no/such/dir"), b"x").is_err());

@@ -8,18 +8,23 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
-use keel_model::{EndpointState, Generation, InstanceId, Protocol};
+use keel_model::{Balance, EndpointState, Generation, InstanceId, TrafficPolicy};
+use keel_route::balance::{Balancer, EndpointKey};
+use keel_route::concurrency::Limiter;
+use keel_route::memory::Memory;
 use keel_route::snapshot::{
-    Cluster, ClusterId, ClusterStats, EndpointCounts, Listener, ListenerFailure, Snapshot, Stats,
+    Certificate, Challenges, Cluster, ClusterId, ClusterStats, EndpointCounts, Listener,
+    ListenerFailure, RouteTable, Snapshot, Stats, TableId,
 };
+use keel_route::table::Table;
 
 use crate::callers::CallerNames;
 use crate::cluster::ClusterChange;
-use crate::listen;
-use crate::shared::{ClusterShared, EndpointShared};
-use crate::worker::{Change, ListenerChange};
+use crate::shared::{ClusterShared, EndpointShared, Shared};
+use crate::worker::{Change, Leads, ListenerChange};
+use crate::{counted, listen};
 
-type EndpointKey = (ClusterId, InstanceId, SocketAddr);
+type EndpointId = (ClusterId, InstanceId, SocketAddr);
 
 #[derive(Debug)]
 struct Known {
@@ -33,23 +38,56 @@ pub struct Registry {
     snapshot: Snapshot,
     workers: usize,
     clusters: BTreeMap<ClusterId, Known>,
-    endpoints: HashMap<EndpointKey, Weak<EndpointShared>>,
-    /// Open listeners, and where they lead.
-    open: BTreeMap<SocketAddr, (Protocol, ClusterId)>,
+    endpoints: HashMap<EndpointId, Weak<EndpointShared>>,
+    /// Open listeners, as they were wanted.
+    open: BTreeMap<SocketAddr, Listener>,
+    /// Tables in force, as they were wanted; one that can't be used leaves the one before in force.
+    tables: BTreeMap<TableId, RouteTable>,
+    /// What outlives a table.
+    memory: Memory,
+    /// Certificates and proofs in force.
+    certificates: (Vec<Certificate>, Challenges),
+    shared: Arc<Shared>,
     callers: Arc<CallerNames>,
+    /// Sockets of the proxy before, by address, that are not in use yet.
+    adopted: BTreeMap<SocketAddr, Vec<std::net::TcpListener>>,
+    /// A successor listens: listeners are no business of ours any more.
+    retired: bool,
 }
 
 impl Registry {
-    /// Nothing is known yet; changes are made for `workers` workers.
-    pub fn new(workers: usize) -> Self {
+    /// Nothing is known yet.
+    pub fn new(shared: Arc<Shared>) -> Self {
         Self {
             snapshot: Snapshot::default(),
-            workers,
+            workers: shared.workers,
             clusters: BTreeMap::new(),
             endpoints: HashMap::new(),
             open: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            memory: Memory::new(secret()),
+            certificates: Default::default(),
+            shared,
             callers: Arc::default(),
+            adopted: BTreeMap::new(),
+            retired: false,
         }
+    }
+
+    /// Takes over listening sockets, to be used instead of new ones.
+    pub fn adopt(&mut self, sockets: BTreeMap<SocketAddr, Vec<std::net::TcpListener>>) {
+        self.adopted = sockets;
+    }
+
+    /// Lets go of all listeners.
+    pub fn retire(&mut self) {
+        self.retired = true;
+        self.open.clear();
+    }
+
+    /// Whether a successor listens.
+    pub fn is_retired(&self) -> bool {
+        self.retired
     }
 
     pub fn snapshot(&self) -> &Snapshot {
@@ -64,8 +102,11 @@ impl Registry {
     pub fn replace(&mut self, snapshot: Snapshot) -> (Vec<Change>, Vec<ListenerFailure>) {
         let mut changes: Vec<_> = (0..self.workers).map(|_| Change::default()).collect();
         self.snapshot = snapshot;
-        let lead_to = self.snapshot.listeners.iter().map(|l| l.cluster.clone());
-        let wanted: BTreeSet<_> = lead_to.chain(self.snapshot.clusters.keys().cloned()).collect();
+        let lead_to = self.snapshot.listeners.iter().map(|l| &l.cluster);
+        let routes = self.snapshot.tables.values().flat_map(|table| &table.routes);
+        let routed = routes.flat_map(|route| route.clusters.iter().map(|(id, _)| id));
+        let known = self.snapshot.clusters.keys();
+        let wanted: BTreeSet<_> = lead_to.chain(routed).chain(known).cloned().collect();
         for id in &wanted {
             let cluster = self.snapshot.clusters.get(id).cloned().unwrap_or_default();
             self.set_cluster(id, cluster, &mut changes);
@@ -76,6 +117,8 @@ impl Registry {
             self.clusters.remove(&id);
             changes.iter_mut().for_each(|c| c.removed_clusters.push(id.clone()));
         }
+        self.set_certificates(&mut changes);
+        self.set_tables(&mut changes);
         let failed = self.set_listeners(&mut changes);
         self.set_callers(&mut changes);
         self.endpoints.retain(|_, endpoint| endpoint.strong_count() > 0);
@@ -120,6 +163,7 @@ impl Registry {
             |known| Arc::clone(&known.change.shared),
         );
         let before = self.clusters.get(id).map_or(&[][..], |known| &known.state.endpoints);
+        let now_ms = self.shared.now_ms();
         let endpoints = cluster
             .endpoints
             .iter()
@@ -127,27 +171,81 @@ impl Registry {
                 let is_new = !before.iter().any(|b| b.instance == e.instance);
                 let shared =
                     endpoint(&mut self.endpoints, (id.clone(), e.instance.clone(), e.address));
-                shared.set_draining(e.state == EndpointState::Draining);
+                shared.set_draining(e.state == EndpointState::Draining, now_ms);
                 if is_new {
-                    shared.revive();
+                    shared.revive(now_ms);
                 }
                 (shared, e.state)
             })
             .collect();
+        let policy = cluster.policy.as_deref().map_or_else(Arc::default, |p| Arc::new(p.clone()));
+        let limiter = self.limiter(id, &policy);
         let change = ClusterChange {
             shared,
             endpoints,
             expected: cluster.expected,
             protocol: cluster.protocol,
-            policy: cluster.policy.as_deref().map_or_else(Arc::default, |p| Arc::new(p.clone())),
+            balancer: balancer(&cluster, &policy.balance, self.snapshot.zone.as_deref()),
+            policy,
+            limiter,
         };
         changes.iter_mut().for_each(|c| c.clusters.push(change.clone()));
         self.clusters.insert(id.clone(), Known { state: cluster, change });
     }
 
+    /// What finds out how much a cluster can take: the same as before while it is to find out the same.
+    fn limiter(&self, id: &ClusterId, policy: &TrafficPolicy) -> Option<Arc<Limiter>> {
+        let wanted = policy.adaptive.as_ref()?;
+        let before = self.clusters.get(id).map(|known| &known.change);
+        let same = before.filter(|change| change.policy.adaptive.as_ref() == Some(wanted));
+        let kept = same.and_then(|change| change.limiter.clone());
+        Some(kept.unwrap_or_else(|| Arc::new(Limiter::new(wanted, counted::unix_ms()))))
+    }
+
+    fn set_certificates(&mut self, changes: &mut [Change]) {
+        let wanted = (&self.snapshot.certificates, &self.snapshot.challenges);
+        if (&self.certificates.0, &self.certificates.1) == wanted {
+            return;
+        }
+        for problem in self.shared.tls.set_certificates(wanted.0, wanted.1) {
+            tracing::warn!(%problem, "a certificate is not used");
+        }
+        let proofs = Arc::new(wanted.1.http.clone());
+        changes.iter_mut().for_each(|c| c.proofs = Some(Arc::clone(&proofs)));
+        self.certificates = (wanted.0.clone(), wanted.1.clone());
+    }
+
+    fn set_tables(&mut self, changes: &mut [Change]) {
+        for (id, wanted) in &self.snapshot.tables {
+            if self.tables.get(id) == Some(wanted) {
+                continue;
+            }
+            match Table::compile(wanted, &self.memory) {
+                Ok(table) => {
+                    let table = Arc::new(table);
+                    let change = |c: &mut Change| c.tables.push((id.clone(), Arc::clone(&table)));
+                    changes.iter_mut().for_each(change);
+                }
+                Err(error) => tracing::error!(%id, %error, "routes stay as they were"),
+            }
+            self.tables.insert(id.clone(), wanted.clone());
+        }
+        let wanted = &self.snapshot.tables;
+        self.tables.retain(|id, _| {
+            let stays = wanted.contains_key(id);
+            if !stays {
+                changes.iter_mut().for_each(|c| c.removed_tables.push(id.clone()));
+            }
+            stays
+        });
+    }
+
     fn set_listeners(&mut self, changes: &mut [Change]) -> Vec<ListenerFailure> {
         let mut failed = Vec::new();
         let mut wanted = BTreeSet::new();
+        if self.retired {
+            return failed;
+        }
         for listener in &self.snapshot.listeners {
             let bind = listener.bind;
             let fail = |reason: String| ListenerFailure { bind, reason };
@@ -155,23 +253,35 @@ impl Registry {
                 failed.push(fail(format!("{bind} is wanted twice")));
                 continue;
             }
-            let leads = (listener.protocol, listener.cluster.clone());
+            // A file of authorities that it names may have changed, so that it is always read again.
+            let reads = listener.tls.as_ref().is_some_and(|tls| tls.client_auth.is_some());
+            let leads = match leads(listener, &self.shared) {
+                Ok(leads) => leads,
+                Err(reason) => {
+                    failed.push(fail(reason));
+                    continue;
+                }
+            };
             let sockets = match self.open.get(&bind) {
-                Some(known) if *known == leads => continue,
-                Some(_) => (0..self.workers).map(|_| None).collect(),
-                None => match listen::open(listener, self.workers) {
-                    Ok(sockets) => sockets.into_iter().map(Some).collect::<Vec<_>>(),
-                    Err(reason) => {
-                        failed.push(fail(reason));
-                        continue;
+                Some(known) if known == listener && !reads => continue,
+                Some(_) => (0..self.workers).map(|_| Vec::new()).collect(),
+                None => {
+                    let adopted = self.adopted.remove(&bind).unwrap_or_default();
+                    match listen::open(listener, adopted, self.workers) {
+                        Ok(sockets) => sockets,
+                        Err(reason) => {
+                            failed.push(fail(reason));
+                            continue;
+                        }
                     }
-                },
+                }
             };
             let cluster = &self.clusters[&listener.cluster].change.shared;
-            for (change, socket) in changes.iter_mut().zip(sockets) {
-                change.listeners.push(listener_change(listener, cluster, socket));
+            for (change, sockets) in changes.iter_mut().zip(sockets) {
+                let (leads, cluster) = (leads.clone(), Arc::clone(cluster));
+                change.listeners.push(ListenerChange { bind, leads, cluster, sockets });
             }
-            self.open.insert(bind, leads);
+            self.open.insert(bind, listener.clone());
         }
         self.open.retain(|bind, _| {
             let stays = wanted.contains(bind);
@@ -180,6 +290,8 @@ impl Registry {
             }
             stays
         });
+        // What nobody wants any more is closed; nobody can have been waiting in it for long.
+        self.adopted.clear();
         failed
     }
 
@@ -211,8 +323,14 @@ impl Registry {
         counts
     }
 
-    /// Counters of all clusters, `now_ms` after the proxy started.
-    pub fn stats(&self, now_ms: u64) -> Stats {
+    /// Clusters as the workers know them.
+    pub fn clusters(&self) -> impl Iterator<Item = &ClusterChange> {
+        self.clusters.values().map(|known| &known.change)
+    }
+
+    /// Counters of all clusters.
+    pub fn stats(&self) -> Stats {
+        let now_ms = self.shared.now_ms();
         let stats = |known: &Known| ClusterStats {
             endpoints: counts(&known.change.endpoints, now_ms),
             ..known.change.shared.stats()
@@ -230,7 +348,9 @@ fn counts(endpoints: &[(Arc<EndpointShared>, EndpointState)], now_ms: u64) -> En
     for (endpoint, state) in endpoints {
         match state {
             EndpointState::Draining => counts.draining += 1,
-            EndpointState::Ready if endpoint.ejected(now_ms) => counts.ejected += 1,
+            EndpointState::Ready if endpoint.ejected(now_ms) || endpoint.is_out(now_ms) => {
+                counts.ejected += 1;
+            }
             EndpointState::Ready => counts.ready += 1,
         }
     }
@@ -238,8 +358,8 @@ fn counts(endpoints: &[(Arc<EndpointShared>, EndpointState)], now_ms: u64) -> En
 }
 
 fn endpoint(
-    known: &mut HashMap<EndpointKey, Weak<EndpointShared>>,
-    key: EndpointKey,
+    known: &mut HashMap<EndpointId, Weak<EndpointShared>>,
+    key: EndpointId,
 ) -> Arc<EndpointShared> {
     if let Some(endpoint) = known.get(&key).and_then(Weak::upgrade) {
         return endpoint;
@@ -249,11 +369,42 @@ fn endpoint(
     endpoint
 }
 
-fn listener_change(
-    listener: &Listener,
-    cluster: &Arc<ClusterShared>,
-    socket: Option<std::net::TcpListener>,
-) -> ListenerChange {
-    let Listener { bind, protocol, published, .. } = *listener;
-    ListenerChange { bind, protocol, cluster: Arc::clone(cluster), published, socket }
+/// What becomes of connections to `listener`.
+fn leads(listener: &Listener, shared: &Shared) -> Result<Leads, String> {
+    let tls = listener.tls.as_ref().map(|tls| shared.tls.config(tls)).transpose();
+    Ok(Leads {
+        protocol: listener.protocol,
+        published: listener.published,
+        table: listener.table.clone(),
+        tls: tls.map_err(|error| error.to_string())?,
+        accept_proxy_from: listener.accept_proxy_from.as_slice().into(),
+    })
+}
+
+fn balancer(cluster: &Cluster, balance: &Balance, zone: Option<&str>) -> Balancer {
+    let ready = cluster.endpoints.iter().filter(|e| e.state == EndpointState::Ready);
+    let keys: Vec<_> = ready
+        .map(|e| EndpointKey {
+            zone: cluster.zones.get(&e.instance).map(String::as_str),
+            ..EndpointKey::new(e.instance.as_str())
+        })
+        .collect();
+    let prefers = cluster.policy.as_ref().is_some_and(|policy| policy.prefer_zone);
+    Balancer::new(balance, &keys, zone.filter(|_| prefers))
+}
+
+/// Random, and new for each process.
+fn secret() -> [u8; 48] {
+    let mut secret = [0; 48];
+    let mut filled = 0;
+    while filled < secret.len() {
+        // It waits only while the system has not gathered any randomness yet, and then only once.
+        match rustix::rand::getrandom(&mut secret[filled..], rustix::rand::GetRandomFlags::empty())
+        {
+            Ok(n) => filled += n,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => panic!("the system has no randomness: {error}"),
+        }
+    }
+    secret
 }

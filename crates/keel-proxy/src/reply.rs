@@ -2,6 +2,10 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
+use keel_route::breaker::Full;
+use keel_route::filter::Answer;
+
+use crate::edge::Record;
 use crate::http1::Refusal;
 use crate::upstream::Unavailable;
 
@@ -11,18 +15,17 @@ pub struct Reply {
     status: u16,
     /// One word for programs.
     reason: &'static str,
-    text: String,
-    /// Seconds after which another try makes sense.
-    retry_after: Option<u64>,
-    /// Further header fields.
+    body: String,
+    /// Header fields, without the length.
     fields: Vec<(String, String)>,
 }
 
 impl Reply {
-    /// With `text` for people, if there is any.
+    /// With `text` for people.
     pub fn new(status: u16, text: impl Into<String>) -> Self {
-        let text = text.into();
-        Self { status, reason: "", text, retry_after: None, fields: Vec::new() }
+        let plain = "text/plain; charset=utf-8".to_owned();
+        let fields = vec![("Content-Type".to_owned(), plain)];
+        Self { status, reason: "", body: text.into() + "\n", fields }
     }
 
     /// Why, in one word for the access log.
@@ -36,10 +39,23 @@ impl Reply {
         self.reason
     }
 
-    /// With further header fields.
-    pub fn with(mut self, fields: Vec<(String, String)>) -> Self {
-        self.fields.extend(fields);
+    /// With the seconds after which another try makes sense.
+    fn retry_after(mut self, seconds: u64) -> Self {
+        self.fields.push(("Retry-After".to_owned(), seconds.to_string()));
         self
+    }
+
+    /// A proof for a certificate authority (RFC 8555, 8.3).
+    pub fn proof(key_authorization: String) -> Self {
+        let kind = "application/octet-stream".to_owned();
+        let fields = vec![("Content-Type".to_owned(), kind)];
+        Self { status: 200, reason: "proof", body: key_authorization, fields }
+    }
+
+    /// More is asked of `service` than it takes; another try makes sense after `seconds`.
+    pub fn full(service: &str, full: Full, seconds: u64) -> Self {
+        let text = format!("{service} is busy: {full}.");
+        Self::new(503, text).because("busy").retry_after(seconds)
     }
 
     /// To a request that is not taken.
@@ -79,6 +95,17 @@ impl Reply {
         Self::new(404, "No route matches this request.").because("no_route")
     }
 
+    /// There is no memory for it; another try makes sense after `seconds`.
+    pub fn short_of_memory(seconds: u64) -> Self {
+        let text = "The load balancer is short of memory.";
+        Self::new(503, text).because("short_of_memory").retry_after(seconds)
+    }
+
+    /// Whether a password is right could not be found out.
+    pub fn unverified() -> Self {
+        Self::new(500, "The password could not be checked.").because("unverified")
+    }
+
     /// There is no endpoint for `service`.
     pub fn unavailable(service: &str, why: Unavailable) -> Self {
         let text = match why {
@@ -88,8 +115,8 @@ impl Reply {
                 format!("Too many requests are waiting for {service} to become ready.")
             }
         };
-        let retry_after = (why != Unavailable::NoEndpoint).then_some(1);
-        Self { retry_after, ..Self::new(503, text).because(why.reason()) }
+        let reply = Self::new(503, text).because(why.reason());
+        if why == Unavailable::NoEndpoint { reply } else { reply.retry_after(1) }
     }
 
     /// An instance of `service` broke the connection or sent something that is not HTTP.
@@ -108,28 +135,34 @@ impl Reply {
         self.status
     }
 
+    /// How it is counted.
+    pub fn record(&self) -> Record {
+        let bytes_out = self.body.len() as u64;
+        Record { status: self.status, bytes_out, ..Record::default() }
+    }
+
+    /// How it is counted as an answer to a call of gRPC: in HTTP's terms all is well then.
+    pub fn grpc_record(&self) -> Record {
+        Record { status: 200, grpc_status: Some(self.grpc_status()), ..Record::default() }
+    }
+
     /// Its body.
-    pub fn body(&self) -> String {
-        if self.text.is_empty() { String::new() } else { format!("{}\n", self.text) }
+    pub fn body(&self) -> &str {
+        &self.body
     }
 
     /// As bytes of HTTP/1. The answer to a `HEAD` request has no body.
     pub fn write(&self, keep_alive: bool, is_head: bool) -> Vec<u8> {
-        let body = self.body();
         let mut text = format!("HTTP/1.1 {} {}\r\n", self.status, self.phrase());
-        if !body.is_empty() {
-            text.push_str("Content-Type: text/plain; charset=utf-8\r\n");
-        }
-        text.push_str(&format!("Content-Length: {}\r\n", body.len()));
-        if let Some(seconds) = self.retry_after {
-            text.push_str(&format!("Retry-After: {seconds}\r\n"));
-        }
         for (name, value) in &self.fields {
             text.push_str(&format!("{name}: {value}\r\n"));
         }
+        if let Some(length) = self.length() {
+            text.push_str(&format!("Content-Length: {length}\r\n"));
+        }
         text.push_str(if keep_alive { "\r\n" } else { "Connection: close\r\n\r\n" });
         if !is_head {
-            text.push_str(&body);
+            text.push_str(&self.body);
         }
         text.into_bytes()
     }
@@ -142,17 +175,16 @@ impl Reply {
     /// Its header fields.
     pub fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        let body = self.body();
-        if !body.is_empty() {
-            let plain = HeaderValue::from_static("text/plain; charset=utf-8");
-            headers.insert(header::CONTENT_TYPE, plain);
-        }
-        headers.insert(header::CONTENT_LENGTH, body.len().into());
-        if let Some(seconds) = self.retry_after {
-            headers.insert(header::RETRY_AFTER, seconds.into());
+        if let Some(length) = self.length() {
+            headers.insert(header::CONTENT_LENGTH, length.into());
         }
         self.add_fields(&mut headers);
         headers
+    }
+
+    /// What is said about the length of the body; nothing where there can't be any (RFC 9110, 8.6).
+    fn length(&self) -> Option<usize> {
+        (self.status != 204).then_some(self.body.len())
     }
 
     fn add_fields(&self, headers: &mut HeaderMap) {
@@ -183,13 +215,30 @@ impl Reply {
     pub fn grpc_headers(&self) -> HeaderMap {
         let code = self.grpc_status();
         let mut headers = HeaderMap::new();
+        self.add_fields(&mut headers);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert("grpc-status", code.into());
-        if let Ok(message) = HeaderValue::from_str(&percent_encoded(&self.text)) {
+        if let Ok(message) = HeaderValue::from_str(&percent_encoded(self.body.trim_end())) {
             headers.insert("grpc-message", message);
         }
-        self.add_fields(&mut headers);
         headers
+    }
+}
+
+impl From<Answer> for Reply {
+    fn from(answer: Answer) -> Self {
+        let reason = match answer.status {
+            204 => "preflight",
+            300..400 => "redirected",
+            400 => "malformed",
+            401 => "unauthorized",
+            403 => "forbidden",
+            413 => "body_too_large",
+            429 => "rate_limited",
+            503 => "busy",
+            _ => "route",
+        };
+        Self { status: answer.status, reason, body: answer.body, fields: answer.headers }
     }
 }
 
@@ -217,7 +266,7 @@ mod tests {
         assert_eq!(
             String::from_utf8(reply).unwrap(),
             "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n\
-             Content-Length: 64\r\nRetry-After: 1\r\nConnection: close\r\n\r\n\
+             Retry-After: 1\r\nContent-Length: 64\r\nConnection: close\r\n\r\n\
              Too many requests are waiting for shop/cart:80 to become ready.\n"
         );
         let reply = Reply::broken("a").write(true, true);

@@ -5,11 +5,16 @@ use std::net::SocketAddr;
 use std::ops::Deref;
 use std::rc::Rc;
 
+use keel_model::ProxyVersion;
+use keel_route::{proxy_protocol, retry_after};
+
 use crate::callers::Caller;
-use crate::cluster::{Counted, WorkerCluster};
+use crate::cluster::WorkerCluster;
 use crate::conn::Conn;
+use crate::counted::{Affinity, Counted};
 use crate::deadline::Deadline;
 use crate::edge::{Edge, EdgeKey};
+use crate::reply::Reply;
 use crate::worker::{Target, Worker};
 
 /// A client's connection, as its requests see it.
@@ -19,11 +24,15 @@ pub struct Session {
     pub peer: SocketAddr,
     /// The same as text, without the port.
     pub peer_text: String,
+    /// Where the client connected to.
+    pub local: SocketAddr,
     /// The listener.
     pub target: Rc<Target>,
     pub worker: Rc<Worker>,
     /// What TLS told, if it ended here.
     pub secure: Option<Secure>,
+    /// It came when memory was short.
+    late: bool,
     caller: RefCell<Caller>,
     /// The edge of the request before: mostly that of the next one, too.
     last_edge: RefCell<Option<LastEdge>>,
@@ -52,6 +61,7 @@ struct LastEdge {
 impl Session {
     pub fn new(
         peer: SocketAddr,
+        local: SocketAddr,
         target: Rc<Target>,
         worker: Rc<Worker>,
         secure: Option<Secure>,
@@ -59,6 +69,8 @@ impl Session {
         Self {
             peer,
             peer_text: peer.ip().to_canonical().to_string(),
+            local,
+            late: worker.shared.refuses_connections(),
             target,
             worker,
             secure,
@@ -68,9 +80,19 @@ impl Session {
     }
 
     /// Begins to count a request to `cluster` that came over `route`.
-    pub fn count(&self, cluster: Rc<WorkerCluster>, route: Option<&Rc<str>>) -> Counted {
+    pub fn count(
+        self: &Rc<Self>,
+        cluster: Rc<WorkerCluster>,
+        route: Option<&Rc<str>>,
+        affinity: Affinity,
+    ) -> Counted {
         let edge = self.edge(&cluster, route);
-        Counted::begin(cluster, edge)
+        Counted::begin(Rc::clone(self), cluster, edge, affinity)
+    }
+
+    /// What an endpoint is told of the client before anything else.
+    pub fn proxy_header(&self, version: ProxyVersion) -> Vec<u8> {
+        proxy_protocol::write(version, self.peer, self.local)
     }
 
     fn edge(&self, cluster: &Rc<WorkerCluster>, route: Option<&Rc<str>>) -> Rc<Edge> {
@@ -94,6 +116,13 @@ impl Session {
             edge: Rc::clone(&edge),
         });
         edge
+    }
+
+    /// The answer to a request for which there is no memory.
+    pub fn shed(&self) -> Option<Reply> {
+        let wait = self.worker.shared.sheds(self.late)?;
+        let seconds = retry_after::seconds(wait, &mut self.worker.random.borrow_mut());
+        Some(Reply::short_of_memory(seconds))
     }
 
     /// `stack/service` of the client; empty for one outside.

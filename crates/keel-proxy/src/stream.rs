@@ -61,11 +61,6 @@ pub async fn write_both(
             Err(e) => return Err((written, e)),
         }
     }
-    if !stream.flushed() {
-        deadline.set(BODY_STALL);
-        let flushed = deadline.until(|cx| stream.poll_flush(cx)).await;
-        flushed.map_err(|e| (written, e))?;
-    }
     Ok(())
 }
 
@@ -74,6 +69,8 @@ pub async fn write_both(
 pub enum ConnectError {
     /// The endpoint's.
     Refused,
+    /// Nobody's: it has as many connections as it may have.
+    Full,
     /// Ours: no file descriptors, ports or memory left.
     Exhausted(io::Error),
 }

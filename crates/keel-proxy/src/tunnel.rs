@@ -7,29 +7,58 @@
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
+use std::time::Duration;
 
+use keel_route::balance;
 use keel_route::detect::Wire;
 
 use crate::accept;
 use crate::access::Entry;
 use crate::buffer::Buffer;
-use crate::cluster::Counted;
 use crate::conn::Conn;
+use crate::counted::{Affinity, Counted};
 use crate::deadline::Deadline;
 use crate::limits::{CLIENT_IDLE, MAX_MOVES, SCRATCH, SMALL_TURNS};
+use crate::route::RouteAt;
 use crate::session::Client;
 use crate::upstream::{Placement, Reuse, Upstream};
 use crate::worker::Worker;
 use crate::{splice, stream};
 
-/// Serves a connection that is not HTTP/1; `first` was read from it already.
+/// Serves a connection that is no HTTP; `first` was read from it already.
 pub async fn serve(client: Client, first: Buffer) {
-    let counted = client.session.count(client.target.cluster(), None);
+    let counted = client.session.count(client.target.cluster(), None, by_source(&client));
+    place_and_pass(&client, &counted, first).await;
+}
+
+/// Serves a connection that a route wants.
+pub async fn serve_route(client: Client, first: Buffer, route: &RouteAt) {
+    if !route.route().allows(client.peer.ip().to_canonical()) {
+        return client.stream.reset_on_close();
+    }
+    let Some(cluster) = route.cluster(&client) else { return client.stream.reset_on_close() };
+    let counted = client.session.count(cluster, Some(route.name()), by_source(&client));
+    place_and_pass(&client, &counted, first).await;
+}
+
+/// Of an opaque connection nothing is known but where it comes from.
+fn by_source(client: &Client) -> Affinity {
+    let hash = balance::hash(client.peer_text.as_bytes());
+    Affinity { hash: Some(hash), token: None }
+}
+
+async fn place_and_pass(client: &Client, counted: &Counted, first: Buffer) {
     counted.log(Entry::of_connection(&client.session, "TCP"));
-    if let Some(upstream) = place(&client, &counted).await {
-        pass(&client, &counted, &upstream, first).await;
+    if counted.enter().is_err() || client.shed().is_some() {
+        counted.failed(0);
+        counted.because("busy");
+        return client.stream.reset_on_close();
+    }
+    counted.is_tunnel();
+    if let Some(upstream) = place(client, counted).await {
+        pass(client, counted, &upstream, first).await;
     }
 }
 
@@ -39,7 +68,7 @@ pub async fn serve(client: Client, first: Buffer) {
 /// client that speaks HTTP/1 after all is handed back with its first bytes. While nobody has spoken,
 /// the connection moves on when its endpoint drains.
 pub async fn serve_silent(client: Client) -> Option<(Client, Buffer)> {
-    let counted = client.session.count(client.target.cluster(), None);
+    let counted = client.session.count(client.target.cluster(), None, by_source(&client));
     counted.log(Entry::of_connection(&client.session, "TCP"));
     let silence = Deadline::never(&client.worker.deadlines);
     silence.set_idle(CLIENT_IDLE);
@@ -134,6 +163,40 @@ async fn pass(client: &Client, counted: &Counted, upstream: &Upstream, first: Bu
     }
 }
 
+/// What both directions of a tunnel share.
+struct Tunnel<'a> {
+    worker: &'a Worker,
+    /// With nothing in either direction for this long it ends.
+    idle: Option<Duration>,
+    /// When something last came, on the worker's clock.
+    active_ms: Cell<u64>,
+}
+
+impl Tunnel<'_> {
+    fn is_active(&self) {
+        self.active_ms.set(self.worker.deadlines.now_ms());
+    }
+
+    /// Waits for bytes from `from`, as long as there is anything in the other direction.
+    async fn readable(&self, from: &Conn, deadline: &Deadline) -> io::Result<()> {
+        loop {
+            match self.idle {
+                Some(idle) => deadline.set(idle),
+                None => deadline.unset(),
+            }
+            match stream::readable(from, deadline).await {
+                Err(e) if e.kind() == io::ErrorKind::TimedOut => {
+                    let silent = self.worker.deadlines.now_ms() - self.active_ms.get();
+                    if self.idle.is_some_and(|idle| u128::from(silent) >= idle.as_millis()) {
+                        return Err(e);
+                    }
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
 /// Copies in both directions until both have ended; what has been read already goes first.
 pub async fn both_ways(
     client: &Client,
@@ -142,13 +205,27 @@ pub async fn both_ways(
     up: Buffer,
     down: Buffer,
 ) -> io::Result<()> {
-    let worker = &*client.worker;
-    let never = [Deadline::never(&worker.deadlines), Deadline::never(&worker.deadlines)];
-    let (sent, received) = (Cell::default(), Cell::default());
-    let mut up = pin!(one_way(worker, &client.stream, upstream, up, &never[0], &sent));
-    let mut down = pin!(one_way(worker, upstream, &client.stream, down, &never[1], &received));
+    let tunnel = Tunnel {
+        worker: &client.worker,
+        idle: counted.cluster.policy().timeouts.idle,
+        active_ms: Cell::new(client.worker.deadlines.now_ms()),
+    };
+    let moved = [Cell::new(0), Cell::new(0)];
+    let passed = {
+        let mut up = pin!(one_way(&tunnel, &client.stream, upstream, up, &moved[0]));
+        let mut down = pin!(one_way(&tunnel, upstream, &client.stream, down, &moved[1]));
+        until_both_end(up.as_mut(), down.as_mut()).await
+    };
+    counted.moved(moved[0].get(), moved[1].get());
+    passed
+}
+
+async fn until_both_end(
+    mut up: Pin<&mut impl Future<Output = io::Result<()>>>,
+    mut down: Pin<&mut impl Future<Output = io::Result<()>>>,
+) -> io::Result<()> {
     let (mut up_ended, mut down_ended) = (false, false);
-    let ended = poll_fn(|cx| {
+    poll_fn(|cx| {
         if !up_ended && let Poll::Ready(result) = up.as_mut().poll(cx) {
             up_ended = true;
             if result.is_err() {
@@ -163,30 +240,31 @@ pub async fn both_ways(
         }
         if up_ended && down_ended { Poll::Ready(Ok(())) } else { Poll::Pending }
     })
-    .await;
-    counted.moved(sent.get(), received.get());
-    ended
+    .await
 }
 
 async fn one_way(
-    worker: &Worker,
+    tunnel: &Tunnel<'_>,
     from: &Conn,
     to: &Conn,
     early: Buffer,
-    never: &Deadline,
     moved: &Cell<u64>,
 ) -> io::Result<()> {
+    let worker = tunnel.worker;
+    let deadline = Deadline::new(&worker.deadlines);
+    let never = Deadline::never(&worker.deadlines);
     moved.set(early.len() as u64);
-    write(worker, to, early, never).await?;
+    write(worker, to, early, &never).await?;
     loop {
-        stream::readable(from, never).await?;
+        tunnel.readable(from, &deadline).await?;
+        tunnel.is_active();
         match copy(worker, from, to, moved)? {
             Copied::All => {}
             Copied::End => return to.shutdown_write(),
-            Copied::Left(left) => write(worker, to, left, never).await?,
+            Copied::Left(left) => write(worker, to, left, &never).await?,
             Copied::Bulk(left) => {
-                write(worker, to, left, never).await?;
-                bulk(worker, from, to, never, moved).await?;
+                write(worker, to, left, &never).await?;
+                bulk(tunnel, from, to, &deadline, moved).await?;
             }
         }
     }
@@ -218,7 +296,7 @@ fn copy(worker: &Worker, from: &Conn, to: &Conn, moved: &Cell<u64>) -> io::Resul
         Err(e) => return Err(e),
     };
     let is_bulk = read == scratch.len();
-    if written == read && to.flushed() && !is_bulk {
+    if written == read && !is_bulk {
         return Ok(Copied::All);
     }
     let mut left = Buffer::default();
@@ -231,26 +309,28 @@ fn copy(worker: &Worker, from: &Conn, to: &Conn, moved: &Cell<u64>) -> io::Resul
 
 /// Lets the system move the bytes for as long as many come.
 async fn bulk(
-    worker: &Worker,
+    tunnel: &Tunnel<'_>,
     from: &Conn,
     to: &Conn,
-    never: &Deadline,
+    deadline: &Deadline,
     moved: &Cell<u64>,
 ) -> io::Result<()> {
+    let never = Deadline::never(&tunnel.worker.deadlines);
     let (Some(source), Some(sink)) = (from.plain(), to.plain()) else { return Ok(()) };
     let mut small = 0;
     while small < SMALL_TURNS {
-        let turn = splice::turn(&worker.pipes, source, sink, u64::MAX, never).await;
+        let turn = splice::turn(&tunnel.worker.pipes, source, sink, u64::MAX, &never).await;
         let turn = turn.map_err(|(splice::Broken::Source(e) | splice::Broken::Sink(e))| e)?;
         if let splice::Turn::Moved(n) = turn {
             moved.set(moved.get() + n as u64);
+            tunnel.is_active();
         }
         match turn {
             // The end shows in the next read, too.
             splice::Turn::Moved(0) | splice::Turn::Unavailable => return Ok(()),
             splice::Turn::Moved(n) if n >= SCRATCH => small = 0,
             splice::Turn::Moved(_) => small += 1,
-            splice::Turn::Nothing => stream::readable(from, never).await?,
+            splice::Turn::Nothing => tunnel.readable(from, deadline).await?,
         }
     }
     Ok(())

@@ -3,18 +3,21 @@
 //! Nothing of the request has been sent while this runs, so everything may be tried that its bounds allow.
 
 use std::rc::Rc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use keel_model::UpstreamTls;
+use keel_route::breaker::Pass;
 use keel_route::retry::{Failure, MAX_CONNECTS};
 use tokio::time::Instant;
 
-use crate::cluster::{Avoid, Counted, InFlight, WorkerEndpoint};
+use crate::cluster::{Avoid, InFlight, WorkerEndpoint};
 use crate::conn::Conn;
+use crate::counted::{self, Counted};
+use crate::deadline::Deadline;
 use crate::http2::Lane;
 use crate::limits::{CONNECT, REFUSED_GRACE, REFUSED_PAUSE, REFUSED_PAUSE_MOST};
-use crate::shared::Held;
 use crate::stream::{self, ConnectError};
+use crate::tls;
 use crate::worker::Worker;
 
 /// A way to speak to an endpoint: a connection of HTTP/1 (or of opaque bytes) for one request at a time, or a place
@@ -24,7 +27,10 @@ pub trait Line: Sized {
     fn kept(endpoint: &WorkerEndpoint, now_ms: u64, reuse: Reuse) -> Option<Self>;
 
     /// A new one.
-    fn open(endpoint: &WorkerEndpoint) -> impl Future<Output = Result<Self, ConnectError>>;
+    fn open(
+        request: &Counted,
+        endpoint: &WorkerEndpoint,
+    ) -> impl Future<Output = Result<Self, ConnectError>>;
 }
 
 impl Line for Conn {
@@ -35,20 +41,78 @@ impl Line for Conn {
         }
     }
 
-    async fn open(endpoint: &WorkerEndpoint) -> Result<Self, ConnectError> {
-        stream::connect(endpoint.shared.address, CONNECT).await.map(Self::from)
+    async fn open(request: &Counted, endpoint: &WorkerEndpoint) -> Result<Self, ConnectError> {
+        dial(request, endpoint, HTTP1).await
     }
 }
 
 impl Line for Lane {
     fn kept(endpoint: &WorkerEndpoint, _now_ms: u64, _reuse: Reuse) -> Option<Self> {
         // Whether it is alive shows when the request is sent, and then nothing has been lost.
-        endpoint.http2.take()
+        if endpoint.is_private() { None } else { endpoint.http2.take() }
     }
 
-    async fn open(endpoint: &WorkerEndpoint) -> Result<Self, ConnectError> {
-        endpoint.http2.open(Conn::open(endpoint)).await
+    async fn open(request: &Counted, endpoint: &WorkerEndpoint) -> Result<Self, ConnectError> {
+        let dial = dial(request, endpoint, HTTP2);
+        if endpoint.is_private() {
+            Lane::alone(dial).await
+        } else {
+            endpoint.http2.open(dial).await
+        }
     }
+}
+
+/// Protocols that are offered to endpoints over TLS.
+const HTTP1: &[&[u8]] = &[b"http/1.1"];
+const HTTP2: &[&[u8]] = &[b"h2"];
+
+/// Connects as the policy says: within its bounds, with a word about the client, over TLS.
+async fn dial(
+    request: &Counted,
+    endpoint: &WorkerEndpoint,
+    protocols: &[&[u8]],
+) -> Result<Conn, ConnectError> {
+    let (shared, policy) = (&endpoint.shared, request.cluster.policy());
+    let time = request.cluster.times().connect;
+    let pass = shared.connections.enter(policy.limits.max_connections);
+    let pass = pass.map_err(|_| ConnectError::Full)?;
+    let tcp = stream::connect(shared.address, time).await?;
+    if policy.send_proxy.is_none() && policy.tls.is_none() {
+        return Ok(Conn::from(tcp).with_pass(pass));
+    }
+    let worker = &request.session.worker;
+    let deadline = Deadline::new(&worker.deadlines);
+    deadline.set(time.max(CONNECT));
+    let mut conn = Conn::from(tcp);
+    if let Some(version) = policy.send_proxy {
+        let header = request.session.proxy_header(version);
+        let written = stream::write_all(&conn, &header, &deadline).await;
+        written.map_err(|_| ConnectError::Refused)?;
+    }
+    if let Some(tls) = &policy.tls {
+        conn = begin_tls(request, conn, tls, protocols, &deadline).await?;
+    }
+    Ok(conn.with_pass(pass))
+}
+
+async fn begin_tls(
+    request: &Counted,
+    conn: Conn,
+    tls: &UpstreamTls,
+    protocols: &[&[u8]],
+    deadline: &Deadline,
+) -> Result<Conn, ConnectError> {
+    let cluster = request.cluster.id();
+    let refused = |error: &dyn std::fmt::Display| {
+        tracing::warn!(cluster, %error, "no TLS with an endpoint");
+        ConnectError::Refused
+    };
+    let config = request.session.worker.shared.upstreams.config(tls, protocols);
+    let config = config.map_err(|error| refused(&error))?;
+    let name = tls::server_name(tls, request.cluster.service()).map_err(|error| refused(&error))?;
+    let tcp = conn.into_plain().ok_or(ConnectError::Refused)?;
+    let made = tls::connect(tcp, config, name, deadline).await;
+    made.map(Conn::from).map_err(|error| refused(&error))
 }
 
 /// A line to an endpoint, and the request's place in its count.
@@ -99,7 +163,7 @@ pub struct Placement {
     avoid: Avoid,
     connects: u32,
     pauses: u32,
-    held: Option<(Held, Instant)>,
+    held: Option<(Pass, Instant)>,
     /// The endpoint that broke may be dying: its successor, or news of it, is worth a moment.
     cautious: bool,
 }
@@ -128,7 +192,7 @@ impl Placement {
                     None => {}
                 }
             }
-            if let Err(unavailable) = Box::pin(self.wait(worker, request)).await {
+            if let Err(unavailable) = Box::pin(self.wait(request)).await {
                 // Better an endpoint that drains or refused before than none.
                 self.avoid.refused.clear();
                 if let Some(in_flight) = self.pick(worker, request, true)
@@ -143,7 +207,8 @@ impl Placement {
 
     fn pick(&self, worker: &Worker, request: &Counted, last_resort: bool) -> Option<InFlight> {
         let random = &mut *worker.random.borrow_mut();
-        request.cluster.pick(&self.avoid, last_resort, random)
+        let tick_ms = worker.deadlines.now_ms();
+        request.cluster.pick(&self.avoid, last_resort, request.affinity, random, tick_ms)
     }
 
     async fn open<L: Line>(
@@ -158,7 +223,7 @@ impl Placement {
             return Some(Upstream { line, in_flight, reused: true });
         }
         self.connects += 1;
-        match Box::pin(L::open(endpoint)).await {
+        match Box::pin(L::open(request, endpoint)).await {
             Ok(line) => {
                 endpoint.shared.accepted();
                 return Some(Upstream { line, in_flight, reused: false });
@@ -168,6 +233,7 @@ impl Placement {
                 // When the queue is full the server has been told enough.
                 let _ = worker.shared.refused.try_send(endpoint.shared.instance.clone());
             }
+            Err(ConnectError::Full) => {}
             Err(ConnectError::Exhausted(error)) => {
                 tracing::warn!(%error, "cannot open a connection to an endpoint");
             }
@@ -178,18 +244,20 @@ impl Placement {
     }
 
     /// Waits for a change of the cluster, or a pause if all its endpoints refused.
-    async fn wait(&mut self, worker: &Worker, request: &Counted) -> Result<(), Unavailable> {
+    async fn wait(&mut self, request: &Counted) -> Result<(), Unavailable> {
         let cluster = &request.cluster;
         let refused = !self.avoid.refused.is_empty();
         let changed = cluster.changed.notified();
+        let longest = cluster.times().hold;
         let hold = match (cluster.expected(), refused || self.pauses > 0) {
-            (true, _) => worker.shared.hold,
-            (false, true) => REFUSED_GRACE.min(worker.shared.hold),
+            (true, _) => longest,
+            (false, true) => REFUSED_GRACE.min(longest),
             (false, false) => return Err(Unavailable::NoEndpoint),
         };
         if self.held.is_none() {
-            let held = Held::enter(&cluster.shared).ok_or(Unavailable::TooManyHeld)?;
-            cluster.counters().held.fetch_add(1, Relaxed);
+            let held = cluster.shared.breaker.pending(&cluster.bounds().limits);
+            let held = held.map_err(|_| Unavailable::TooManyHeld)?;
+            counted::add(&cluster.counters().held, 1);
             self.held = Some((held, Instant::now()));
         }
         let since = self.held.as_ref().map_or_else(Instant::now, |(_, since)| *since);

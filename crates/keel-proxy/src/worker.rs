@@ -4,15 +4,18 @@
 //! step between two polls of any connection, and are then confirmed to the control thread.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use keel_model::Protocol;
 use keel_route::access_log::AccessLog;
 use keel_route::balance::Random;
-use keel_route::snapshot::{ClusterId, EdgeStats};
+use keel_route::snapshot::{ClusterId, EdgeStats, TableId};
+use keel_route::table::Table;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{JoinHandle, LocalSet};
@@ -23,10 +26,12 @@ use crate::buffer::Buffers;
 use crate::callers::{CallerNames, Callers};
 use crate::cluster::{ClusterChange, WorkerCluster};
 use crate::deadline::Deadlines;
-use crate::edge::Edges;
+use crate::edge::{EdgeKey, Edges, Record};
 use crate::limits::{CLIENT_IDLE_ENDING, SCRATCH, TICK};
+use crate::route::WorkerTable;
 use crate::shared::{ClusterShared, Shared};
 use crate::splice::Pipes;
+use crate::tls::ListenerConfig;
 
 /// Control thread → worker.
 #[derive(Debug)]
@@ -35,8 +40,12 @@ pub enum Command {
     Apply(Change, oneshot::Sender<()>),
     /// Say what was counted.
     Stats(oneshot::Sender<WorkerStats>),
-    /// Accept no more and end idle connections.
+    /// Give copies of the listening sockets.
+    Lend(oneshot::Sender<Vec<(SocketAddr, OwnedFd)>>),
+    /// Accept no more.
     Drain {
+        /// Who takes new connections.
+        ending: Ending,
         /// To be told when nothing listens any more.
         closed: oneshot::Sender<()>,
         /// To be told when the last connection has ended.
@@ -52,6 +61,15 @@ pub struct WorkerStats {
     pub connections: u64,
 }
 
+/// How a proxy ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Nobody takes its place: connections that wait to be accepted are, and idle ones are closed.
+    Final,
+    /// A successor holds the same sockets: there is no hurry.
+    Succeeded,
+}
+
 /// What changed.
 #[derive(Debug, Default)]
 pub struct Change {
@@ -59,6 +77,12 @@ pub struct Change {
     pub clusters: Vec<ClusterChange>,
     /// Clusters that are gone.
     pub removed_clusters: Vec<ClusterId>,
+    /// Routes that are new or different.
+    pub tables: Vec<(TableId, Arc<Table>)>,
+    /// Tables that are gone.
+    pub removed_tables: Vec<TableId>,
+    /// Proofs for certificate authorities, by token, if they changed.
+    pub proofs: Option<Arc<BTreeMap<String, String>>>,
     /// Listeners that are new or lead elsewhere now.
     pub listeners: Vec<ListenerChange>,
     /// Listeners that are gone.
@@ -73,46 +97,78 @@ pub struct Change {
 #[derive(Debug)]
 pub struct ListenerChange {
     pub bind: SocketAddr,
-    pub protocol: Protocol,
+    pub leads: Leads,
     pub cluster: Arc<ClusterShared>,
+    /// This worker's sockets, if the listener is new.
+    pub sockets: Vec<std::net::TcpListener>,
+}
+
+/// What becomes of connections to a listener, beside their cluster.
+#[derive(Clone, Debug)]
+pub struct Leads {
+    pub protocol: Protocol,
     /// Open for clients outside.
     pub published: bool,
-    /// This worker's socket, if the listener is new.
-    pub socket: Option<std::net::TcpListener>,
+    pub table: Option<TableId>,
+    pub tls: Option<ListenerConfig>,
+    pub accept_proxy_from: Arc<[IpNet]>,
 }
 
 /// Where connections to a listener lead; changes while they are open.
 #[derive(Debug)]
 pub struct Target {
     bind: SocketAddr,
-    published: Cell<bool>,
-    protocol: Cell<Protocol>,
+    leads: RefCell<Leads>,
     cluster: RefCell<Rc<WorkerCluster>>,
+    table: RefCell<Option<Rc<WorkerTable>>>,
 }
 
 impl Target {
     pub fn protocol(&self) -> Protocol {
-        self.protocol.get()
+        self.leads.borrow().protocol
     }
 
+    /// Where what no route wants goes; with a table perhaps nowhere (its id is empty then).
     pub fn cluster(&self) -> Rc<WorkerCluster> {
         Rc::clone(&self.cluster.borrow())
     }
 
     /// It is open for clients outside.
     pub fn is_published(&self) -> bool {
-        self.published.get()
+        self.leads.borrow().published
     }
 
     /// Where it listens, if that is an address of a service.
     pub fn virtual_address(&self) -> Option<SocketAddr> {
-        (!self.published.get()).then_some(self.bind)
+        (!self.is_published()).then_some(self.bind)
+    }
+
+    pub fn table(&self) -> Option<Rc<WorkerTable>> {
+        self.table.borrow().clone()
+    }
+
+    /// How TLS is ended here, if it is.
+    pub fn tls(&self) -> Option<ListenerConfig> {
+        self.leads.borrow().tls.clone()
+    }
+
+    /// Whether `peer` is a proxy that says by a header who its client is.
+    pub fn believes(&self, peer: IpAddr) -> bool {
+        let networks = &self.leads.borrow().accept_proxy_from;
+        !networks.is_empty() && networks.iter().any(|net| net.contains(&peer.to_canonical()))
     }
 }
 
 struct Listening {
     target: Rc<Target>,
-    stop: Rc<Notify>,
+    accepting: Vec<Accepting>,
+}
+
+/// One socket that is accepted from.
+struct Accepting {
+    /// A copy for a successor; the listening itself is the task's.
+    socket: Rc<TcpListener>,
+    stop: Rc<Stop>,
     task: JoinHandle<()>,
 }
 
@@ -131,6 +187,7 @@ pub struct Worker {
     pub edges: Edges,
     pub callers: Callers,
     pub log: Log,
+    proofs: RefCell<Arc<BTreeMap<String, String>>>,
     /// Open client connections.
     pub connections: Cell<usize>,
     /// Woken when a client connection ends.
@@ -144,6 +201,17 @@ pub struct Worker {
 impl Worker {
     fn stats(&self) -> WorkerStats {
         WorkerStats { edges: self.edges.stats(), connections: self.connections.get() as u64 }
+    }
+
+    /// The proof that belongs to a certificate authority's token.
+    pub fn proof(&self, token: &str) -> Option<String> {
+        self.proofs.borrow().get(token).cloned()
+    }
+
+    /// Counts an answer of the proxy itself.
+    pub fn count_own(&self, caller: Rc<str>, route: Option<&Rc<str>>, record: Record) {
+        let route = route.cloned().unwrap_or_default();
+        self.edges.get(EdgeKey { route, caller, cluster: ClusterId::new() }).add(record);
     }
 }
 
@@ -168,6 +236,7 @@ pub fn run(
         edges: Edges::default(),
         callers: Callers::default(),
         log: Log::new(log),
+        proofs: RefCell::default(),
         connections: Cell::new(0),
         ended: Notify::new(),
         ending: Cell::new(false),
@@ -179,8 +248,17 @@ pub fn run(
 }
 
 async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
-    let mut state =
-        State { worker: Rc::clone(&worker), clusters: HashMap::new(), listeners: HashMap::new() };
+    let mut state = State {
+        worker: Rc::clone(&worker),
+        clusters: HashMap::new(),
+        tables: HashMap::new(),
+        listeners: HashMap::new(),
+        nowhere: Rc::new(WorkerCluster::new(
+            Arc::new(ClusterShared::new(ClusterId::new(), worker.shared.workers)),
+            &worker.shared,
+            worker.index,
+        )),
+    };
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -196,8 +274,12 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
                     // Nobody waits any more if the server is gone.
                     let _ = answer.send(worker.stats());
                 }
-                Some(Command::Drain { closed, ended }) => {
-                    state.drain().await;
+                Some(Command::Lend(answer)) => {
+                    // As above.
+                    let _ = answer.send(state.lend());
+                }
+                Some(Command::Drain { ending, closed, ended }) => {
+                    state.drain(ending).await;
                     let _ = closed.send(());
                     tokio::task::spawn_local(all_ended(Rc::clone(&worker), ended));
                 }
@@ -227,7 +309,10 @@ async fn all_ended(worker: Rc<Worker>, done: oneshot::Sender<()>) {
 struct State {
     worker: Rc<Worker>,
     clusters: HashMap<ClusterId, Rc<WorkerCluster>>,
+    tables: HashMap<TableId, Rc<WorkerTable>>,
     listeners: HashMap<SocketAddr, Listening>,
+    /// A cluster without endpoints.
+    nowhere: Rc<WorkerCluster>,
 }
 
 impl State {
@@ -236,12 +321,13 @@ impl State {
         for cluster in &change.clusters {
             self.cluster(&cluster.shared).apply(cluster);
         }
+        self.tables(change.tables);
         for listener in change.listeners {
             self.listener(listener);
         }
         for bind in change.removed_listeners {
             if let Some(listening) = self.listeners.remove(&bind) {
-                close(listening).await;
+                close(listening, Ending::Final).await;
             }
         }
         for id in change.removed_clusters {
@@ -249,6 +335,10 @@ impl State {
                 cluster.clear();
             }
             self.worker.edges.forget(&id);
+        }
+        change.removed_tables.iter().for_each(|id| drop(self.tables.remove(id)));
+        if let Some(proofs) = change.proofs {
+            self.worker.proofs.replace(proofs);
         }
         if let Some(callers) = change.callers {
             self.worker.callers.set(callers);
@@ -264,49 +354,118 @@ impl State {
         Rc::clone(self.clusters.entry(shared.id.clone()).or_insert_with(new))
     }
 
-    fn listener(&mut self, change: ListenerChange) {
-        let cluster = self.cluster(&change.cluster);
-        let Some(socket) = change.socket else {
-            if let Some(listening) = self.listeners.get(&change.bind) {
-                listening.target.protocol.set(change.protocol);
-                listening.target.cluster.replace(cluster);
-                listening.target.published.set(change.published);
+    /// Takes over routes, under open connections too.
+    fn tables(&mut self, changed: Vec<(TableId, Arc<Table>)>) {
+        for (id, table) in changed {
+            let clusters = &self.clusters;
+            let missing = Rc::clone(&self.nowhere);
+            let table = Rc::new(WorkerTable::new(table, |id| {
+                // The control thread sends every cluster that a route names.
+                clusters.get(id).map_or_else(|| Rc::clone(&missing), Rc::clone)
+            }));
+            for listening in self.listeners.values() {
+                if listening.target.leads.borrow().table.as_ref() == Some(&id) {
+                    listening.target.table.replace(Some(Rc::clone(&table)));
+                }
             }
-            return;
-        };
-        let socket = match TcpListener::from_std(socket) {
-            Ok(socket) => socket,
-            Err(error) => {
-                tracing::error!(bind = %change.bind, %error, "a worker cannot listen");
-                return;
-            }
-        };
-        let target = Rc::new(Target {
-            bind: change.bind,
-            published: Cell::new(change.published),
-            protocol: Cell::new(change.protocol),
-            cluster: RefCell::new(cluster),
-        });
-        let stop = Rc::new(Notify::new());
-        let accepting =
-            accept::run(Rc::clone(&self.worker), socket, Rc::clone(&target), Rc::clone(&stop));
-        let task = tokio::task::spawn_local(accepting);
-        self.listeners.insert(change.bind, Listening { target, stop, task });
+            self.tables.insert(id, table);
+        }
     }
 
-    async fn drain(&mut self) {
+    fn listener(&mut self, change: ListenerChange) {
+        let cluster = self.cluster(&change.cluster);
+        let table = change.leads.table.as_ref().and_then(|id| self.tables.get(id)).cloned();
+        if change.sockets.is_empty() {
+            if let Some(listening) = self.listeners.get(&change.bind) {
+                listening.target.leads.replace(change.leads);
+                listening.target.cluster.replace(cluster);
+                listening.target.table.replace(table);
+            }
+            return;
+        }
+        let target = Rc::new(Target {
+            bind: change.bind,
+            leads: RefCell::new(change.leads),
+            cluster: RefCell::new(cluster),
+            table: RefCell::new(table),
+        });
+        let mut accepting = Vec::with_capacity(change.sockets.len());
+        for socket in change.sockets {
+            let socket = match TcpListener::from_std(socket) {
+                Ok(socket) => Rc::new(socket),
+                Err(error) => {
+                    tracing::error!(bind = %change.bind, %error, "a worker cannot listen");
+                    continue;
+                }
+            };
+            let stop = Rc::new(Stop::default());
+            let task = tokio::task::spawn_local(accept::run(
+                Rc::clone(&self.worker),
+                Rc::clone(&socket),
+                change.bind,
+                Rc::clone(&target),
+                Rc::clone(&stop),
+            ));
+            accepting.push(Accepting { socket, stop, task });
+        }
+        self.listeners.insert(change.bind, Listening { target, accepting });
+    }
+
+    /// Copies of the listening sockets.
+    fn lend(&self) -> Vec<(SocketAddr, OwnedFd)> {
+        let sockets = self
+            .listeners
+            .iter()
+            .flat_map(|(bind, listening)| listening.accepting.iter().map(|a| (*bind, &a.socket)));
+        let copy = |(bind, socket): (SocketAddr, &Rc<TcpListener>)| {
+            // A successor opens its own where there are too few descriptors for a copy.
+            Some((bind, rustix::io::fcntl_dupfd_cloexec(socket, 0).ok()?))
+        };
+        sockets.filter_map(copy).collect()
+    }
+
+    async fn drain(&mut self, ending: Ending) {
         self.worker.ending.set(true);
         self.worker.draining.notify_waiters();
-        self.worker.deadlines.shorten_idle(CLIENT_IDLE_ENDING);
+        if ending == Ending::Final {
+            self.worker.deadlines.shorten_idle(CLIENT_IDLE_ENDING);
+        }
         for (_, listening) in self.listeners.drain() {
-            close(listening).await;
+            close(listening, ending).await;
         }
     }
 }
 
-/// Stops accepting, after those that wait in the socket's queue.
-async fn close(listening: Listening) {
-    listening.stop.notify_one();
-    // The task ends by itself; a panic in it would have ended the accepting as well.
-    let _ = listening.task.await;
+/// Stops accepting, after those that wait in the socket's queue if nobody else takes them.
+async fn close(listening: Listening, ending: Ending) {
+    for accepting in listening.accepting {
+        accepting.stop.now(ending);
+        drop(accepting.socket);
+        // The task ends by itself; a panic in it would have ended the accepting as well.
+        let _ = accepting.task.await;
+    }
+}
+
+/// Tells the accepting task to stop, and how.
+#[derive(Debug, Default)]
+pub struct Stop {
+    told: Notify,
+    ending: Cell<Option<Ending>>,
+}
+
+impl Stop {
+    fn now(&self, ending: Ending) {
+        self.ending.set(Some(ending));
+        self.told.notify_one();
+    }
+
+    /// Waits to be told.
+    pub async fn told(&self) -> Ending {
+        loop {
+            if let Some(ending) = self.ending.get() {
+                return ending;
+            }
+            self.told.notified().await;
+        }
+    }
 }

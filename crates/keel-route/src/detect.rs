@@ -3,7 +3,8 @@
 //! Sure signs only: a request line for HTTP/1, the preface for HTTP/2 (RFC 9113, 3.4), a ClientHello record for
 //! TLS (RFC 8446, 5.1). All else is opaque and passed on as it is, which is never wrong, only less clever.
 //! How long to wait for more bytes is the caller's business; a client that waits for the server to speak
-//! first sends none.
+//! first sends none. A PROXY protocol header, where one is expected, is taken off before
+//! ([`crate::proxy_protocol`]).
 
 /// First bytes looked at; who has not shown its protocol by then is opaque.
 pub const MAX_LOOK: usize = 8 * 1024;
@@ -36,7 +37,11 @@ pub enum More {
 /// What `bytes`, the first of a connection, say. `None`: not yet clear.
 #[must_use]
 pub fn detect(bytes: &[u8], more: More) -> Option<Wire> {
-    let more = if bytes.len() >= MAX_LOOK { More::Not } else { more };
+    // The same bytes get the same verdict whether they came at once or in pieces.
+    let (bytes, more) = match bytes.get(..MAX_LOOK) {
+        Some(enough) => (enough, More::Not),
+        None => (bytes, more),
+    };
     let unclear = || (more == More::Not).then_some(Wire::Opaque);
     if bytes.starts_with(HTTP2_PREFACE) {
         return Some(Wire::Http2);
@@ -44,7 +49,7 @@ pub fn detect(bytes: &[u8], more: More) -> Option<Wire> {
     if HTTP2_PREFACE.starts_with(bytes) {
         return unclear();
     }
-    if bytes[0] == 0x16 {
+    if bytes.first() == Some(&0x16) {
         return match tls_client_hello(bytes) {
             Some(true) => Some(Wire::Tls),
             Some(false) => Some(Wire::Opaque),
@@ -86,11 +91,11 @@ fn http1(bytes: &[u8], more: More) -> Option<Wire> {
             let http = version.len() < line.len() && version.starts_with(b"HTTP/1.");
             Some(if http { Wire::Http1 } else { Wire::Opaque })
         }
-        // A long line that comes slowly: the first character of the target has to do.
-        None if more == More::Not => match target.first() {
-            Some(b'/') => Some(Wire::Http1),
-            _ => Some(Wire::Opaque),
-        },
+        // A long line, or one that comes slowly: how the target begins has to do.
+        None if more == More::Not => {
+            let http = [&b"/"[..], b"http://", b"https://"].iter().any(|t| target.starts_with(t));
+            Some(if http { Wire::Http1 } else { Wire::Opaque })
+        }
         None => None,
     }
 }
@@ -105,6 +110,8 @@ mod tests {
     fn table() {
         use More::{MayCome, Not};
         let long = [b"GET /".as_slice(), &[b'a'; MAX_LOOK]].concat();
+        let absolute = [b"GET http://".as_slice(), &[b'a'; MAX_LOOK]].concat();
+        let late = [b"GET *".as_slice(), &[b'a'; MAX_LOOK], b" HTTP/1.1\r\n"].concat();
         for (bytes, more, expected) in [
             (b"".as_slice(), MayCome, None),
             (b"", Not, Some(Wire::Opaque)),
@@ -131,7 +138,13 @@ mod tests {
             (b"\x16\x03\x01\x02\x00\x02", MayCome, Some(Wire::Opaque)),
             (b"\x16\x05", MayCome, Some(Wire::Opaque)),
             (b"\0\0\0\x08\x04\xd2\x16\x2f", MayCome, Some(Wire::Opaque)),
+            (b"GET https://a", Not, Some(Wire::Http1)),
+            (b"\r\nGET / HTTP/1.1\r\n", MayCome, Some(Wire::Opaque)),
+            (b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n", MayCome, Some(Wire::Opaque)),
+            (b"\x16", Not, Some(Wire::Opaque)),
             (&long, MayCome, Some(Wire::Http1)),
+            (&absolute, MayCome, Some(Wire::Http1)),
+            (&late, MayCome, Some(Wire::Opaque)),
         ] {
             let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(40)]);
             assert_eq!(detect(bytes, more), expected, "{shown:?} {more:?}");

@@ -1,6 +1,6 @@
 //! Log-linear histograms of times: exact to one part in eight, a few hundred bytes each.
 //!
-//! Values below 16 have a bucket each; above, every power of two is cut into [`STEPS`] equal parts, as in
+//! Values below 16 have a bucket each; above, every power of two is cut into eight equal parts, as in
 //! HdrHistogram. Histograms of several workers or proxies are added bucket by bucket.
 
 use serde::{Deserialize, Serialize};

@@ -228,6 +228,11 @@ pub enum ToProxy {
     },
     /// Asks for [`FromProxy::Stats`].
     Stats,
+    /// A new proxy asks the running one for its place: [`FromProxy::Place`] is the answer, the listening sockets
+    /// follow it. Until [`ToProxy::Retire`] nothing changes; if the connection ends before, nothing has happened.
+    TakeOver,
+    /// The new proxy accepts connections: accept no more, and end when the open ones have.
+    Retire,
 }
 
 /// Proxy → server.
@@ -265,6 +270,15 @@ pub enum FromProxy {
     },
     /// Counters since the proxy started.
     Stats(Stats),
+    /// The place of the proxy, for its successor.
+    Place {
+        /// The state in force.
+        snapshot: Snapshot,
+        /// How many sockets of each address follow, as ancillary data of one-byte messages.
+        sockets: Vec<(SocketAddr, usize)>,
+    },
+    /// It accepts no more and has given the control socket up.
+    Retired,
 }
 
 /// A listener that could not be opened.

@@ -273,6 +273,7 @@ impl Runtime for FakeRuntime {
             let started = Started {
                 pid: entry.pid,
                 ports: entry.ports.clone(),
+                address: None,
                 not_enforced: Vec::new(),
                 started_at: entry.started_at,
             };
@@ -316,7 +317,7 @@ impl Runtime for FakeRuntime {
             self.exit_in(&id, attempt, after, code);
         }
         self.bump();
-        Ok(Started { pid, ports, not_enforced: Vec::new(), started_at })
+        Ok(Started { pid, ports, address: None, not_enforced: Vec::new(), started_at })
     }
 
     async fn stop(&self, id: &InstanceId, signal: i32, grace: Duration) -> Result<Exit, Error> {
@@ -362,6 +363,7 @@ impl Runtime for FakeRuntime {
             attempt: entry.launch.attempt,
             pid: entry.exit.is_none().then_some(entry.pid),
             ports: entry.ports.clone(),
+            address: None,
             started_at: entry.started_at,
             exit: entry.exit.clone(),
             not_enforced: Vec::new(),

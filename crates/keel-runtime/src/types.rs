@@ -46,6 +46,8 @@ pub struct Started {
     pub pid: u32,
     /// Where it is expected to answer, in the order of the spec's ports.
     pub ports: Vec<PortBinding>,
+    /// The address that it has for itself.
+    pub address: Option<IpAddr>,
     /// What was asked for but is not enforced here, for people.
     pub not_enforced: Vec<String>,
     /// When.
@@ -63,6 +65,8 @@ pub struct Seen {
     pub pid: Option<u32>,
     /// Where it answers.
     pub ports: Vec<PortBinding>,
+    /// The address that it has for itself.
+    pub address: Option<IpAddr>,
     /// When this attempt was started.
     pub started_at: Timestamp,
     /// How it ended; `None` while it runs.

@@ -360,6 +360,8 @@ async fn an_isolated_instance_has_its_own_address_and_fixed_port() {
     let address = one.ports[0].address;
     assert_eq!((address.port(), two.ports[0].address.port()), (8080, 8080));
     assert_ne!(address, two.ports[0].address);
+    assert_eq!((one.address, two.address), (Some(address.ip()), Some(two.ports[0].address.ip())));
+    assert_eq!(runtime.seen(&first.id).unwrap().address, one.address);
     for at in [address, two.ports[0].address] {
         let probe = Probe::Http { path: "/".into() };
         let deadline = std::time::Instant::now() + PATIENCE;

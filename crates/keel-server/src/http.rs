@@ -22,7 +22,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::api::types::{
     Applied, ApplyRequest, ChangeView, DownRequest, EdgesView, ErrorBody, EventsQuery,
-    HistoryEntry, LogsQuery, RollbackRequest, ScaleRequest, ServerInfo, ServicesRequest,
+    HistoryEntry, LogsQuery, RollbackRequest, RouteView, ScaleRequest, ServerInfo, ServicesRequest,
     StackSummary, StackView,
 };
 use crate::changes::{Changes, Operation};
@@ -73,7 +73,7 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let status = match self.0.code {
             "no_such_stack" | "no_such_service" | "no_such_instance" => StatusCode::NOT_FOUND,
-            "conflict" | "port_in_use" => StatusCode::CONFLICT,
+            "conflict" | "port_in_use" | "route_taken" => StatusCode::CONFLICT,
             "invalid" => StatusCode::BAD_REQUEST,
             "disk_full" => StatusCode::INSUFFICIENT_STORAGE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
@@ -91,6 +91,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/events", get(events))
         .route("/v1/edges", get(edges))
         .route("/metrics", get(metrics))
+        .route("/v1/routes", get(routes))
         .route("/v1/stacks", get(stacks))
         .route("/v1/stacks/{stack}", put(apply).get(stack))
         .route("/v1/stacks/{stack}/watch", get(watch))
@@ -142,6 +143,10 @@ async fn edges(State(api): Shared) -> Json<EdgesView> {
 
 async fn stacks(State(api): Shared) -> Json<Vec<StackSummary>> {
     Json(api.viewer.summaries())
+}
+
+async fn routes(State(api): Shared) -> Json<Vec<RouteView>> {
+    Json(api.viewer.routes())
 }
 
 async fn stack(State(api): Shared, Path(name): Path<String>) -> Answer<StackView> {

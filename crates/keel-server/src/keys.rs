@@ -12,6 +12,7 @@
 //! stacks/<stack>/instances/<instance>/assignment Assignment
 //! status/<instance>                              InstanceStatus, written by its node
 //! events/<seq>                                   Event
+//! acme/…                                         accounts, orders, certificates (see `keel_acme`)
 //! ```
 
 use keel_model::{Generation, InstanceId, RevisionId, ServiceName, StackName};
@@ -22,6 +23,8 @@ pub const STACKS: &str = "stacks/";
 pub const STATUS: &str = "status/";
 /// What happened.
 pub const EVENTS: &str = "events/";
+/// What is kept about certificates from authorities; the keys below it are `keel_acme`'s.
+pub const ACME: &str = "acme/";
 /// The network of virtual addresses.
 pub const NETWORK: &str = "meta/network";
 

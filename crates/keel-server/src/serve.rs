@@ -24,8 +24,9 @@ use crate::changes::Changes;
 use crate::controller::Controller;
 use crate::events::EventLog;
 use crate::http::{Api, router};
+use crate::issuance::Issuance;
 use crate::network::{Network, system_resolvers};
-use crate::traffic::{Figures, Link, ProxyState};
+use crate::traffic::{CertificateFiles, Credentials, Figures, Link, ProxyState};
 use crate::views::Viewer;
 use crate::world::WorldReader;
 use crate::{Error, clock, metrics, names};
@@ -116,8 +117,13 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
     tasks.spawn(board.clone().persist(store.clone()));
     tasks.spawn(events.clone().persist(store.clone()));
     start_dns(&network, &worlds, &board, &events, &mut tasks).await;
+    let credentials = Arc::new(Credentials::default());
+    let mut files = CertificateFiles::new(worlds.clone(), events.clone(), credentials.clone());
+    // Before the link: a proxy that runs must not lose its certificates to a new server that has not looked yet.
+    files.look();
+    tasks.spawn(files.run());
     let figures = Figures { ask: Arc::default(), state: proxy.clone() };
-    tasks.spawn(link(options, &agent, &figures, proxy_sender).run());
+    start_link(options, &agent, credentials, &figures, proxy_sender, &mut tasks).await?;
     let metrics = metrics::start(metrics, &figures, &mut tasks);
     tasks.spawn(controller(&agent).run());
     tasks.spawn(agent.run());
@@ -156,13 +162,26 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
     Ok(())
 }
 
-fn link(
+/// What the proxy is told, and the certificates that go with it.
+async fn start_link(
     options: &ServerOptions,
     shared: &Context,
+    credentials: Arc<Credentials>,
     figures: &Figures,
     state: watch::Sender<ProxyState>,
-) -> Link {
-    Link {
+    tasks: &mut JoinSet<()>,
+) -> Result<(), Error> {
+    let (shown_sender, shown) = watch::channel(0);
+    let issuance = Issuance {
+        worlds: shared.worlds.clone(),
+        events: shared.events.clone(),
+        store: shared.store.clone(),
+        shown,
+    };
+    let issued = issuance.start(tasks).await?;
+    credentials.set_issued(issued.borrow().clone());
+    tasks.spawn(credentials.clone().follow(issued));
+    let link = Link {
         program: options.program.clone(),
         state_dir: options.state_dir.clone(),
         worlds: shared.worlds.clone(),
@@ -172,8 +191,12 @@ fn link(
         runtime: shared.runtime.clone(),
         access_log: options.access_log.clone(),
         ask: figures.ask.clone(),
+        credentials,
         state,
-    }
+        shown: shown_sender,
+    };
+    tasks.spawn(link.run());
+    Ok(())
 }
 
 fn controller(shared: &Context) -> Controller {

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use keel_model::{Goal, NodeName, ServiceName, Stack, StackName};
+use keel_model::{
+    Entrypoint, Filters, Generation, Goal, NodeName, Protocol, Route, RouteKind, Rule, Service,
+    ServiceName, ServicePort, Stack, StackName, StackRecord, Timestamp, TlsVersion, Transport,
+};
 use keel_runtime::{FakeRuntime, Runtime, Script};
-use keel_store::{RedbStore, Store};
+use keel_store::{RedbStore, Store, Version};
 use serde_json::json;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
@@ -22,7 +25,7 @@ use crate::events::EventLog;
 use crate::network::Network;
 use crate::traffic::ProxyState;
 use crate::views::Viewer;
-use crate::world::WorldReader;
+use crate::world::{StackState, Stored, WorldReader};
 
 /// Nothing here takes longer.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -153,8 +156,78 @@ fn service(name: &str) -> ServiceName {
     ServiceName::new(name).unwrap()
 }
 
+/// A route of requests that satisfy `rule`.
+pub(crate) fn plain_route(name: &str, rule: Rule, entrypoint: &str) -> Route {
+    Route {
+        name: name.to_owned(),
+        entrypoints: vec![entrypoint.to_owned()],
+        rule,
+        priority: None,
+        kind: RouteKind::Http,
+        port: None,
+        split: Vec::new(),
+        tls: None,
+        filters: Filters::default(),
+        timeout: None,
+    }
+}
+
+/// An entrypoint at an address.
+pub(crate) fn plain_entrypoint(bind: &str, tls: bool) -> Entrypoint {
+    Entrypoint {
+        bind: bind.parse().unwrap(),
+        tls,
+        redirect_to: None,
+        accept_proxy_from: Vec::new(),
+        client_auth: None,
+        min_tls: TlsVersion::V1_2,
+    }
+}
+
+/// The port 80 of a service.
+pub(crate) fn port_80(protocol: Protocol) -> ServicePort {
+    ServicePort { target: 80, name: None, transport: Transport::Tcp, protocol }
+}
+
+/// A stack as it is stored.
+pub(crate) fn plain_record(stack: Stack) -> StackRecord {
+    StackRecord {
+        generation: Generation(1),
+        applied: Generation(1),
+        stack,
+        intents: BTreeMap::new(),
+        removing: false,
+        remove_volumes: false,
+        changed_at: Timestamp(0),
+        change: String::new(),
+    }
+}
+
+/// A stack of services without volumes.
+pub(crate) fn plain_stack(
+    name: &str,
+    services: BTreeMap<ServiceName, Service>,
+    entrypoints: BTreeMap<String, Entrypoint>,
+) -> Stack {
+    let name = StackName::new(name).unwrap();
+    let volumes = BTreeMap::new();
+    Stack { name, directory: "/".into(), services, volumes, entrypoints, acme: None }
+}
+
+/// A stack that is stored and nothing else.
+pub(crate) fn stored_stack(record: StackRecord) -> StackState {
+    let stored = Stored { version: Version::default(), value: Arc::new(record) };
+    StackState { record: Some(stored), ..StackState::default() }
+}
+
+/// A service with nothing but a command.
+pub(crate) fn blank_service() -> Service {
+    let mut stack = stack(&[("a", 1)], "1");
+    stack.services.remove("a").unwrap()
+}
+
 /// A stack of services with so many instances each and this version in their environment.
-fn stack(services: &[(&str, u32)], version: &str) -> Stack {
+pub fn stack(services: &[(&str, u32)], version: &str) -> Stack {
     let services: BTreeMap<&str, serde_json::Value> = services
         .iter()
         .map(|(name, replicas)| {

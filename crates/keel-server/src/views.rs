@@ -1,5 +1,7 @@
 //! State as people and programs see it.
 
+mod routes;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -119,6 +121,7 @@ impl Viewer {
                     .all(|stored| record.stack.services.contains_key(&stored.value.service)),
             failed: services.values().any(|service| service.failed),
             services,
+            entrypoints: routes::entrypoints(&record.stack, &self.proxy.borrow().failed),
         })
     }
 

@@ -113,6 +113,12 @@ impl Change<'_> {
 
     /// A port that could not be opened harms only those who come through it, so it is no failure of the change.
     fn warn_closed_ports(&self, wait: &Wait, view: Option<&StackView>) {
+        for entrypoint in view.into_iter().flat_map(|view| &view.entrypoints) {
+            if let Some(error) = &entrypoint.error {
+                let (name, address) = (&entrypoint.name, entrypoint.address);
+                self.ctx.warn(&format!("entrypoint {name}: {address} is not open: {error}"));
+            }
+        }
         for (name, service) in view.into_iter().flat_map(|view| wait.scope(view)) {
             for port in &service.published {
                 if let Some(error) = &port.error {

@@ -138,6 +138,8 @@ pub enum Command {
     Rollback(commands::rollback::RollbackArgs),
     /// Print where a port of a service is published
     Port(commands::port::PortArgs),
+    /// List routes: which requests lead to which service
+    Routes(commands::routes::RoutesArgs),
     /// Run, stop or describe the server
     Server(commands::server::ServerArgs),
     /// Run the data plane (started by the server)
@@ -153,6 +155,9 @@ pub enum Command {
     /// Print which Compose keys are supported, as Markdown
     #[command(hide = true)]
     HelpComposeSupport,
+    /// Print which labels of Traefik are supported, as Markdown
+    #[command(hide = true)]
+    HelpLabels,
 }
 
 impl Command {
@@ -171,6 +176,7 @@ impl Command {
             Self::History(args) => &args.files.file,
             Self::Rollback(args) => &args.files.file,
             Self::Port(args) => &args.files.file,
+            Self::Routes(args) => &args.files.file,
             Self::Exec(args) => &args.files.file,
             Self::Logs(args) => &args.files.file,
             Self::Rm(args) => &args.files.file,
@@ -182,7 +188,8 @@ impl Command {
             | Self::Version(_)
             | Self::Completion(_)
             | Self::HelpMarkdown
-            | Self::HelpComposeSupport => &[],
+            | Self::HelpComposeSupport
+            | Self::HelpLabels => &[],
         }
     }
 }

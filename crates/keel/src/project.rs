@@ -3,6 +3,7 @@
 //! This is the only place that knows how the loader is called.
 
 use std::cell::OnceCell;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -140,12 +141,30 @@ pub fn stack(ctx: &Context, services: &[String]) -> Result<Stack, Failure> {
     check_profiles(ctx, &project)?;
     let mut stack = convert(ctx, &disk, &project)?;
     if !services.is_empty() {
-        let others = quietly(ctx, &disk)?.services;
-        for (name, service) in others {
-            stack.services.entry(name).or_insert(service);
-        }
+        join(&mut stack, quietly(ctx, &disk)?);
     }
     Ok(stack)
+}
+
+/// Adds the services that were not named. What routes a service has depends on the labels of all, and which entrypoints
+/// there are on the routes of all: these are those of the whole file.
+fn join(stack: &mut Stack, whole: Stack) {
+    for (name, service) in whole.services {
+        match stack.services.entry(name) {
+            Entry::Vacant(place) => {
+                place.insert(service);
+            }
+            Entry::Occupied(mut known) => {
+                known.get_mut().routes = service.routes;
+                known.get_mut().traffic = service.traffic;
+            }
+        }
+    }
+    for (name, entrypoint) in whole.entrypoints {
+        let known = stack.entrypoints.entry(name).or_insert_with(|| entrypoint.clone());
+        known.redirect_to = known.redirect_to.take().or(entrypoint.redirect_to);
+    }
+    stack.acme = stack.acme.take().or(whole.acme);
 }
 
 /// A profile that no service has is a misspelled one. `docker compose` ignores it, and so does `keel config`.

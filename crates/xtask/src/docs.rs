@@ -16,8 +16,11 @@ use crate::workspace::Workspace;
 pub(crate) const BUILT: &str = "--built";
 
 /// Page → the subcommand that prints it.
-const PAGES: &[(&str, &str)] =
-    &[("docs/cli.md", "help-markdown"), ("docs/compose-support.md", "help-compose-support")];
+const PAGES: &[(&str, &str)] = &[
+    ("docs/cli.md", "help-markdown"),
+    ("docs/compose-support.md", "help-compose-support"),
+    ("docs/labels.md", "help-labels"),
+];
 
 pub(crate) fn run(workspace: &Workspace, arguments: &[String], _: Style) -> Result<Verdict> {
     let has = |flag: &str| arguments.iter().any(|argument| argument == flag);

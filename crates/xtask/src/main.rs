@@ -5,6 +5,7 @@
 mod bench;
 mod ci;
 mod docs;
+mod fuzz;
 mod graph;
 mod report;
 mod source;
@@ -39,6 +40,12 @@ const COMMANDS: &[Command] = &[
         run: docs::run,
     },
     Command {
+        name: "fuzz",
+        usage: "[TARGET…] [--runs N] [--keep]",
+        about: "fuzz the readers of hostile bytes (and keep what reaches new code)",
+        run: fuzz::run,
+    },
+    Command {
         name: "graph",
         usage: "",
         about: "who may depend on whom, and what a pure crate may not use",
@@ -70,6 +77,9 @@ fn main() -> ExitCode {
     }
     if name == "bench" {
         return bench::main(rest);
+    }
+    if name == bench::kit::COMMAND {
+        return bench::kit::main(rest);
     }
     let Some(command) = COMMANDS.iter().find(|command| command.name == name) else {
         eprint!("xtask: no command {name:?}\n\n{}", usage());

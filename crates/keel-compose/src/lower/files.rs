@@ -83,6 +83,11 @@ impl Lower<'_> {
         }
     }
 
+    /// What a top-level secret holds.
+    pub(super) fn secret(&mut self, name: &str, definition: &Node) -> Option<Content> {
+        self.content(&KINDS[0], name, definition)
+    }
+
     fn content(&mut self, kind: &Kind, name: &str, definition: &Node) -> Option<Content> {
         let word = kind.word;
         for key in ["template_driver", "labels"] {

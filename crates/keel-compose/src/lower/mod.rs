@@ -3,25 +3,30 @@
 //! Every key of every active service ends in the stack, in a warning that says why it has no effect, or in an error
 //! with a remedy; [`crate::keys`] is the table of which. Content of secrets and configs is read here.
 
+mod entrypoints;
 mod files;
 mod limits;
 mod mounts;
 mod policy;
 mod ports;
+mod routes;
 mod spec;
 mod support;
+mod users;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use keel_model::{Service, ServiceName, Stack, StackName, Volume};
+use keel_model::{Balance, Retry, Service, ServiceName, Stack, StackName, TrafficPolicy, Volume};
 
 use crate::diagnostic::{Code, Diagnostic, Span};
 use crate::keys::NEEDS_ENGINE;
+use crate::labels::{self, FromLabels, LabelTraffic, is_routing};
 use crate::project::Project;
 use crate::services::is_process;
 use crate::source::FileSource;
 use crate::value::Node;
-use crate::xkeel::{self, XKeel};
+use crate::xkeel::traffic::default_cookie;
+use crate::xkeel::{self, XKeel, XTop};
 
 /// The result of lowering.
 #[derive(Clone, Debug)]
@@ -99,6 +104,14 @@ impl Lower<'_> {
             }
         };
         self.top_level();
+        let top = match project.model.get("x-keel") {
+            Some(settings) => self.take(xkeel::read_top(settings))?,
+            None => XTop::default(),
+        };
+        let mut labels = labels::read(project);
+        self.errors.append(&mut labels.errors);
+        self.notes.append(&mut labels.notes);
+        let mut drafts = routes::Drafts::new();
         let mut services = BTreeMap::new();
         for (name, node) in project.active_services() {
             let span = project.span_of(name).unwrap_or(&node.span).clone();
@@ -109,22 +122,32 @@ impl Lower<'_> {
                     continue;
                 }
             };
-            if let Some(service) = self.service(name, node, &span) {
+            let from_labels = labels.services.remove(name).unwrap_or_default();
+            if let Some(service) = self.service(name, node, &span, from_labels, &mut drafts) {
                 services.insert(service_name, service);
             }
         }
         self.link_aliases(&mut services);
-        Some(Stack {
+        let mut stack = Stack {
             name,
             directory: project.directory.clone(),
             services,
             volumes: self.volumes(),
             entrypoints: BTreeMap::new(),
             acme: None,
-        })
+        };
+        self.routes(&mut stack, drafts, top);
+        Some(stack)
     }
 
-    fn service(&mut self, name: &str, node: &Node, span: &Span) -> Option<Service> {
+    fn service(
+        &mut self,
+        name: &str,
+        node: &Node,
+        span: &Span,
+        from_labels: FromLabels,
+        drafts: &mut routes::Drafts,
+    ) -> Option<Service> {
         if node.get("provider").is_some() {
             let message = format!(
                 "the service `{name}` is run by a provider, which this platform does not have"
@@ -139,16 +162,18 @@ impl Lower<'_> {
             self.error(Code::Unsupported, span, message, NEEDS_ENGINE);
             return None;
         }
-        let settings = match node.get("x-keel") {
+        let mut settings = match node.get("x-keel") {
             Some(settings) => self.take(xkeel::read(settings))?,
             None => XKeel::default(),
         };
+        join_labels(&mut settings, from_labels, name);
         let context = Context { name, node, settings };
         self.unsupported_keys(&context);
         let ports = self.ports(&context);
         let scale = self.scale(&context);
         let spec = self.spec(&context, &ports.targets)?;
         let rollout = self.rollout(&context, "update_config");
+        drafts.insert(ServiceName::new(name).ok()?, context.settings.routes.clone());
         Some(Service {
             spec,
             scale,
@@ -163,11 +188,11 @@ impl Lower<'_> {
             rollout,
             stop: self.stop(&context),
             readiness: Self::readiness(&context),
-            labels: self.labels(context.node.at(&["deploy", "labels"])),
+            labels: self.service_labels(&context),
             ports: ports.inside,
             publish: ports.published,
             routes: Vec::new(),
-            traffic: keel_model::TrafficPolicy::default(),
+            traffic: context.settings.traffic,
         })
     }
 
@@ -201,6 +226,15 @@ impl Lower<'_> {
         let Some(node) = node.filter(|node| !node.is_null()) else { return BTreeMap::new() };
         let labels = self.take(crate::print::environment_of(node)).unwrap_or_default();
         labels.into_iter().map(|(key, value)| (key, value.unwrap_or_default())).collect()
+    }
+
+    /// Labels that are about the service: those of `deploy`, and those about routing, which may change under running
+    /// instances.
+    fn service_labels(&mut self, context: &Context<'_>) -> BTreeMap<String, String> {
+        let mut labels = self.labels(context.node.get("labels"));
+        labels.retain(|key, _| is_routing(key));
+        labels.extend(self.labels(context.node.at(&["deploy", "labels"])));
+        labels
     }
 
     /// Aliases that other services' `links` give; they become names for the whole stack.
@@ -244,5 +278,33 @@ impl Lower<'_> {
         }
         aliases.remove(context.name);
         aliases
+    }
+}
+
+/// Adds what labels say to the settings of a service; `x-keel` wins.
+fn join_labels(settings: &mut XKeel, labels: FromLabels, service: &str) {
+    for (port, protocol) in labels.protocols {
+        settings.protocols.entry(port).or_insert(protocol);
+    }
+    settings.protocol = settings.protocol.or(labels.protocol);
+    settings.routes.extend(labels.routes);
+    join_traffic(&mut settings.traffic, labels.traffic);
+    if let Some(cookie) = &mut settings.traffic.sticky
+        && cookie.name.is_empty()
+    {
+        cookie.name = default_cookie(service);
+    }
+}
+
+fn join_traffic(policy: &mut TrafficPolicy, labels: LabelTraffic) {
+    if policy.balance == Balance::default() {
+        policy.balance = labels.balance.unwrap_or_default();
+    }
+    policy.sticky = policy.sticky.take().or(labels.sticky);
+    policy.check = policy.check.take().or(labels.check);
+    policy.tls = policy.tls.take().or(labels.tls);
+    policy.send_proxy = policy.send_proxy.or(labels.send_proxy);
+    if policy.retry.attempts == Retry::default().attempts {
+        policy.retry.attempts = labels.retries.unwrap_or(policy.retry.attempts);
     }
 }

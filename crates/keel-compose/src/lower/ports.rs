@@ -47,6 +47,14 @@ impl Lower<'_> {
         for item in context.node.get("expose").map(Node::items).unwrap_or_default() {
             self.exposed(context, item, &mut ports);
         }
+        if ports.inside.is_empty() {
+            // A service that names no port has those that its routes lead to.
+            for port in context.settings.routes.iter().filter_map(|route| route.port.as_ref()) {
+                let (target, transport) = (port.value, Transport::Tcp);
+                let protocol = protocol(context, target, transport, None);
+                ports.add(ServicePort { target, name: None, transport, protocol });
+            }
+        }
         if ports.inside.is_empty() && uses_port(context.node) {
             let protocol = protocol(context, IMPLIED_PORT, Transport::Tcp, None);
             let (target, transport) = (IMPLIED_PORT, Transport::Tcp);
@@ -158,7 +166,6 @@ impl Lower<'_> {
     }
 }
 
-/// What is spoken on a port: `x-keel.protocol` for the port or the service, else `app_protocol`.
 /// Whether the service speaks of the port that it is given.
 fn uses_port(service: &Node) -> bool {
     ["command", "entrypoint", "environment", "healthcheck"]
@@ -173,6 +180,7 @@ fn mentions_port(node: &Node) -> bool {
         || node.entries().any(|(_, value)| mentions_port(value))
 }
 
+/// What is spoken on a port: `x-keel.protocol` for the port or the service, else `app_protocol`.
 fn protocol(
     context: &Context<'_>,
     target: u16,
@@ -185,9 +193,8 @@ fn protocol(
     }
     match (transport, app.map(str::to_ascii_lowercase).as_deref()) {
         (Transport::Udp, _) => Protocol::Auto,
-        (_, Some("http" | "http1" | "http/1.1" | "http2" | "h2c" | "grpc" | "ws")) => {
-            Protocol::Http
-        }
+        (_, Some("http" | "http1" | "http/1.1" | "ws")) => Protocol::Http,
+        (_, Some("http2" | "h2c" | "grpc")) => Protocol::Http2,
         // Anything else that is named is not HTTP in clear, so that its bytes pass untouched.
         (_, Some(name)) if !name.is_empty() => Protocol::Tcp,
         _ => Protocol::Auto,

@@ -47,9 +47,16 @@ impl Lower<'_> {
             logs: self.logs(context),
             tty: is_true(node.get("tty")),
             stdin_open: is_true(node.get("stdin_open")),
-            labels: self.labels(node.get("labels")),
+            labels: self.instance_labels(node.get("labels")),
             ports: ports.to_vec(),
         })
+    }
+
+    /// Labels without those about routing: a new route replaces no instance.
+    fn instance_labels(&mut self, node: Option<&Node>) -> BTreeMap<String, String> {
+        let mut labels = self.labels(node);
+        labels.retain(|key, _| !crate::labels::is_routing(key));
+        labels
     }
 
     /// A command as words; warns when a shell would have been needed.

@@ -130,7 +130,9 @@ impl Builder {
                 )
             })?;
             let span = self.span(range.start);
-            self.event(event, span)?;
+            let length = (range.start.line() == range.end.line())
+                .then(|| range.end.col().saturating_sub(range.start.col()));
+            self.event(event, span, length)?;
         }
         Ok(self.documents)
     }
@@ -144,14 +146,16 @@ impl Builder {
         }
     }
 
-    fn event(&mut self, event: Event<'_>, span: Span) -> Outcome<()> {
+    /// `length`: columns that the event takes, when it is all on one line.
+    fn event(&mut self, event: Event<'_>, span: Span, length: Option<usize>) -> Outcome<()> {
         match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let plain = style == ScalarStyle::Plain;
                 if self.wants_key() {
                     return self.key(&text, plain, tag.as_deref(), span);
                 }
-                let node = scalar_node(&text, plain, tag.as_deref(), &span)?;
+                let mut node = scalar_node(&text, plain, tag.as_deref(), &span)?;
+                node.inset = length.and_then(|length| inset(length, &text, style));
                 self.count(1, &span)?;
                 self.finish(node, 1, anchor)
             }
@@ -249,7 +253,8 @@ impl Builder {
                 Value::Map(map)
             }
         };
-        let node = Node { value, span: frame.span, tag: compose_tag(frame.tag.as_ref()) };
+        let tag = compose_tag(frame.tag.as_ref());
+        let node = Node { value, span: frame.span, tag, inset: None };
         self.finish(node, frame.size, frame.anchor)
     }
 
@@ -358,7 +363,17 @@ fn scalar_node(text: &str, plain: bool, tag: Option<&YamlTag>, span: &Span) -> O
         // The non-specific tag `!` and Compose's own tags keep the text; null stays null for `!reset null`.
         Some(_) => string(),
     };
-    Ok(Node { value, span: span.clone(), tag: compose_tag(tag) })
+    Ok(Node { value, span: span.clone(), tag: compose_tag(tag), inset: None })
+}
+
+/// How far in the first character of a scalar stands, when the file has it character by character.
+fn inset(length: usize, text: &str, style: ScalarStyle) -> Option<u32> {
+    let quotes = match style {
+        ScalarStyle::Plain => 0,
+        ScalarStyle::SingleQuoted | ScalarStyle::DoubleQuoted => 1,
+        _ => return None,
+    };
+    (length == text.chars().count() + 2 * quotes as usize).then_some(quotes)
 }
 
 /// A scalar with an explicit type such as `!!str`.
@@ -435,6 +450,13 @@ mod tests {
     #[test]
     fn deep_nesting_is_bounded() {
         assert_eq!(error(&("[".repeat(200) + &"]".repeat(200))).code, Code::Budget);
+    }
+
+    #[test]
+    fn characters_of_a_text_have_places() {
+        let node = one("a: text\nb: \"te\\u0078t\"\nc: 'text'\nd: |\n  text\n");
+        let column = |key: &str| node.get(key).unwrap().place_of(2).column;
+        assert_eq!(["a", "b", "c", "d"].map(column), [6, 4, 7, 3]);
     }
 
     #[test]

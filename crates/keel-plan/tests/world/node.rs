@@ -172,6 +172,7 @@ impl World {
                 phase: Phase::Preparing,
                 pid: None,
                 ports: Vec::new(),
+                address: None,
                 ready: false,
                 ready_since: None,
                 health: Health::None,

@@ -96,7 +96,7 @@ impl Entry {
     pub fn of_http1(
         session: &Rc<Session>,
         request: &http1::Request,
-        head: &http1::Head<'_, '_>,
+        head: &http1::request::Head<'_, '_>,
         ids: &Ids,
     ) -> Option<Box<Self>> {
         let log = session.worker.log.wanted(session.target.is_published())?;
@@ -118,21 +118,24 @@ impl Entry {
         Some(Self::new(session, log, protocol, copied))
     }
 
-    /// For a request of any version whose fields are complete; `None` if it will not be logged.
+    /// For a request of any version, as the client sent it; `None` if it will not be logged.
     pub fn of_head(
         session: &Rc<Session>,
         protocol: &'static str,
         head: &RequestHead,
+        ids: &Ids,
     ) -> Option<Box<Self>> {
         let log = session.worker.log.wanted(session.target.is_published())?;
+        let (request_id, trace) = (ids.request(), ids.trace());
+        let or = |name, own| head.headers().get(name).map_or(own, |value| value.as_bytes());
         let copied = Copied::new([
             head.method.as_str().as_bytes(),
             head.host.as_bytes(),
             path(head.target.as_bytes(), &log),
-            field(&head.headers, "user-agent"),
-            path(field(&head.headers, "referer"), &log),
-            field(&head.headers, "x-request-id"),
-            trace_id(field(&head.headers, "traceparent")),
+            field(head.headers(), "user-agent"),
+            path(field(head.headers(), "referer"), &log),
+            or("x-request-id", &request_id),
+            trace_id(or("traceparent", &trace)),
         ]);
         Some(Self::new(session, log, protocol, copied))
     }
@@ -184,12 +187,10 @@ impl Entry {
     }
 
     /// It ends with an answer of our own that belongs to no cluster.
-    pub fn replied(self: Box<Self>, reply: &Reply) {
+    pub fn replied(self: Box<Self>, reply: &Reply, own: Record, route: &str) {
         self.because(reply.reason());
-        let latency_us = micros(self.begun);
-        let bytes_out = reply.body().len() as u64;
-        let record = Record { status: reply.status(), latency_us, bytes_out, ..Record::default() };
-        self.end(Ended { record, failed: false, route: "", cluster: "" });
+        let record = Record { latency_us: micros(self.begun), ..own };
+        self.end(Ended { record, failed: false, route, cluster: "" });
     }
 
     /// Writes the line, unless it is one of those that are left out.

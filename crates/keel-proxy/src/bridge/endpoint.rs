@@ -4,6 +4,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::task::Poll;
+use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
@@ -11,15 +12,16 @@ use keel_route::retry::Failure;
 
 use crate::bridge::sink::{Extent, Sink};
 use crate::bridge::source::{Cut, Http1Source, Piece, Source};
-use crate::bridge::upload::{Broken, Upload, chunk};
+use crate::bridge::upload::{Broken, Upload};
 use crate::bridge::{Exchange, failure_of};
 use crate::buffer::Buffer;
-use crate::cluster::Counted;
+use crate::counted::Counted;
 use crate::deadline::Deadline;
 use crate::http1::{self, Body, Next, Request, response};
 use crate::http2::Lane;
-use crate::limits::{BODY_STALL, MAX_HEAD, MAX_INTERIM};
+use crate::limits::{MAX_HEAD, MAX_INTERIM};
 use crate::stream;
+use crate::tries::{Repeatable, Trial};
 use crate::upstream::Upstream;
 
 /// How one try ended.
@@ -28,12 +30,18 @@ pub enum Outcome {
     Answered(Next),
     /// No part of an answer was passed on.
     Failed(Failure),
+    /// The answer is to be asked for once more, which has been decided.
+    Again(Failure),
+    /// The body of the request is over this many bytes.
+    TooLarge(u64),
     /// The answer did not begin in time.
     TimedOut,
     /// The caller is gone.
     CallerGone,
     /// The caller sent something that is not a body.
     Malformed,
+    /// HTTP/2 has no form for its host or target.
+    NoForm,
 }
 
 /// The head of an answer of HTTP/1.
@@ -46,50 +54,33 @@ pub(super) struct Answer {
 
 impl Exchange<'_> {
     /// Sends the request to an endpoint of HTTP/1.
-    pub async fn try_http1(&mut self, upstream: Upstream, upload: &mut Upload<'_>) -> Outcome {
+    pub async fn try_http1(
+        &mut self,
+        upstream: Upstream,
+        trial: &Trial,
+        upload: &mut Upload<'_>,
+    ) -> Outcome {
         let waiting = self.deadline();
         let is_tunnel = self.head.protocol.is_some();
         let chunked = !is_tunnel && !upload.is_none() && self.head.length.is_none();
         let framing: &[u8] = if chunked { b"Transfer-Encoding: chunked\r\n" } else { b"" };
         if is_tunnel {
-            return self.try_tunnel(upstream, upload, &waiting).await;
+            return self.try_tunnel(upstream, trial, upload, &waiting).await;
         }
         let mut first = self.head.to_http1(framing);
-        // What is at hand of the body goes out together with the head.
-        let mut ended = upload.is_none();
-        if !ended {
-            match upload.at_hand().await {
-                Some(Ok(Piece::Data(data))) => {
-                    if chunked {
-                        chunk(&data, None, &mut first)
-                    } else {
-                        first.extend(&data)
-                    }
-                    upload.source.passed(data.len());
-                    ended = !chunked && upload.is_over();
-                }
-                Some(Ok(Piece::Trailers(trailers))) => {
-                    if chunked {
-                        chunk(&[], Some(&trailers), &mut first)
-                    }
-                    ended = true;
-                }
-                Some(Ok(Piece::End)) => {
-                    if chunked {
-                        chunk(&[], Some(&HeaderMap::new()), &mut first)
-                    }
-                    ended = true;
-                }
-                Some(Err(Cut::Malformed)) => return Outcome::Malformed,
-                Some(Err(Cut::Gone)) => return Outcome::CallerGone,
-                None => {}
-            }
-        }
+        let ended = match upload.begin_http1(chunked, &mut first).await {
+            Ok(ended) => ended,
+            Err(Cut::Malformed) => return Outcome::Malformed,
+            Err(Cut::TooLarge(most)) => return Outcome::TooLarge(most),
+            Err(Cut::Gone) => return Outcome::CallerGone,
+        };
         if let Err((0, _)) = stream::write_all(&upstream.line, &first, &waiting).await {
             return Outcome::Failed(Failure::NothingSent);
         }
         let sending_deadline = self.deadline();
         let uploaded = std::cell::Cell::new(ended);
+        let state = self.repeatable(upload);
+        let on_the_way = OnTheWay { trial, uploaded: &uploaded, state };
         let outcome = {
             let sending = async {
                 if ended {
@@ -99,16 +90,15 @@ impl Exchange<'_> {
                 uploaded.set(sent.is_ok());
                 sent
             };
-            let answering = self.answer_http1(&upstream, &waiting, &uploaded);
+            let answering = self.answer_http1(&upstream, &waiting, on_the_way);
             both(sending, answering).await
         };
-        self.counted.moved(upload.total, 0);
         match outcome {
             Passed::Answered(next, reusable) => {
                 if reusable && uploaded.get() {
                     let Upstream { line, in_flight, .. } = upstream;
                     let now_ms = self.session.worker.deadlines.now_ms();
-                    in_flight.endpoint.check_in(line, now_ms);
+                    in_flight.check_in(line, now_ms);
                 }
                 Outcome::Answered(next)
             }
@@ -120,13 +110,16 @@ impl Exchange<'_> {
         &mut self,
         upstream: &Upstream,
         waiting: &Deadline,
-        uploaded: &std::cell::Cell<bool>,
+        on_the_way: OnTheWay<'_>,
     ) -> Passed {
         let mut input = self.session.worker.buffers.take();
-        let answer = match self.http1_head(upstream, waiting, uploaded, &mut input).await {
+        let answer = match self.http1_head(upstream, waiting, on_the_way, &mut input).await {
             Ok(answer) => answer,
             Err(outcome) => return Passed::Not(outcome),
         };
+        if let Some(again) = self.once_more(answer.status, on_the_way) {
+            return Passed::Not(again);
+        }
         let source = Http1Source {
             worker: &self.session.worker,
             conn: &upstream.line,
@@ -136,7 +129,7 @@ impl Exchange<'_> {
         };
         let Answer { status, headers, reusable, .. } = answer;
         let (next, source) =
-            self.pass_on(status, headers, Source::Http1(source), waiting, uploaded).await;
+            self.pass_on(status, headers, Source::Http1(source), waiting, on_the_way).await;
         let Source::Http1(source) = source else {
             return Passed::Answered(next, false);
         };
@@ -150,14 +143,13 @@ impl Exchange<'_> {
         &mut self,
         upstream: &Upstream,
         waiting: &Deadline,
-        uploaded: &std::cell::Cell<bool>,
+        on_the_way: OnTheWay<'_>,
         input: &mut Buffer,
     ) -> Result<Answer, Outcome> {
         let request = self.as_http1();
         let mut interim = 0;
         loop {
-            let response_time = self.counted.cluster.timeouts().response;
-            waiting.set(response_time);
+            waiting.set(self.counted.cluster.times().one_try);
             let caller = &mut self.caller;
             let ready = waiting.until(|cx| {
                 if let Some(caller) = caller.as_mut()
@@ -170,7 +162,9 @@ impl Exchange<'_> {
             match ready.await {
                 Ok(true) => {}
                 Ok(false) => return Err(Outcome::CallerGone),
-                Err(e) if e.kind() == io::ErrorKind::TimedOut && !uploaded.get() => continue,
+                Err(e) if e.kind() == io::ErrorKind::TimedOut && !on_the_way.uploaded.get() => {
+                    continue;
+                }
                 Err(e) if e.kind() == io::ErrorKind::TimedOut => return Err(Outcome::TimedOut),
                 Err(_) => {}
             }
@@ -237,11 +231,11 @@ impl Exchange<'_> {
     pub async fn try_http2(
         &mut self,
         mut upstream: Upstream<Lane>,
+        trial: &Trial,
         upload: &mut Upload<'_>,
     ) -> Outcome {
-        let Ok(request) = self.head.to_http2(false) else {
-            return Outcome::Failed(Failure::Answering);
-        };
+        let secure = self.counted.cluster.policy().tls.is_some();
+        let Ok(request) = self.head.to_http2(secure) else { return Outcome::NoForm };
         let send = &mut upstream.line.send;
         let ready = poll_fn(|cx| send.poll_ready(cx)).await;
         let ended = upload.is_none();
@@ -257,6 +251,8 @@ impl Exchange<'_> {
         let waiting = self.deadline();
         let sending_deadline = self.deadline();
         let uploaded = std::cell::Cell::new(ended);
+        let state = self.repeatable(upload);
+        let on_the_way = OnTheWay { trial, uploaded: &uploaded, state };
         let outcome = {
             let sending = async {
                 if ended {
@@ -266,10 +262,9 @@ impl Exchange<'_> {
                 uploaded.set(sent.is_ok());
                 sent
             };
-            let answering = self.answer_http2(&mut response, &waiting, &uploaded);
+            let answering = self.answer_http2(&mut response, &waiting, on_the_way);
             both(sending, answering).await
         };
-        self.counted.moved(upload.total, 0);
         match outcome {
             Passed::Answered(next, _) => Outcome::Answered(next),
             Passed::Not(outcome) => outcome,
@@ -280,11 +275,11 @@ impl Exchange<'_> {
         &mut self,
         response: &mut h2::client::ResponseFuture,
         waiting: &Deadline,
-        uploaded: &std::cell::Cell<bool>,
+        on_the_way: OnTheWay<'_>,
     ) -> Passed {
         let mut interim = 0;
         let answer = loop {
-            waiting.set(self.counted.cluster.timeouts().response);
+            waiting.set(self.counted.cluster.times().one_try);
             let caller = &mut self.caller;
             let news = waiting.until(|cx| {
                 if let Some(caller) = caller.as_mut()
@@ -315,49 +310,91 @@ impl Exchange<'_> {
                         return Passed::Not(outcome);
                     }
                 }
-                Err(_) if !uploaded.get() => {}
+                Err(_) if !on_the_way.uploaded.get() => {}
                 Err(_) => return Passed::Not(Outcome::TimedOut),
             }
         };
         let (parts, body) = answer.into_parts();
-        let source = if body.is_end_stream() { Source::Empty } else { Source::Http2(body) };
-        let (next, _) = self.pass_on(parts.status, parts.headers, source, waiting, uploaded).await;
+        if let Some(again) = self.once_more(parts.status, on_the_way) {
+            return Passed::Not(again);
+        }
+        let source = Source::http2(body);
+        let (next, _) =
+            self.pass_on(parts.status, parts.headers, source, waiting, on_the_way).await;
         Passed::Answered(next, false)
+    }
+
+    /// Notes what the answer says of its endpoint; what is to be done instead of passing it on.
+    fn once_more(&mut self, status: StatusCode, on_the_way: OnTheWay<'_>) -> Option<Outcome> {
+        on_the_way.trial.answered(&self.counted, status.as_u16());
+        let state = Repeatable {
+            kept: on_the_way.state.kept && on_the_way.uploaded.get(),
+            ..on_the_way.state
+        };
+        let failure = Failure::Status(status.as_u16());
+        let is_failure = status.is_client_error() || status.is_server_error();
+        (is_failure && self.tries.again(&self.counted, failure, state))
+            .then_some(Outcome::Again(failure))
     }
 
     /// Passes an answer on; what becomes of a connection of HTTP/1, and the rest of the body.
     async fn pass_on<'s>(
         &mut self,
         status: StatusCode,
-        headers: HeaderMap,
+        mut headers: HeaderMap,
         mut source: Source<'s>,
         waiting: &Deadline,
-        uploaded: &std::cell::Cell<bool>,
+        on_the_way: OnTheWay<'_>,
     ) -> (Next, Source<'s>) {
+        if status == StatusCode::NO_CONTENT {
+            // It has none, whatever the endpoint says (RFC 9110, 8.6).
+            headers.remove(header::CONTENT_LENGTH);
+        }
         let Some(caller) = self.caller.take() else { return (Next::Reset, source) };
         self.counted.answered(status.as_u16());
         self.counted.grpc(&headers);
+        let mut encoder = None;
+        if let Some(compression) = self.compression.take() {
+            let is_head = self.head.method == Method::HEAD;
+            encoder = compression.begin(status, is_head, &mut headers);
+        }
+        if let Some(changes) = &self.changes {
+            changes.apply(&mut headers);
+        }
         let extent = if source.is_over() { Extent::None } else { Extent::Some };
         let Ok(mut sink) = caller.head(status, headers, extent, waiting).await else {
             return (Next::Reset, source);
         };
         if extent == Extent::Some {
-            let relayed = relay(&mut source, &mut sink, waiting, &self.counted).await;
+            let counted = &self.counted;
+            let relayed = match encoder {
+                Some(encoder) => encoder.relay(&mut source, &mut sink, waiting, counted).await,
+                None => relay(&mut source, &mut sink, waiting, counted).await,
+            };
             match relayed {
                 Ok(()) => {}
                 Err(Broken::Sink) => {
                     self.counted.because("client_gone");
                     return (Next::Reset, source);
                 }
-                Err(Broken::Source | Broken::Malformed) => {
+                Err(Broken::Source | Broken::Malformed | Broken::TooLarge(_)) => {
                     self.counted.failed(0);
                     self.counted.because("cut_off");
-                    return (sink.abort(), source);
+                    return (sink.abort().await, source);
                 }
             }
         }
-        (sink.done(uploaded.get()), source)
+        (sink.done(on_the_way.uploaded.get()), source)
     }
+}
+
+/// What an answer has to know of the request that it answers.
+#[derive(Clone, Copy)]
+struct OnTheWay<'a> {
+    trial: &'a Trial,
+    /// The whole request has been sent.
+    uploaded: &'a std::cell::Cell<bool>,
+    state: Repeatable,
 }
 
 enum News {
@@ -387,6 +424,9 @@ async fn both(
                 Ok(()) | Err(Broken::Sink) => {}
                 Err(Broken::Source) => return Poll::Ready(Passed::Not(Outcome::CallerGone)),
                 Err(Broken::Malformed) => return Poll::Ready(Passed::Not(Outcome::Malformed)),
+                Err(Broken::TooLarge(most)) => {
+                    return Poll::Ready(Passed::Not(Outcome::TooLarge(most)));
+                }
             }
         }
         answering.as_mut().poll(cx)
@@ -394,60 +434,88 @@ async fn both(
     .await
 }
 
-/// Passes a body on.
+/// Passes a body on; its length.
 pub(super) async fn relay(
     source: &mut Source<'_>,
     sink: &mut Sink<'_>,
     deadline: &Deadline,
     counted: &Counted,
 ) -> Result<(), Broken> {
+    let idle = counted.cluster.times().idle;
     loop {
-        // What is at hand goes out together; nothing is kept back while the endpoint thinks.
-        let at_hand = poll_fn(|cx| match source.poll_next(cx) {
-            Poll::Ready(piece) => Poll::Ready(Some(piece)),
-            Poll::Pending => Poll::Ready(None),
-        });
-        let piece = match at_hand.await {
-            Some(piece) => piece,
-            None => {
-                sink.flush(deadline).await.map_err(|_| Broken::Sink)?;
-                deadline.set(BODY_STALL);
-                let next = deadline.until(|cx| {
-                    if sink.poll_gone(cx).is_ready() {
-                        return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-                    }
-                    source.poll_next(cx).map(Ok)
-                });
-                match next.await {
-                    Ok(piece) => piece,
-                    Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Err(Broken::Sink),
-                    Err(_) => return Err(Broken::Source),
-                }
-            }
-        };
-        match piece {
-            Ok(Piece::Data(data)) => {
+        match next_piece(source, sink, deadline, idle).await? {
+            Piece::Data(data) => {
                 let n = data.len();
                 let last = source.is_over();
-                sink.data(data, last, deadline).await.map_err(|_| Broken::Sink)?;
+                let sent = source.beside(sink.data(data, last, deadline)).await;
+                sent.map_err(|_| Broken::Sink)?;
                 source.passed(n);
                 counted.moved(0, n as u64);
                 if last {
                     return Ok(());
                 }
             }
-            Ok(Piece::Trailers(trailers)) => {
+            Piece::Trailers(trailers) => {
                 counted.grpc(&trailers);
                 sink.finish(Some(trailers), deadline).await.map_err(|_| Broken::Sink)?;
                 return Ok(());
             }
-            Ok(Piece::End) => {
+            Piece::End => {
                 sink.finish(None, deadline).await.map_err(|_| Broken::Sink)?;
                 return Ok(());
             }
-            Err(Cut::Gone) => return Err(Broken::Source),
-            Err(Cut::Malformed) => return Err(Broken::Malformed),
         }
+    }
+}
+
+/// The next part of a body. What is at hand goes on at once; nothing is kept back while the endpoint thinks.
+async fn next_piece(
+    source: &mut Source<'_>,
+    sink: &mut Sink<'_>,
+    deadline: &Deadline,
+    idle: Duration,
+) -> Result<Piece, Broken> {
+    match at_hand(source).await {
+        Some(piece) => piece,
+        None => awaited_piece(source, sink, deadline, idle).await,
+    }
+}
+
+/// The next part of a body, if it is at hand.
+pub(super) async fn at_hand(source: &mut Source<'_>) -> Option<Result<Piece, Broken>> {
+    poll_fn(|cx| match source.poll_next(cx) {
+        Poll::Ready(piece) => Poll::Ready(Some(piece.map_err(broken))),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
+}
+
+/// Waits for the next part of a body; what has come before is sent meanwhile.
+pub(super) async fn awaited_piece(
+    source: &mut Source<'_>,
+    sink: &mut Sink<'_>,
+    deadline: &Deadline,
+    idle: Duration,
+) -> Result<Piece, Broken> {
+    sink.flush(deadline).await.map_err(|_| Broken::Sink)?;
+    deadline.set(idle);
+    let next = deadline.until(|cx| {
+        if sink.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        source.poll_next(cx).map(Ok)
+    });
+    match next.await {
+        Ok(piece) => piece.map_err(broken),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Err(Broken::Sink),
+        Err(_) => Err(Broken::Source),
+    }
+}
+
+fn broken(cut: Cut) -> Broken {
+    match cut {
+        Cut::Gone => Broken::Source,
+        Cut::Malformed | Cut::TooLarge(_) => Broken::Malformed,
     }
 }
 

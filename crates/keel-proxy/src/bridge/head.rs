@@ -2,11 +2,13 @@
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, request, uri};
+use keel_route::request::RequestView;
 
 use crate::http1::fields::Field;
 use crate::http1::{self, Refusal, forward};
 use crate::ids::Ids;
 use crate::limits::MAX_FIELDS;
+use crate::route::{self, MappedFields, Way};
 use crate::session::Session;
 
 /// A request without its body. Fields that are for one hop only are not in it.
@@ -17,12 +19,13 @@ pub struct RequestHead {
     pub target: String,
     /// Whom the request is for, as the caller said it.
     pub host: String,
-    /// End-to-end fields, without `Host`.
-    pub headers: HeaderMap,
+    fields: MappedFields,
     /// Length of the body, where it is announced.
     pub length: Option<u64>,
     /// Wants to speak this protocol from here on (`websocket`).
     pub protocol: Option<String>,
+    /// A caller of HTTP/2 waits for `100 Continue`.
+    pub expects_continue: bool,
 }
 
 impl RequestHead {
@@ -33,6 +36,7 @@ impl RequestHead {
         if method == Method::CONNECT && protocol.as_deref() != Some("websocket") {
             return Err(Refusal::Method);
         }
+        join_cookies(&mut headers);
         if headers.len() > MAX_FIELDS {
             return Err(Refusal::TooLarge);
         }
@@ -51,15 +55,25 @@ impl RequestHead {
             return Err(Refusal::Malformed("its host is not a host"));
         }
         let length = length(&headers)?;
-        for name in [header::TE, header::EXPECT, header::CONNECTION, header::TRANSFER_ENCODING] {
+        let expectation = headers.remove(header::EXPECT);
+        if expectation.as_ref().is_some_and(|e| !e.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+        {
+            return Err(Refusal::Expectation);
+        }
+        for name in [header::TE, header::CONNECTION, header::TRANSFER_ENCODING] {
             headers.remove(name);
         }
-        join_cookies(&mut headers);
-        Ok(Self { method, target, host, headers, length, protocol })
+        let expects_continue = expectation.is_some();
+        let fields = MappedFields(headers);
+        Ok(Self { method, target, host, fields, length, protocol, expects_continue })
     }
 
     /// From a request of HTTP/1.
-    pub fn from_http1(request: &http1::Request, head: &http1::Head<'_, '_>, local: &str) -> Self {
+    pub fn from_http1(
+        request: &http1::Request,
+        head: &http1::request::Head<'_, '_>,
+        local: &str,
+    ) -> Self {
         let mut headers = HeaderMap::with_capacity(head.headers.len());
         let mut protocol = None;
         for field in head.headers {
@@ -83,15 +97,67 @@ impl RequestHead {
             target: head.target.to_owned(),
             host,
             length: length(&headers).ok().flatten(),
-            headers,
+            fields: MappedFields(headers),
             protocol,
+            expects_continue: false,
         }
+    }
+
+    /// As routes see it.
+    pub fn view<'v>(&'v self, session: &'v Session) -> RequestView<'v> {
+        let (path, query) = match self.target.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (self.target.as_str(), None),
+        };
+        RequestView {
+            method: self.method.as_str(),
+            host: &self.host,
+            path,
+            query,
+            client: session.peer.ip().to_canonical(),
+            tls: session.is_secure(),
+            sni: session.secure.as_ref().and_then(|secure| secure.sni.as_deref()),
+            headers: &self.fields,
+        }
+    }
+
+    /// Changes what its route changes. The caller's host stays known by `X-Forwarded-Host`.
+    pub fn change(&mut self, way: &Way) {
+        if way.changes_nothing() {
+            return;
+        }
+        let headers = &mut self.fields.0;
+        let dropped: Vec<_> =
+            headers.keys().filter(|name| way.drops(name.as_str())).cloned().collect();
+        dropped.iter().for_each(|name| drop(headers.remove(name)));
+        route::append(&way.request_fields(), headers);
+        if let Some(target) = way.target() {
+            self.target = target.to_owned();
+        }
+        if let Some(host) = way.host() {
+            if !headers.contains_key("x-forwarded-host")
+                && let Ok(asked) = HeaderValue::from_str(&self.host)
+            {
+                headers.insert("x-forwarded-host", asked);
+            }
+            self.host = host.to_owned();
+        }
+    }
+
+    /// End-to-end fields, without `Host`.
+    pub fn headers(&self) -> &HeaderMap {
+        &self.fields.0
+    }
+
+    /// The same, to be changed.
+    pub fn headers_mut(&mut self) -> &mut HeaderMap {
+        &mut self.fields.0
     }
 
     /// Adds what the proxy has to say of where the request came from.
     pub fn complete(&mut self, session: &Session, ids: &Ids) {
         let scheme: &'static str = if session.is_secure() { "https" } else { "http" };
-        let headers = &mut self.headers;
+        let headers = &mut self.fields.0;
         let mut absent = |name: &'static str, value: &[u8]| {
             if !headers.contains_key(name)
                 && let Ok(value) = HeaderValue::from_bytes(value)
@@ -118,13 +184,13 @@ impl RequestHead {
     /// May be sent twice with the effect of once (RFC 9110, 9.2.2; `Idempotency-Key`).
     pub fn is_idempotent(&self) -> bool {
         let idempotent =
-            self.method.is_idempotent() || self.headers.contains_key("idempotency-key");
+            self.method.is_idempotent() || self.headers().contains_key("idempotency-key");
         idempotent && self.protocol.is_none()
     }
 
     /// Whether it is a call of gRPC.
     pub fn is_grpc(&self) -> bool {
-        let content = self.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+        let content = self.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
         content.is_some_and(|content| content.starts_with(b"application/grpc"))
     }
 
@@ -135,7 +201,7 @@ impl RequestHead {
             out.extend_from_slice(part.as_bytes());
         }
         out.extend_from_slice(b"\r\n");
-        write_fields(&self.headers, &mut out);
+        write_fields(self.headers(), &mut out);
         out.extend_from_slice(framing);
         out.extend_from_slice(b"\r\n");
         out
@@ -152,7 +218,7 @@ impl RequestHead {
             .path_and_query(self.target.as_str())
             .build()?;
         let mut request = http::Request::builder().method(&self.method).uri(uri).body(())?;
-        request.headers_mut().clone_from(&self.headers);
+        request.headers_mut().clone_from(self.headers());
         if self.is_grpc() {
             // What servers of gRPC look for to tell that trailers will be understood.
             let trailers = HeaderValue::from_static("trailers");

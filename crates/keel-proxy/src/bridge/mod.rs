@@ -4,6 +4,7 @@
 //! HTTP/2, services of HTTP/2 (gRPC), and answers that are changed on their way. The rules of trying again are the
 //! same as there.
 
+mod compress;
 mod endpoint;
 pub mod head;
 mod sink;
@@ -17,72 +18,123 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
-use http::Request;
+use http::{HeaderMap, Request};
 use keel_model::Protocol;
-use keel_route::retry::{self, Failure, Verdict};
+use keel_route::retry::Failure;
 
 use crate::access::Entry;
+use crate::bridge::compress::Compressing;
 use crate::bridge::endpoint::Outcome;
 use crate::bridge::head::RequestHead;
 use crate::bridge::sink::{Caller, Http1Caller};
 use crate::bridge::source::{Http1Source, Source};
 use crate::bridge::upload::Upload;
-use crate::cluster::Counted;
+use crate::counted::Counted;
 use crate::deadline::Deadline;
 use crate::http1::{self, Next, Refusal};
 use crate::http2::Lane;
 use crate::ids::Ids;
 use crate::reply::Reply;
+use crate::route::{self, AnswerChanges, Decided, RouteAt, Way};
 use crate::session::{Client, Session};
+use crate::tries::{Repeatable, Trial, Tries};
 use crate::upstream::{Placement, Reuse, Unavailable, Upstream};
 
-/// Serves one request of a client of HTTP/2.
+/// Serves one request of a client of HTTP/2; `Next::Reset` if the client has given it up.
 pub async fn serve_http2(
     session: &Rc<Session>,
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
-) {
+) -> Next {
     let (parts, body) = request.into_parts();
-    let caller = Caller::Http2(respond);
+    let mut caller = Caller::Http2(respond);
     let protocol = "HTTP/2.0";
     let is_head = parts.method == http::Method::HEAD;
+    let complete = body.is_end_stream();
     let mut head = match RequestHead::from_http2(parts) {
         Ok(head) => head,
         Err(refusal) => {
-            let text = Reply::refused(refusal);
-            if let Some(entry) = Entry::of_connection(session, protocol) {
-                entry.replied(&text);
-            }
-            caller.reply(&text, false, is_head, body.is_end_stream()).await;
-            return;
+            let reply = Reply::refused(refusal);
+            let entry = Entry::of_connection(session, protocol);
+            session.answered_here(&reply, reply.record(), None, entry);
+            return caller.reply(&reply, false, is_head, complete).await;
         }
     };
     let ids = Ids::new(&mut session.worker.random.borrow_mut());
+    // As the client sent it, before the route changes it.
+    let entry = Entry::of_head(session, protocol, &head, &ids);
+    if let Some(reply) = session.shed() {
+        session.answered_here(&reply, caller.record(&reply, head.is_grpc()), None, entry);
+        return caller.reply(&reply, head.is_grpc(), is_head, complete).await;
+    }
+    let way = match decide(session, &head).await {
+        Ok(way) => way,
+        Err((reply, route)) => {
+            session.answered_here(
+                &reply,
+                caller.record(&reply, head.is_grpc()),
+                route.as_ref(),
+                entry,
+            );
+            return caller.reply(&reply, head.is_grpc(), is_head, complete).await;
+        }
+    };
+    head.change(&way);
     head.complete(session, &ids);
-    let source = if body.is_end_stream() { Source::Empty } else { Source::Http2(body) };
-    let counted = session.count(session.target.cluster(), None);
-    counted.log(Entry::of_head(session, protocol, &head));
-    let exchange = Exchange::new(session, &head, caller, counted);
-    exchange.run(source).await;
+    if head.expects_continue && !complete {
+        // The expectation is of one hop: it is met here, and the endpoint hears nothing of it.
+        let deadline = Deadline::new(&session.worker.deadlines);
+        let permission = caller.announce(http::StatusCode::CONTINUE, HeaderMap::new(), &deadline);
+        if permission.await.is_err() {
+            return Next::Reset;
+        }
+    }
+    let source = Source::http2(body);
+    run(session, &head, caller, (way, entry), source).await.0
 }
 
-/// Serves one request of a client of HTTP/1 whose service speaks HTTP/2; `input` is what was read behind its head.
+/// Where a request goes, or what it is answered here.
+async fn decide(session: &Session, head: &RequestHead) -> Result<Way, (Reply, Option<RouteAt>)> {
+    if let Some(way) = session.straight() {
+        return Ok(way);
+    }
+    let mut verified = None;
+    loop {
+        match session.decide(&head.view(session), head.length, verified.as_ref()) {
+            Decided::Go(way) => return Ok(way),
+            Decided::Answer(reply, route) => return Err((reply, route)),
+            Decided::Verify(check) if verified.is_none() => {
+                // Where it holds up nobody.
+                verified = tokio::task::spawn_blocking(move || check.run()).await.ok();
+                if verified.is_some() {
+                    continue;
+                }
+            }
+            // The password was checked a moment ago.
+            Decided::Verify(_) => {}
+        }
+        return Err((Reply::unverified(), None));
+    }
+}
+
+/// Serves one request of a client of HTTP/1 whose service speaks HTTP/2, or whose bodies are to be looked at; `input`
+/// is what was read behind its head.
 pub async fn serve_http1(
     client: &Client,
     request: &http1::Request,
     mut head: RequestHead,
     input: &mut crate::buffer::Buffer,
-    counted: Counted,
+    way: Way,
 ) -> Next {
     let session = &client.session;
     let ids = Ids::new(&mut session.worker.random.borrow_mut());
-    head.complete(session, &ids);
     let protocol = if request.http10 { "HTTP/1.0" } else { "HTTP/1.1" };
-    counted.log(Entry::of_head(session, protocol, &head));
+    let entry = Entry::of_head(session, protocol, &head, &ids);
+    head.change(&way);
+    head.complete(session, &ids);
     let caller = Caller::Http1(Http1Caller { client, request });
-    let exchange = Exchange::new(session, &head, caller, counted);
     if request.body.is_over() {
-        return exchange.run(Source::Empty).await.0;
+        return run(session, &head, caller, (way, entry), Source::Empty).await.0;
     }
     if request.expects_continue {
         let permission = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -98,11 +150,43 @@ pub async fn serve_http1(
         input: std::mem::take(input),
         trailers: Vec::new(),
     });
-    let (next, source) = exchange.run(source).await;
+    let (next, source) = run(session, &head, caller, (way, entry), source).await;
     if let Source::Http1(source) = source {
         *input = source.input;
     }
     next
+}
+
+/// Serves a request on its way. What becomes of a connection of HTTP/1, and what is left of the request's body.
+async fn run<'a, 's>(
+    session: &'a Rc<Session>,
+    head: &'a RequestHead,
+    caller: Caller<'a>,
+    (way, entry): (Way, Option<Box<Entry>>),
+    source: Source<'s>,
+) -> (Next, Source<'s>) {
+    let counted = way.count(session);
+    counted.log(entry);
+    if let Err(full) = counted.enter() {
+        let reply = counted.full(full);
+        counted.replied(&reply, caller.record(&reply, head.is_grpc()));
+        let is_head = head.method == http::Method::HEAD;
+        let next = caller.reply(&reply, head.is_grpc(), is_head, source.is_over()).await;
+        return (next, source);
+    }
+    counted.cluster.budget.borrow_mut().request();
+    let most = way.max_body();
+    let exchange = Exchange {
+        session,
+        head,
+        caller: Some(caller),
+        counted,
+        limit: way.time_limit(),
+        compression: Compressing::new(&way),
+        changes: way.answer_changes(),
+        tries: Tries::default(),
+    };
+    exchange.run(Upload::new(source, most)).await
 }
 
 /// One request, from its first try to the end of its answer.
@@ -112,22 +196,18 @@ struct Exchange<'a> {
     /// Until the head of an answer was sent.
     caller: Option<Caller<'a>>,
     counted: Counted,
+    /// The whole answer must have come by then.
+    limit: Option<Duration>,
+    /// How the answer may be compressed.
+    compression: Option<Compressing>,
+    /// What is changed in the head of the answer.
+    changes: Option<Box<AnswerChanges>>,
+    tries: Tries,
 }
 
-impl<'a> Exchange<'a> {
-    fn new(
-        session: &'a Session,
-        head: &'a RequestHead,
-        caller: Caller<'a>,
-        counted: Counted,
-    ) -> Self {
-        counted.cluster.budget.borrow_mut().request();
-        Self { session, head, caller: Some(caller), counted }
-    }
-
+impl Exchange<'_> {
     /// What becomes of a connection of HTTP/1, and what is left of the body of the request.
-    async fn run<'s>(mut self, source: Source<'s>) -> (Next, Source<'s>) {
-        let mut upload = Upload::new(source);
+    async fn run<'s>(mut self, mut upload: Upload<'s>) -> (Next, Source<'s>) {
         let ended = match self.time_limit() {
             Some(limit) => tokio::time::timeout(limit, self.until_answered(&mut upload)).await,
             None => Ok(self.until_answered(&mut upload).await),
@@ -139,72 +219,76 @@ impl<'a> Exchange<'a> {
                 self.failed(&text, upload.is_over()).await
             }
         };
+        self.counted.moved(upload.total, 0);
         (next, upload.source)
     }
 
     /// The caller waits no longer than this.
     fn time_limit(&self) -> Option<Duration> {
-        let limit = self.counted.cluster.timeouts().request;
-        let grpc = self.head.headers.get("grpc-timeout").filter(|_| self.head.is_grpc());
+        let limit = self.limit;
+        let grpc = self.head.headers().get("grpc-timeout").filter(|_| self.head.is_grpc());
         let grpc = grpc.and_then(|value| grpc_timeout(value.as_bytes()));
         [limit, grpc].into_iter().flatten().min()
     }
 
     async fn until_answered(&mut self, upload: &mut Upload<'_>) -> Next {
         let mut placement = Placement::default();
-        let (mut sends, mut cut_off_retries) = (0, 0);
         let repeatable = self.head.is_idempotent() && upload.is_over();
         let mut reuse = if repeatable { Reuse::Any } else { Reuse::Checked };
         loop {
             upload.rewind();
-            sends += 1;
-            let (outcome, endpoint) = match self.attempt(&mut placement, reuse, upload).await {
+            let (outcome, trial) = match self.attempt(&mut placement, reuse, upload).await {
                 Ok(tried) => tried,
-                Err(why) => {
+                Err(Unplaced::Unavailable(why)) => {
                     let text = Reply::unavailable(self.counted.cluster.id(), why);
                     return self.failed(&text, upload.is_over()).await;
                 }
-            };
-            let failure = match outcome {
-                Outcome::Answered(next) => return next,
-                Outcome::Failed(failure) => failure,
-                Outcome::TimedOut => {
-                    let text = Reply::timed_out(self.counted.cluster.id());
-                    return self.failed(&text, upload.is_over()).await;
-                }
-                Outcome::Malformed => {
-                    let refusal = Refusal::Malformed("its body is not properly chunked");
-                    return self.reply(&Reply::refused(refusal), false).await;
-                }
-                Outcome::CallerGone => {
-                    self.counted.failed(0);
+                Err(Unplaced::CallerGone) => {
                     self.counted.because("client_gone");
                     return Next::Reset;
                 }
             };
-            let state = retry::Request {
-                idempotent: self.head.is_idempotent(),
-                repeatable: upload.is_repeatable(),
-                sends,
-                cut_off_retries,
-            };
-            let again = match retry::verdict(failure, state) {
-                Verdict::Retry => true,
-                Verdict::RetryOnBudget => {
-                    cut_off_retries += 1;
-                    let now = self.session.worker.shared.now_ms();
-                    self.counted.cluster.budget.borrow_mut().take(now)
+            let (failure, decided) = match outcome {
+                Outcome::Answered(next) => return next,
+                Outcome::Again(failure) => (failure, true),
+                Outcome::Failed(failure) => (failure, false),
+                Outcome::TimedOut => (Failure::TimedOut, false),
+                Outcome::Malformed => {
+                    let refusal = Refusal::Malformed("its body is not properly chunked");
+                    return self.reply(&Reply::refused(refusal), false).await;
                 }
-                Verdict::GiveUp => false,
+                Outcome::TooLarge(most) => {
+                    return self.reply(&Reply::too_large(most), false).await;
+                }
+                Outcome::NoForm => {
+                    let refusal = Refusal::Malformed("its host is not a host");
+                    return self.reply(&Reply::refused(refusal), upload.is_over()).await;
+                }
+                // It failed itself.
+                Outcome::CallerGone => {
+                    self.counted.because("client_gone");
+                    return Next::Reset;
+                }
             };
-            if !again {
-                let text = Reply::broken(self.counted.cluster.id());
+            trial.failed(&self.counted, failure);
+            let state = self.repeatable(upload);
+            if !decided && !self.tries.again(&self.counted, failure, state) {
+                let cluster = self.counted.cluster.id();
+                let text = match failure {
+                    Failure::TimedOut => Reply::timed_out(cluster),
+                    _ => Reply::broken(cluster),
+                };
                 return self.failed(&text, upload.is_over()).await;
             }
             self.counted.retried();
-            placement.broke(endpoint, failure);
+            placement.broke(trial.endpoint, failure);
+            self.tries.pause(&self.counted).await;
             reuse = Reuse::No;
         }
+    }
+
+    fn repeatable(&self, upload: &Upload<'_>) -> Repeatable {
+        Repeatable { idempotent: self.head.is_idempotent(), kept: upload.is_repeatable() }
     }
 
     /// Finds a place and sends the request there.
@@ -213,21 +297,29 @@ impl<'a> Exchange<'a> {
         placement: &mut Placement,
         reuse: Reuse,
         upload: &mut Upload<'_>,
-    ) -> Result<(Outcome, Rc<crate::cluster::WorkerEndpoint>), Unavailable> {
+    ) -> Result<(Outcome, Trial), Unplaced> {
         let worker = &self.session.worker;
         if self.speaks_http2() {
-            let upstream: Upstream<Lane> = placement.acquire(worker, &self.counted, reuse).await?;
-            placement.placed();
-            let endpoint = Rc::clone(&upstream.in_flight.endpoint);
-            self.counted.tries(&endpoint);
-            Ok((Box::pin(self.try_http2(upstream, upload)).await, endpoint))
+            let place = placement.acquire::<Lane>(worker, &self.counted, reuse);
+            let upstream = unless_gone(&mut self.caller, &mut upload.source, place).await?;
+            let trial = self.placed(placement, &upstream);
+            let outcome = Box::pin(self.try_http2(upstream, &trial, upload)).await;
+            Ok((outcome, trial))
         } else {
-            let upstream = placement.acquire(worker, &self.counted, reuse).await?;
-            placement.placed();
-            let endpoint = Rc::clone(&upstream.in_flight.endpoint);
-            self.counted.tries(&endpoint);
-            Ok((Box::pin(self.try_http1(upstream, upload)).await, endpoint))
+            let place = placement.acquire(worker, &self.counted, reuse);
+            let upstream = unless_gone(&mut self.caller, &mut upload.source, place).await?;
+            let trial = self.placed(placement, &upstream);
+            let outcome = Box::pin(self.try_http1(upstream, &trial, upload)).await;
+            Ok((outcome, trial))
         }
+    }
+
+    fn placed<L>(&mut self, placement: &mut Placement, upstream: &Upstream<L>) -> Trial {
+        placement.placed();
+        self.tries.sent();
+        let trial = Trial::begin(&self.counted, &upstream.in_flight.endpoint);
+        route::bind(&mut self.changes, &self.counted, &trial.endpoint);
+        trial
     }
 
     /// What the service is spoken to in. Where nothing is declared it hears what the client chose to speak in clear;
@@ -253,11 +345,10 @@ impl<'a> Exchange<'a> {
         self.reply(text, complete).await
     }
 
+    /// Tells the caller, unless a part of an answer was sent.
     async fn reply(&mut self, text: &Reply, complete: bool) -> Next {
-        match (&self.caller, self.head.is_grpc()) {
-            (Some(_), true) => self.counted.replied_grpc(text),
-            (Some(_), false) => self.counted.replied(text),
-            (None, _) => {}
+        if let Some(caller) = &self.caller {
+            self.counted.replied(text, caller.record(text, self.head.is_grpc()));
         }
         let is_head = self.head.method == http::Method::HEAD;
         match self.caller.take() {
@@ -270,6 +361,30 @@ impl<'a> Exchange<'a> {
     fn deadline(&self) -> Deadline {
         Deadline::new(&self.session.worker.deadlines)
     }
+}
+
+/// Why a request has no place.
+enum Unplaced {
+    Unavailable(Unavailable),
+    CallerGone,
+}
+
+/// Waits for a place as long as the caller does: what it has given up is not to be done later.
+async fn unless_gone<L>(
+    caller: &mut Option<Caller<'_>>,
+    body: &mut Source<'_>,
+    place: impl Future<Output = Result<Upstream<L>, Unavailable>>,
+) -> Result<Upstream<L>, Unplaced> {
+    let mut place = std::pin::pin!(place);
+    std::future::poll_fn(|cx| {
+        let gone = caller.as_mut().is_some_and(|caller| caller.poll_gone(cx).is_ready());
+        if gone {
+            return std::task::Poll::Ready(Err(Unplaced::CallerGone));
+        }
+        body.read_ahead(cx);
+        place.as_mut().poll(cx).map_err(Unplaced::Unavailable)
+    })
+    .await
 }
 
 /// `1S`, `250m`: at most eight digits and a unit (gRPC over HTTP/2, "Timeout").
@@ -294,8 +409,9 @@ fn grpc_timeout(value: &[u8]) -> Option<Duration> {
 fn failure_of(error: &h2::Error) -> Failure {
     match error.reason() {
         Some(h2::Reason::REFUSED_STREAM) => Failure::NothingSent,
-        // Streams above the last one that the peer names were not looked at; the library tells only about those.
-        Some(h2::Reason::NO_ERROR) if error.is_go_away() => Failure::NothingSent,
+        // Streams above the last one that the peer names were not looked at, whatever made it go; the library tells
+        // only about those.
+        Some(_) if error.is_go_away() && error.is_remote() => Failure::NothingSent,
         _ => Failure::CutOff,
     }
 }

@@ -10,6 +10,7 @@ use http::{HeaderMap, Response, StatusCode, Version, header};
 
 use crate::bridge::head::write_fields;
 use crate::deadline::Deadline;
+use crate::edge::Record;
 use crate::http1::{Next, Request};
 use crate::limits::{BODY_STALL, MAX_H2_PIECE};
 use crate::reply::Reply;
@@ -129,12 +130,20 @@ impl<'a> Caller<'a> {
         }
     }
 
+    /// How an answer of our own is counted: as it goes out here.
+    pub fn record(&self, reply: &Reply, is_grpc: bool) -> Record {
+        match self {
+            Self::Http2(_) if is_grpc => reply.grpc_record(),
+            Self::Http2(_) | Self::Http1(_) => reply.record(),
+        }
+    }
+
     /// Sends an answer of our own. What becomes of a connection of HTTP/1; `complete`: the whole request was read.
     pub async fn reply(self, reply: &Reply, is_grpc: bool, is_head: bool, complete: bool) -> Next {
         match self {
             Self::Http2(mut respond) => {
                 let mut response = Response::new(());
-                let body = reply.body();
+                let body = reply.body().to_owned();
                 if is_grpc {
                     *response.headers_mut() = reply.grpc_headers();
                 } else {
@@ -144,14 +153,10 @@ impl<'a> Caller<'a> {
                 }
                 let empty = is_grpc || is_head || body.is_empty();
                 // A caller that is gone does not hear it.
-                if let Ok(mut stream) = respond.send_response(response, empty) {
-                    if !empty {
-                        let _ = stream.send_data(body.into(), true);
-                    }
-                    if !complete {
-                        // The rest of the request is not wanted (RFC 9113, 8.1).
-                        respond.send_reset(h2::Reason::NO_ERROR);
-                    }
+                if let Ok(mut stream) = respond.send_response(response, empty)
+                    && !empty
+                {
+                    let _ = stream.send_data(body.into(), true);
                 }
                 Next::Close
             }
@@ -247,9 +252,12 @@ impl Sink<'_> {
     }
 
     /// The answer can't be completed: the caller must notice.
-    pub fn abort(self) -> Next {
+    pub async fn abort(self) -> Next {
         if let Self::Http2(mut stream) = self {
+            // A reset throws away what waits to be sent. The connection's own task gets a turn before that.
+            tokio::task::yield_now().await;
             stream.send_reset(h2::Reason::INTERNAL_ERROR);
+            return Next::Close;
         }
         Next::Reset
     }
@@ -257,12 +265,9 @@ impl Sink<'_> {
     /// The answer is complete. What becomes of a connection of HTTP/1; `complete`: the whole request was read.
     pub fn done(self, complete: bool) -> Next {
         match self {
-            Self::Http2(mut stream) => {
-                if !complete {
-                    stream.send_reset(h2::Reason::NO_ERROR);
-                }
-                Next::Close
-            }
+            // What is not wanted of a request the library says itself (RFC 9113, 8.1: `NO_ERROR`), once the answer is
+            // out and the stream is dropped. A reset of ours would throw away what waits to be sent.
+            Self::Http2(_) => Next::Close,
             Self::Http1(_) if !complete => Next::Linger,
             Self::Http1(sink) if sink.keep_alive => Next::Request,
             Self::Http1(_) => Next::Close,

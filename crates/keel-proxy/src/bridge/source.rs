@@ -1,17 +1,21 @@
 //! Where a body comes from: pieces, then perhaps trailers.
 
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::RecvStream;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 
 use crate::bridge::head::lines_of;
 use crate::buffer::Buffer;
 use crate::conn::Conn;
 use crate::http1::Body;
 use crate::http1::fields::Field;
+use crate::limits::SMALL_PIECE;
 use crate::worker::Worker;
 
 /// A part of a body.
@@ -31,6 +35,8 @@ pub enum Cut {
     Gone,
     /// It is not properly chunked.
     Malformed,
+    /// It is over this many bytes.
+    TooLarge(u64),
 }
 
 /// A body on its way in.
@@ -38,8 +44,18 @@ pub enum Cut {
 pub enum Source<'a> {
     /// There is none, or nothing more of it.
     Empty,
-    Http2(RecvStream),
+    Http2(Http2Source),
     Http1(Http1Source<'a>),
+}
+
+/// A body on a stream of HTTP/2.
+#[derive(Debug)]
+pub struct Http2Source {
+    stream: RecvStream,
+    /// Read before it was asked for.
+    ahead: VecDeque<Bytes>,
+    /// Small pieces behind that, made one.
+    small: BytesMut,
 }
 
 /// A body on a connection of HTTP/1.
@@ -55,20 +71,47 @@ pub struct Http1Source<'a> {
 }
 
 impl Source<'_> {
+    /// The body on `stream`.
+    pub fn http2(stream: RecvStream) -> Self {
+        if stream.is_end_stream() {
+            return Self::Empty;
+        }
+        Self::Http2(Http2Source { stream, ahead: VecDeque::new(), small: BytesMut::new() })
+    }
+
+    /// Reads what is there already, while nobody takes it. The library keeps small frames at many times their size
+    /// and ends the connection, with all that is on it, when there are too many. How much there can be the window of
+    /// the stream says, which does not move before [`Source::passed`].
+    pub fn read_ahead(&mut self, cx: &mut Context<'_>) {
+        if let Self::Http2(source) = self {
+            source.read_ahead(cx);
+        }
+    }
+
+    /// Waits for `work`, reading ahead.
+    pub async fn beside<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        poll_fn(|cx| {
+            self.read_ahead(cx);
+            work.as_mut().poll(cx)
+        })
+        .await
+    }
+
     /// The next part.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, Cut>> {
         match self {
             Self::Empty => Poll::Ready(Ok(Piece::End)),
-            Self::Http2(stream) => poll_http2(stream, cx),
+            Self::Http2(source) => source.poll_next(cx),
             Self::Http1(source) => source.poll_next(cx),
         }
     }
 
     /// `n` bytes have gone on: as many more may come.
     pub fn passed(&mut self, n: usize) {
-        if let Self::Http2(stream) = self {
+        if let Self::Http2(source) = self {
             // Fails only when the stream is gone, which the next read tells.
-            let _ = stream.flow_control().release_capacity(n);
+            let _ = source.stream.flow_control().release_capacity(n);
         }
     }
 
@@ -76,23 +119,63 @@ impl Source<'_> {
     pub fn is_over(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Http2(stream) => stream.is_end_stream(),
+            Self::Http2(source) => source.is_over(),
             Self::Http1(source) => source.body.is_over() && source.trailers.len() <= 2,
         }
     }
 }
 
-fn poll_http2(stream: &mut RecvStream, cx: &mut Context<'_>) -> Poll<Result<Piece, Cut>> {
-    match ready!(stream.poll_data(cx)) {
-        Some(Ok(data)) => return Poll::Ready(Ok(Piece::Data(data))),
-        Some(Err(error)) => return Poll::Ready(ended(&error)),
-        None => {}
+impl Http2Source {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, Cut>> {
+        if let Some(data) = self.ahead.pop_front() {
+            return Poll::Ready(Ok(Piece::Data(data)));
+        }
+        if !self.small.is_empty() {
+            return Poll::Ready(Ok(Piece::Data(self.small.split().freeze())));
+        }
+        match ready!(self.stream.poll_data(cx)) {
+            Some(Ok(data)) => return Poll::Ready(Ok(Piece::Data(data))),
+            Some(Err(error)) => return Poll::Ready(ended(&error)),
+            None => {}
+        }
+        Poll::Ready(match ready!(self.stream.poll_trailers(cx)) {
+            Ok(Some(mut trailers)) => {
+                let bad: Vec<_> =
+                    trailers.keys().filter(|name| !is_trailer(name)).cloned().collect();
+                for name in &bad {
+                    trailers.remove(name);
+                }
+                Ok(Piece::Trailers(trailers))
+            }
+            Ok(None) => Ok(Piece::End),
+            Err(error) => ended(&error),
+        })
     }
-    Poll::Ready(match ready!(stream.poll_trailers(cx)) {
-        Ok(Some(trailers)) => Ok(Piece::Trailers(trailers)),
-        Ok(None) => Ok(Piece::End),
-        Err(error) => return Poll::Ready(ended(&error)),
-    })
+
+    fn read_ahead(&mut self, cx: &mut Context<'_>) {
+        // The end and errors stay where they are, for the next read.
+        while let Poll::Ready(Some(Ok(data))) = self.stream.poll_data(cx) {
+            if data.len() < SMALL_PIECE {
+                self.small.extend_from_slice(&data);
+                continue;
+            }
+            if !self.small.is_empty() {
+                self.ahead.push_back(self.small.split().freeze());
+            }
+            self.ahead.push_back(data);
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.ahead.is_empty() && self.small.is_empty() && self.stream.is_end_stream()
+    }
+}
+
+/// Whether a field may come behind a body. Those that say how a message lies on its hop, or that are to be known before
+/// it, do not pass (RFC 9110, 6.5.1).
+fn is_trailer(name: &HeaderName) -> bool {
+    let passes = matches!(Field::of(name.as_str()), Field::Other | Field::RequestId);
+    passes && name != http::header::CONTENT_ENCODING
 }
 
 /// A server that has answered may reset the rest of the request with `NO_ERROR`: that is no failure of the answer.
@@ -167,11 +250,6 @@ impl Http1Source<'_> {
         if lines.is_empty() {
             return Piece::End;
         }
-        // Fields that say how a message lies on its hop, or that are to be known before it, do not pass
-        // (RFC 9110, 6.5.1).
-        let passes = |name: &str| {
-            matches!(Field::of(name), Field::Other | Field::RequestId) && name != "content-encoding"
-        };
-        Piece::Trailers(lines_of(lines).into_iter().filter(|(n, _)| passes(n.as_str())).collect())
+        Piece::Trailers(lines_of(lines).into_iter().filter(|(name, _)| is_trailer(name)).collect())
     }
 }

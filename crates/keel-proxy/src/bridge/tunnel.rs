@@ -21,6 +21,7 @@ use crate::deadline::Deadline;
 use crate::http1::Body;
 use crate::limits::MAX_HEAD;
 use crate::stream;
+use crate::tries::Trial;
 use crate::upstream::Upstream;
 
 const KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
@@ -31,6 +32,7 @@ impl Exchange<'_> {
     pub async fn try_tunnel(
         &mut self,
         upstream: Upstream,
+        trial: &Trial,
         upload: &mut Upload<'_>,
         waiting: &Deadline,
     ) -> Outcome {
@@ -38,7 +40,7 @@ impl Exchange<'_> {
         head.method = Method::GET;
         let key = base64::engine::general_purpose::STANDARD.encode(self.nonce());
         if let Ok(key) = key.parse() {
-            head.headers.insert(KEY, key);
+            head.headers_mut().insert(KEY, key);
         }
         let first = head.to_http1(b"Connection: Upgrade\r\nUpgrade: websocket\r\n");
         if let Err((0, _)) = stream::write_all(&upstream.line, &first, waiting).await {
@@ -52,11 +54,16 @@ impl Exchange<'_> {
         let (status, mut headers, body) = answer;
         headers.remove(ACCEPT);
         let agreed = status == StatusCode::SWITCHING_PROTOCOLS;
+        if let Some(changes) = &self.changes {
+            changes.apply(&mut headers);
+        }
         let (status, body) = match status {
             StatusCode::SWITCHING_PROTOCOLS => (StatusCode::OK, Body::UntilClose),
             status => (status, body),
         };
         let Some(caller) = self.caller.take() else { return Outcome::CallerGone };
+        trial.answered(&self.counted, status.as_u16());
+        self.counted.is_tunnel();
         if agreed {
             self.counted.upgraded(status.as_u16());
         } else {
@@ -86,12 +93,11 @@ impl Exchange<'_> {
             let down = relay(&mut source, &mut sink, &never[1], &self.counted);
             until_both_end(up, down).await
         };
-        self.counted.moved(upload.total, 0);
         match passed {
             Ok(()) => Outcome::Answered(sink.done(true)),
             Err(_) => {
                 upstream.line.reset_on_close();
-                Outcome::Answered(sink.abort())
+                Outcome::Answered(sink.abort().await)
             }
         }
     }
@@ -99,8 +105,8 @@ impl Exchange<'_> {
     fn nonce(&self) -> [u8; 16] {
         let mut random = self.session.worker.random.borrow_mut();
         let mut nonce = [0; 16];
-        nonce[..8].copy_from_slice(&random.word().to_be_bytes());
-        nonce[8..].copy_from_slice(&random.word().to_be_bytes());
+        nonce[..8].copy_from_slice(&random.bits().to_be_bytes());
+        nonce[8..].copy_from_slice(&random.bits().to_be_bytes());
         nonce
     }
 
@@ -112,7 +118,7 @@ impl Exchange<'_> {
     ) -> Result<(StatusCode, HeaderMap, Body), Outcome> {
         let mut request = self.as_http1();
         request.upgrade = true;
-        waiting.set(self.counted.cluster.timeouts().response);
+        waiting.set(self.counted.cluster.times().response);
         loop {
             match stream::read(&upstream.line, input.room(MAX_HEAD), waiting).await {
                 Ok(n @ 1..) => input.filled(n),

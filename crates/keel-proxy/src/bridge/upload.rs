@@ -23,6 +23,8 @@ pub enum Broken {
     Source,
     /// The caller sent something that is not a body.
     Malformed,
+    /// The body is over this many bytes.
+    TooLarge(u64),
     /// The endpoint takes no more.
     Sink,
 }
@@ -40,12 +42,15 @@ pub struct Upload<'a> {
     end: Option<Option<HeaderMap>>,
     /// Bytes read.
     pub total: u64,
+    /// How many there may be.
+    most: Option<u64>,
 }
 
 impl<'a> Upload<'a> {
-    pub fn new(source: Source<'a>) -> Self {
+    /// Of `most` bytes, if there is a bound.
+    pub fn new(source: Source<'a>, most: Option<u64>) -> Self {
         let end = source.is_over().then_some(None);
-        Self { source, kept: Vec::new(), kept_size: 0, whole: true, at: 0, end, total: 0 }
+        Self { source, kept: Vec::new(), kept_size: 0, whole: true, at: 0, end, total: 0, most }
     }
 
     /// Nothing more is to be read from the caller.
@@ -78,7 +83,12 @@ impl<'a> Upload<'a> {
         }
         let polled = self.source.poll_next(cx);
         match &polled {
-            Poll::Ready(Ok(Piece::Data(data))) => self.keep(data),
+            Poll::Ready(Ok(Piece::Data(data))) => {
+                self.keep(data);
+                if let Some(most) = self.most.filter(|most| self.total > *most) {
+                    return Poll::Ready(Err(Cut::TooLarge(most)));
+                }
+            }
             Poll::Ready(Ok(Piece::Trailers(trailers))) => self.end = Some(Some(trailers.clone())),
             Poll::Ready(Ok(Piece::End)) => self.end = Some(None),
             Poll::Ready(Err(_)) | Poll::Pending => {}
@@ -102,13 +112,33 @@ impl<'a> Upload<'a> {
         }
     }
 
-    /// The next part, if it is at hand.
-    pub async fn at_hand(&mut self) -> Option<Result<Piece, Cut>> {
-        poll_fn(|cx| match self.poll_next(cx) {
+    /// Adds what is at hand to the head of a request of HTTP/1, so that both go out together. True if that is all.
+    pub async fn begin_http1(&mut self, chunked: bool, first: &mut Vec<u8>) -> Result<bool, Cut> {
+        if self.is_none() {
+            return Ok(true);
+        }
+        let at_hand = poll_fn(|cx| match self.poll_next(cx) {
             Poll::Ready(piece) => Poll::Ready(Some(piece)),
             Poll::Pending => Poll::Ready(None),
-        })
-        .await
+        });
+        let (data, last) = match at_hand.await {
+            None => return Ok(false),
+            Some(piece) => match piece? {
+                Piece::Data(data) => {
+                    let over = self.end == Some(None) && self.at >= self.kept.len();
+                    (data, over.then(HeaderMap::new))
+                }
+                Piece::Trailers(trailers) => (Bytes::new(), Some(trailers)),
+                Piece::End => (Bytes::new(), Some(HeaderMap::new())),
+            },
+        };
+        if chunked {
+            chunk(&data, last.as_ref(), first);
+        } else {
+            first.extend_from_slice(&data);
+        }
+        self.source.passed(data.len());
+        Ok(last.is_some())
     }
 
     async fn next(&mut self, deadline: &Deadline) -> Result<Piece, Broken> {
@@ -117,6 +147,7 @@ impl<'a> Upload<'a> {
         match piece {
             Ok(Ok(piece)) => Ok(piece),
             Ok(Err(Cut::Malformed)) => Err(Broken::Malformed),
+            Ok(Err(Cut::TooLarge(most))) => Err(Broken::TooLarge(most)),
             Ok(Err(Cut::Gone)) | Err(_) => Err(Broken::Source),
         }
     }
@@ -138,9 +169,9 @@ impl<'a> Upload<'a> {
             };
             if chunked {
                 chunk(&data, last.as_ref(), &mut bytes);
-                write(conn, &bytes, &[], deadline).await?;
+                self.source.beside(write(conn, &bytes, &[], deadline)).await?;
             } else {
-                write(conn, &data, &[], deadline).await?;
+                self.source.beside(write(conn, &data, &[], deadline)).await?;
             }
             self.source.passed(data.len());
             if last.is_some() {
@@ -161,7 +192,8 @@ impl<'a> Upload<'a> {
             match piece {
                 Piece::Data(data) => {
                     let n = data.len();
-                    send_http2(to, data, last, deadline).await.map_err(|_| Broken::Sink)?;
+                    let sent = self.source.beside(send_http2(to, data, last, deadline)).await;
+                    sent.map_err(|_| Broken::Sink)?;
                     self.source.passed(n);
                     if last {
                         return Ok(());

@@ -4,7 +4,7 @@
 //! belong to the body, and refuses what is not exactly as the grammar has it: two readers of one stream must
 //! never disagree about its end.
 
-use crate::limits::{MAX_CHUNK_EXTENSION, MAX_TRAILERS};
+use crate::limits::{MAX_BODY, MAX_CHUNK_EXTENSION, MAX_TRAILERS};
 
 /// The body is not as the grammar has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +76,8 @@ impl Body {
 enum State {
     /// Before or among the digits of a size.
     Size,
+    /// White space after a size: an extension follows, or nothing.
+    SizeSpace,
     Extension,
     SizeLf,
     Data,
@@ -98,10 +100,25 @@ pub struct Chunks {
     digits: u8,
     /// Of this chunk's extension, or of the trailer section.
     extra: usize,
+    /// The name of the trailer being read, in small letters, as far as it may be one of [`FORBIDDEN`].
+    name: [u8; LONGEST_FORBIDDEN],
+    name_length: usize,
 }
 
+/// Trailers that say where a message ends or whom it is for: too late, and some programs believe them all the same
+/// (RFC 9110, 6.5.1).
+const FORBIDDEN: &[&[u8]] = &[b"content-length", b"host", b"transfer-encoding"];
+const LONGEST_FORBIDDEN: usize = "transfer-encoding".len();
+
 impl Chunks {
-    pub const NEW: Self = Self { state: State::Size, size: 0, digits: 0, extra: 0 };
+    pub const NEW: Self = Self {
+        state: State::Size,
+        size: 0,
+        digits: 0,
+        extra: 0,
+        name: [0; LONGEST_FORBIDDEN],
+        name_length: 0,
+    };
 
     fn take(
         &mut self,
@@ -138,9 +155,13 @@ impl Chunks {
     fn step(&mut self, byte: u8) -> Result<State, Malformed> {
         match (self.state, byte) {
             (State::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => self.digit(byte),
-            (State::Size, b';' | b' ' | b'\t') if self.digits > 0 => Ok(State::Extension),
             (State::Size, b'\r') if self.digits > 0 => Ok(State::SizeLf),
-            (State::Extension, b'\r') => Ok(State::SizeLf),
+            (State::Size, b';') if self.digits > 0 => Ok(State::Extension),
+            (State::Size | State::SizeSpace, b' ' | b'\t') if self.digits > 0 => {
+                self.count(MAX_CHUNK_EXTENSION, State::SizeSpace)
+            }
+            (State::SizeSpace, b';') => Ok(State::Extension),
+            (State::SizeSpace | State::Extension, b'\r') => Ok(State::SizeLf),
             (State::Extension, _) if is_text(byte) => {
                 self.count(MAX_CHUNK_EXTENSION, State::Extension)
             }
@@ -152,9 +173,17 @@ impl Chunks {
             (State::DataLf, b'\n') => Ok(State::Size),
             (State::TrailerStart, b'\r') => Ok(State::LastLf),
             (State::TrailerStart | State::TrailerName, _) if is_token(byte) => {
+                if let Some(place) = self.name.get_mut(self.name_length) {
+                    *place = byte.to_ascii_lowercase();
+                }
+                self.name_length += 1;
                 self.count(MAX_TRAILERS, State::TrailerName)
             }
-            (State::TrailerName, b':') => Ok(State::TrailerValue),
+            (State::TrailerName, b':') => {
+                let name = self.name.get(..std::mem::take(&mut self.name_length));
+                let forbidden = name.is_some_and(|name| FORBIDDEN.contains(&name));
+                if forbidden { Err(Malformed) } else { Ok(State::TrailerValue) }
+            }
             (State::TrailerValue, b'\r') => Ok(State::TrailerLf),
             (State::TrailerValue, _) if is_text(byte) => {
                 self.count(MAX_TRAILERS, State::TrailerValue)
@@ -168,12 +197,12 @@ impl Chunks {
     fn digit(&mut self, byte: u8) -> Result<State, Malformed> {
         let value = char::from(byte).to_digit(16).ok_or(Malformed)?;
         self.digits += 1;
-        // 16 digits could not overflow, but leading zeros are bounded too.
+        // 16 digits cannot overflow; leading zeros are bounded too.
         if self.digits > 16 {
             return Err(Malformed);
         }
         self.size = self.size << 4 | u64::from(value);
-        Ok(State::Size)
+        if self.size > MAX_BODY { Err(Malformed) } else { Ok(State::Size) }
     }
 
     fn count(&mut self, most: usize, next: State) -> Result<State, Malformed> {
@@ -218,7 +247,10 @@ mod tests {
             ("5\r\nhello\r\n0\r\n\r\n", "hello"),
             ("05;a=b;c=\"d\"\r\nhello\r\n00\r\n\r\n", "hello"),
             ("1 \r\nx\r\n0\r\nTrail: er\r\nx:\r\n\r\n", "x"),
+            ("1\r\nx\r\n0\r\nHosts: a\r\nHos: b\r\nTransfer-Encodings: c\r\n\r\n", "x"),
+            ("1\t ; a = b\r\nx\r\n0\r\n\r\n", "x"),
             ("A\r\n0123456789\r\n0\r\n\r\n", "0123456789"),
+            ("0000000000000001\r\nx\r\n0\r\n\r\n", "x"),
         ] {
             for piece in 1..=wire.len() {
                 let followed = [wire.as_bytes(), b"GET"].concat();
@@ -232,6 +264,7 @@ mod tests {
     #[test]
     fn bad_ones() {
         let long = format!("5;{}\r\n", "x".repeat(MAX_CHUNK_EXTENSION + 1));
+        let wide = format!("5{}\r\n", " ".repeat(MAX_CHUNK_EXTENSION + 1));
         for wire in [
             "\r\n",
             "5\n",
@@ -241,11 +274,19 @@ mod tests {
             "+5\r\n",
             "0x5\r\n",
             " 5\r\n",
+            "5 x\r\n",
+            "5 5\r\n",
+            "5\t;\n",
             "g\r\n",
             "5\r\nhello0\r\n",
             "5\r\nhello\n0\r\n",
             "5\r\nhello\r0",
             "11112222333344445\r\n",
+            "10000000000000\r\n",
+            "ffffffffffffffff\r\n",
+            "0\r\nHost: x\r\n\r\n",
+            "0\r\nA: b\r\ncontent-Length:5\r\n\r\n",
+            "0\r\nTRANSFER-ENCODING: chunked\r\n\r\n",
             "0\r\n folded: x\r\n\r\n",
             "0\r\nno colon\r\n\r\n",
             "0\r\n: x\r\n\r\n",
@@ -255,6 +296,7 @@ mod tests {
             "5;\0\r\n",
             "5;a\nb\r\n",
             &long,
+            &wide,
         ] {
             assert_eq!(all(wire.as_bytes(), 1), Err(Malformed), "{wire:?}");
         }

@@ -8,25 +8,25 @@ use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
-use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 
-use keel_route::retry::{self, Failure, Verdict};
+use keel_route::retry::Failure;
 
 use crate::buffer::Buffer;
-use crate::cluster::Counted;
 use crate::conn::Conn;
+use crate::counted::Counted;
 use crate::deadline::Deadline;
 use crate::http1::body::{Body, Malformed};
 use crate::http1::relay::{Broken, Relay};
 use crate::http1::request::{Refusal, Request};
 use crate::http1::response::{self, Response};
 use crate::http1::{Connection, Next};
-use crate::limits::{
-    BODY_STALL, BUFFER, MAX_HEAD, MAX_INTERIM, MAX_REPEATABLE_BODY, RESPONSE_HEAD,
-};
+use crate::limits::{BODY_STALL, BUFFER, MAX_HEAD, MAX_INTERIM, MAX_REPEATABLE_BODY};
 use crate::reply::Reply;
+use crate::route::{self, AnswerChanges};
 use crate::session::Client;
+use crate::tries::{Repeatable, Trial, Tries};
 use crate::upstream::{Placement, Reuse, Upstream};
 use crate::{bridge, stream, tunnel};
 
@@ -43,6 +43,8 @@ enum Attempt {
     Answered(Next, Connected),
     /// No byte of an answer has come.
     Failed(Failure),
+    /// The answer is to be asked for once more, which has been decided.
+    Again(Failure),
     /// The two sides speak another protocol from here on; these bytes of it have come already.
     Upgraded(Buffer),
     /// The answer is not HTTP, or broke off before anything was passed on.
@@ -60,11 +62,13 @@ struct Progress {
     uploaded: Cell<bool>,
     /// The client has been sent (a part of) the answer.
     answered: Cell<bool>,
+    /// All that was sent of the request is at hand.
+    kept: bool,
 }
 
 impl Progress {
-    fn uploaded() -> Self {
-        Self { uploaded: Cell::new(true), answered: Cell::new(false) }
+    fn uploaded(kept: bool) -> Self {
+        Self { uploaded: Cell::new(true), answered: Cell::new(false), kept }
     }
 }
 
@@ -82,10 +86,10 @@ struct Upload<'a> {
 
 /// Serves one request.
 pub async fn run(connection: &mut Connection, request: Request) -> Next {
-    let Connection { client, input, request: sent, response, bridged, log, .. } = connection;
+    let Connection { client, input, request: sent, response, bridged, way, log, .. } = connection;
+    let Some(way) = way.take() else { return Next::Close };
     if let Some(head) = bridged.take() {
-        let counted = client.session.count(client.target.cluster(), None);
-        return Box::pin(bridge::serve_http1(client, &request, *head, input, counted)).await;
+        return Box::pin(bridge::serve_http1(client, &request, *head, input, way)).await;
     }
     let head = sent.len();
     let mut upload = Upload {
@@ -97,17 +101,34 @@ pub async fn run(connection: &mut Connection, request: Request) -> Next {
     };
     if upload.take_what_is_there().is_err() {
         let text = Reply::refused(Refusal::Malformed("its body is not properly chunked"));
-        if let Some(entry) = log.take() {
-            entry.replied(&text);
-        }
+        client.session.answered_here(&text, text.record(), way.route.as_ref(), log.take());
         return reply(client, &request, false, &text).await;
     }
-    let counted = client.session.count(client.target.cluster(), None);
+    let counted = way.count(&client.session);
     counted.log(log.take());
+    let limit = way.time_limit();
+    if let Err(full) = counted.enter() {
+        let text = counted.full(full);
+        counted.replied(&text, text.record());
+        return reply(client, &request, upload.body.is_over(), &text).await;
+    }
     counted.cluster.budget.borrow_mut().request();
-    let mut exchange = Exchange { client, request: &request, counted, response, head };
-    let next = exchange.until_answered(&mut upload).await;
-    exchange.counted.moved(upload.moved.get(), 0);
+    let mut exchange = Exchange {
+        client,
+        request: &request,
+        counted,
+        response,
+        head,
+        changes: way.answer_changes(),
+        tries: Tries::default(),
+        answered: false,
+        passed: Cell::default(),
+    };
+    let next = match limit {
+        None => exchange.until_answered(&mut upload).await,
+        Some(limit) => Box::pin(exchange.within(limit, &mut upload)).await,
+    };
+    exchange.counted.moved(upload.moved.get(), exchange.passed.get());
     next
 }
 
@@ -119,12 +140,34 @@ struct Exchange<'a> {
     response: &'a mut Vec<u8>,
     /// Length of the request's head.
     head: usize,
+    /// What is changed in the head of the answer.
+    changes: Option<Box<AnswerChanges>>,
+    tries: Tries,
+    /// The client has been sent (a part of) an answer.
+    answered: bool,
+    /// Bytes of the body of the answer so far.
+    passed: Cell<u64>,
 }
 
 impl Exchange<'_> {
+    /// The whole answer has to be there in time.
+    async fn within(&mut self, limit: Duration, upload: &mut Upload<'_>) -> Next {
+        match tokio::time::timeout(limit, self.until_answered(upload)).await {
+            Ok(next) => next,
+            Err(_) if self.answered => {
+                self.counted.failed(0);
+                self.counted.because("timed_out");
+                Next::Reset
+            }
+            Err(_) => {
+                let text = Reply::timed_out(self.counted.cluster.id());
+                self.failed(upload, &text).await
+            }
+        }
+    }
+
     async fn until_answered(&mut self, upload: &mut Upload<'_>) -> Next {
         let mut placement = Placement::default();
-        let (mut sends, mut cut_off_retries) = (0, 0);
         // What is still to come may turn out too long to be kept and sent again.
         let repeatable = self.request.idempotent && upload.body.is_over();
         let mut reuse = if repeatable { Reuse::Any } else { Reuse::Checked };
@@ -138,65 +181,68 @@ impl Exchange<'_> {
                 }
             };
             placement.placed();
-            let endpoint = Rc::clone(&upstream.in_flight.endpoint);
-            self.counted.tries(&endpoint);
-            sends += 1;
-            let failure = match self.attempt(upload, upstream).await {
+            let trial = Trial::begin(&self.counted, &upstream.in_flight.endpoint);
+            self.tries.sent();
+            route::bind(&mut self.changes, &self.counted, &trial.endpoint);
+            let failure = match self.attempt(upload, upstream, &trial).await {
                 Attempt::Answered(next, _) => return next,
                 Attempt::Upgraded(_) => return Next::Close,
+                Attempt::Again(failure) => {
+                    self.next_try(&mut placement, trial, failure).await;
+                    reuse = Reuse::No;
+                    continue;
+                }
                 Attempt::Failed(failure) => failure,
                 Attempt::Nonsense => Failure::Answering,
-                Attempt::TimedOut => {
-                    let text = Reply::timed_out(self.counted.cluster.id());
-                    return self.failed(upload, &text).await;
-                }
+                Attempt::TimedOut => Failure::TimedOut,
                 Attempt::Client(None) => {
                     self.counted.because("client_gone");
                     return Next::Reset;
                 }
                 Attempt::Client(Some(refusal)) => {
                     let text = Reply::refused(refusal);
-                    self.counted.replied(&text);
+                    self.counted.replied(&text, text.record());
                     return reply(self.client, self.request, false, &text).await;
                 }
             };
-            let state = retry::Request {
-                idempotent: self.request.idempotent,
-                repeatable: upload.repeatable,
-                sends,
-                cut_off_retries,
-            };
-            let again = match retry::verdict(failure, state) {
-                Verdict::Retry => true,
-                Verdict::RetryOnBudget => {
-                    cut_off_retries += 1;
-                    let now = self.client.worker.shared.now_ms();
-                    self.counted.cluster.budget.borrow_mut().take(now)
-                }
-                Verdict::GiveUp => false,
-            };
-            if !again {
-                let (cluster, instance) = (self.counted.cluster.id(), &endpoint.shared.instance);
-                tracing::debug!(cluster, %instance, ?failure, sends, "a request failed");
-                let text = Reply::broken(self.counted.cluster.id());
+            trial.failed(&self.counted, failure);
+            let state = Repeatable { idempotent: self.request.idempotent, kept: upload.repeatable };
+            if !self.tries.again(&self.counted, failure, state) {
+                let (cluster, instance) =
+                    (self.counted.cluster.id(), &trial.endpoint.shared.instance);
+                tracing::debug!(cluster, %instance, ?failure, "a request failed");
+                let text = match failure {
+                    Failure::TimedOut => Reply::timed_out(cluster),
+                    _ => Reply::broken(cluster),
+                };
                 return self.failed(upload, &text).await;
             }
-            self.counted.retried();
-            placement.broke(endpoint, failure);
+            self.next_try(&mut placement, trial, failure).await;
             // One kept-alive connection was stale, so the others may be too.
             reuse = Reuse::No;
         }
     }
 
+    async fn next_try(&self, placement: &mut Placement, trial: Trial, failure: Failure) {
+        self.counted.retried();
+        placement.broke(trial.endpoint, failure);
+        Box::pin(self.tries.pause(&self.counted)).await;
+    }
+
     /// Tells the client that the platform failed it.
     async fn failed(&self, upload: &Upload<'_>, text: &Reply) -> Next {
         self.counted.failed(text.status());
-        self.counted.replied(text);
+        self.counted.replied(text, text.record());
         reply(self.client, self.request, upload.body.is_over(), text).await
     }
 
     /// Sends the request to one endpoint and passes its answer on.
-    async fn attempt(&mut self, upload: &mut Upload<'_>, upstream: Upstream) -> Attempt {
+    async fn attempt(
+        &mut self,
+        upload: &mut Upload<'_>,
+        upstream: Upstream,
+        trial: &Trial,
+    ) -> Attempt {
         let waiting = Deadline::new(&self.client.worker.deadlines);
         let written = stream::write_all(&upstream.line, upload.sent, &waiting).await;
         // If a part went out the endpoint may have answered before it closed.
@@ -204,20 +250,22 @@ impl Exchange<'_> {
             return Attempt::Failed(Failure::NothingSent);
         }
         let attempt = if upload.body.is_over() {
-            self.answer(&upstream, &waiting, &Progress::uploaded()).await
+            let kept = upload.repeatable;
+            self.answer(&upstream, trial, &waiting, &Progress::uploaded(kept)).await
         } else {
-            Box::pin(self.both_ways(upload, &upstream, &waiting)).await
+            Box::pin(self.both_ways(upload, &upstream, trial, &waiting)).await
         };
         match attempt {
             Attempt::Answered(next, Connected::Reusable) => {
                 let Upstream { line, in_flight, .. } = upstream;
-                in_flight.endpoint.check_in(line, self.client.worker.deadlines.now_ms());
+                in_flight.check_in(line, self.client.worker.deadlines.now_ms());
                 Attempt::Answered(next, Connected::Used)
             }
             Attempt::Upgraded(down) => {
                 let up = std::mem::take(upload.input);
-                let counted = &self.counted;
-                let tunnel = tunnel::both_ways(self.client, counted, &upstream.line, up, down);
+                self.counted.is_tunnel();
+                let tunnel =
+                    tunnel::both_ways(self.client, &self.counted, &upstream.line, up, down);
                 let ended = Box::pin(tunnel).await;
                 let next = if ended.is_ok() { Next::Close } else { Next::Reset };
                 Attempt::Answered(next, Connected::Used)
@@ -231,12 +279,13 @@ impl Exchange<'_> {
         &mut self,
         upload: &mut Upload<'_>,
         upstream: &Upstream,
+        trial: &Trial,
         waiting: &Deadline,
     ) -> Attempt {
         let progress = Progress::default();
         let head = self.head;
         let mut sending = pin!(upload.rest(self.client, &upstream.line, head));
-        let mut answering = pin!(self.answer(upstream, waiting, &progress));
+        let mut answering = pin!(self.answer(upstream, trial, waiting, &progress));
         let mut stopped = false;
         poll_fn(|cx| {
             if !stopped && let Poll::Ready(result) = sending.as_mut().poll(cx) {
@@ -263,12 +312,13 @@ impl Exchange<'_> {
     async fn answer(
         &mut self,
         upstream: &Upstream,
+        trial: &Trial,
         waiting: &Deadline,
         progress: &Progress,
     ) -> Attempt {
         // No buffer is held while the endpoint thinks; what is wrong with the connection the read will say.
         loop {
-            waiting.set(RESPONSE_HEAD);
+            waiting.set(self.counted.cluster.times().one_try);
             match stream::readable(&upstream.line, waiting).await {
                 // Its time begins when it has the whole request.
                 Err(e) if is_timeout(&e) && !progress.uploaded.get() => {}
@@ -277,7 +327,7 @@ impl Exchange<'_> {
             }
         }
         let mut input = self.client.worker.buffers.take();
-        let attempt = self.read_answer(upstream, waiting, progress, &mut input).await;
+        let attempt = self.read_answer(upstream, trial, waiting, progress, &mut input).await;
         self.client.worker.buffers.give(input);
         attempt
     }
@@ -285,6 +335,7 @@ impl Exchange<'_> {
     async fn read_answer(
         &mut self,
         upstream: &Upstream,
+        trial: &Trial,
         waiting: &Deadline,
         progress: &Progress,
         input: &mut Buffer,
@@ -301,7 +352,9 @@ impl Exchange<'_> {
             loop {
                 let ending = self.client.worker.ending.get();
                 let keep_alive = self.request.keep_alive && progress.uploaded.get() && !ending;
-                match response::parse(input.bytes(), self.request, keep_alive, self.response) {
+                let changes = self.changes.as_deref();
+                let (bytes, out) = (input.bytes(), &mut *self.response);
+                match response::parse(bytes, self.request, keep_alive, changes, out) {
                     Err(_) => return Attempt::Nonsense,
                     Ok(None) => break,
                     Ok(Some(head)) if head.is_interim() => {
@@ -312,6 +365,15 @@ impl Exchange<'_> {
                         input.consume(head.head);
                     }
                     Ok(Some(head)) => {
+                        trial.answered(&self.counted, head.status);
+                        let failure = Failure::Status(head.status);
+                        let state = Repeatable {
+                            idempotent: self.request.idempotent,
+                            kept: progress.kept && progress.uploaded.get(),
+                        };
+                        if head.status >= 400 && self.tries.again(&self.counted, failure, state) {
+                            return Attempt::Again(failure);
+                        }
                         return self.pass_on(head, upstream, waiting, progress, input).await;
                     }
                 }
@@ -339,10 +401,10 @@ impl Exchange<'_> {
         progress: &Progress,
         input: &mut Buffer,
     ) -> Attempt {
-        let Self { client, counted, response, .. } = self;
         if head.status == 101 {
             return self.upgrade(head, input).await;
         }
+        let Self { client, counted, response, answered, passed, .. } = self;
         let mut body = head.body;
         let mut content = Vec::new();
         let bytes = &input.bytes()[head.head..];
@@ -350,8 +412,9 @@ impl Exchange<'_> {
             if head.unchunk { body.take_content(bytes, &mut content) } else { body.take(bytes) };
         let Ok(taken) = taken else { return Attempt::Nonsense };
         counted.answered(head.status);
-        counted.moved(0, if head.unchunk { content.len() } else { taken } as u64);
+        passed.set(if head.unchunk { content.len() } else { taken } as u64);
         progress.answered.set(true);
+        *answered = true;
         // Two deadlines: an upload may be waiting for the client at the same time.
         let written = if head.unchunk {
             stream::write_both(&client.stream, response, &content, waiting).await
@@ -365,18 +428,16 @@ impl Exchange<'_> {
         }
         input.consume(head.head + taken);
         if !body.is_over() {
-            let moved = Cell::default();
             let mut relay = Relay {
                 worker: &client.worker,
                 from: &upstream.line,
                 to: &client.stream,
                 deadline: waiting,
+                idle: counted.cluster.times().idle,
                 unchunk: head.unchunk,
-                moved: &moved,
+                moved: passed,
             };
-            let relayed = Box::pin(relay.run(&mut body, input)).await;
-            counted.moved(0, moved.get());
-            match relayed {
+            match Box::pin(relay.run(&mut body, input)).await {
                 Ok(()) => {}
                 Err(Broken::Sink) => return Attempt::Client(None),
                 Err(Broken::Source | Broken::Malformed) => {
@@ -411,9 +472,9 @@ impl Upload<'_> {
     /// Takes what was read together with the head.
     fn take_what_is_there(&mut self) -> Result<(), Malformed> {
         let taken = self.body.take(self.input.bytes())?;
-        self.moved.set(taken as u64);
         self.sent.extend_from_slice(&self.input.bytes()[..taken]);
         self.input.consume(taken);
+        self.moved.set(taken as u64);
         Ok(())
     }
 
@@ -427,11 +488,11 @@ impl Upload<'_> {
                 Ok(n) => self.input.filled(n),
             }
             let taken = self.body.take(self.input.bytes()).map_err(|_| Broken::Malformed)?;
-            self.moved.set(self.moved.get() + taken as u64);
             let from = self.sent.len();
             // What is in `sent` is out of `input` before anything is awaited: this may end at any await.
             self.sent.extend_from_slice(&self.input.bytes()[..taken]);
             self.input.consume(taken);
+            self.moved.set(self.moved.get() + taken as u64);
             self.repeatable = self.sent.len() - head <= MAX_REPEATABLE_BODY;
             let write = stream::write_all(to, &self.sent[from..], &client.deadline);
             write.await.map_err(|_| Broken::Sink)?;
@@ -441,6 +502,7 @@ impl Upload<'_> {
             from: &client.stream,
             to,
             deadline: &client.deadline,
+            idle: BODY_STALL,
             unchunk: false,
             moved: &self.moved,
         };
@@ -453,7 +515,7 @@ fn is_timeout(error: &io::Error) -> bool {
 }
 
 /// Answers a request without an endpoint. The connection goes on if the whole request has been read.
-async fn reply(client: &Client, request: &Request, complete: bool, text: &Reply) -> Next {
+pub async fn reply(client: &Client, request: &Request, complete: bool, text: &Reply) -> Next {
     let keep_alive =
         request.keep_alive && complete && !client.worker.ending.get() && !request.http10;
     let bytes = text.write(keep_alive, request.is_head);

@@ -3,7 +3,7 @@
 use httparse::Header;
 
 use crate::http1::body::{Body, Chunks, Malformed};
-use crate::limits::MAX_NOMINATED;
+use crate::limits::{MAX_BODY, MAX_NOMINATED};
 
 /// Fields that a proxy looks at; all others pass through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +107,9 @@ impl Framing {
             return Err(Malformed);
         }
         let length = value.iter().fold(0, |n, digit| n * 10 + u64::from(digit - b'0'));
+        if length > MAX_BODY {
+            return Err(Malformed);
+        }
         match self.length.replace(length) {
             None => Ok(false),
             Some(earlier) if earlier == length => Ok(true),

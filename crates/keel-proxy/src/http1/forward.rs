@@ -33,8 +33,21 @@ pub struct Changes<'a> {
     pub host: Option<&'a str>,
     /// Fields that do not pass.
     pub drops: Option<&'a dyn Fn(&str) -> bool>,
-    /// Header lines that are added.
-    pub lines: &'a [u8],
+    /// Fields that are added.
+    pub added: &'a [(&'a str, &'a str)],
+}
+
+impl<'a> Changes<'a> {
+    /// Whether fields of this name do not pass.
+    fn drops(&self, name: &str) -> bool {
+        self.drops.is_some_and(|drops| drops(name))
+    }
+
+    /// What is added under this name.
+    fn values(&self, name: &str) -> impl Iterator<Item = &'a str> {
+        let same = self.added.iter().filter(move |(added, _)| added.eq_ignore_ascii_case(name));
+        same.map(|(_, value)| *value)
+    }
 }
 
 /// Writes the head for the endpoint to `out` (which it clears).
@@ -59,7 +72,7 @@ fn copy(head: &Head<'_, '_>, request: &Request, changes: Changes<'_>, out: &mut 
     let Some(first) = head.headers.first() else { return };
     let mut copier = Copier::new(head.bytes, offset(head.bytes, first.name.as_bytes()));
     let mut length_seen = false;
-    let dropped = |header: &Header<'_>| changes.drops.is_some_and(|drops| drops(header.name));
+    let dropped = |header: &Header<'_>| changes.drops(header.name);
     for header in head.headers {
         let pass = match Field::of(header.name) {
             Field::Connection | Field::Hop | Field::ForwardedFor | Field::Host => false,
@@ -96,41 +109,60 @@ fn add(
         out.extend_from_slice(value);
         out.extend_from_slice(b"\r\n");
     };
+    // What the route says of it itself stands, as what an earlier proxy said does unless the route drops it.
+    let said = |name: &str, found: bool| {
+        found && !changes.drops(name) || changes.values(name).next().is_some()
+    };
     line("Host: ", host);
-    if !head.found.forwarded_host {
+    if !said("x-forwarded-host", head.found.forwarded_host) {
         line("X-Forwarded-Host: ", asked);
     }
-    if !head.found.forwarded_proto {
+    if !said("x-forwarded-proto", head.found.forwarded_proto) {
         line("X-Forwarded-Proto: ", scheme);
     }
     if request.upgrade {
         line("Connection: ", b"Upgrade");
     }
     if let Some(ids) = origin.ids {
-        if !head.found.identified {
+        if !said("x-request-id", head.found.identified) {
             line("X-Request-Id: ", &ids.request());
         }
-        if !head.found.traced {
+        if !said("traceparent", head.found.traced) {
             line("traceparent: ", &ids.trace());
         }
     }
-    chain(head, Field::ForwardedFor, b"X-Forwarded-For: ", origin.peer.as_bytes(), out);
-    if head.found.forwarded {
+    chain(head, changes, Field::ForwardedFor, b"X-Forwarded-For: ", origin.peer.as_bytes(), out);
+    if said("forwarded", head.found.forwarded) {
         let own = forwarded(origin.peer, scheme);
-        chain(head, Field::Forwarded, b"Forwarded: ", own.as_bytes(), out);
+        chain(head, changes, Field::Forwarded, b"Forwarded: ", own.as_bytes(), out);
     }
     out.extend_from_slice(origin.lines);
-    out.extend_from_slice(changes.lines);
+    for (name, value) in changes.added {
+        if !matches!(Field::of(name), Field::ForwardedFor | Field::Forwarded) {
+            for part in [*name, ": ", *value, "\r\n"] {
+                out.extend_from_slice(part.as_bytes());
+            }
+        }
+    }
     out.extend_from_slice(b"\r\n");
 }
 
-/// One field with what earlier proxies said and our own word, as many programs read only the first or the last of
-/// several fields.
-fn chain(head: &Head<'_, '_>, field: Field, name: &[u8], own: &[u8], out: &mut Vec<u8>) {
+/// One field with what earlier proxies (and the route) said and our own word, as many programs read only the first or
+/// the last of several fields.
+fn chain(
+    head: &Head<'_, '_>,
+    changes: Changes<'_>,
+    field: Field,
+    name: &[u8],
+    own: &[u8],
+    out: &mut Vec<u8>,
+) {
     out.extend_from_slice(name);
     let same = head.headers.iter().filter(|h| Field::of(h.name) == field && !h.value.is_empty());
-    for earlier in same {
-        out.extend_from_slice(earlier.value);
+    let earlier = same.filter(|h| !changes.drops(h.name)).map(|h| h.value);
+    let set = changes.added.iter().filter(|(name, _)| Field::of(name) == field);
+    for value in earlier.chain(set.map(|(_, value)| value.as_bytes())) {
+        out.extend_from_slice(value);
         out.extend_from_slice(b", ");
     }
     out.extend_from_slice(own);
@@ -147,8 +179,7 @@ pub fn forwarded(peer: &str, scheme: &[u8]) -> String {
     }
 }
 
-/// Both steps, without a route.
-#[cfg(test)]
+/// Both steps, without a route; for tests and fuzzing.
 pub fn read_and_write(
     input: &[u8],
     origin: Origin<'_>,

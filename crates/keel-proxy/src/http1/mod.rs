@@ -3,7 +3,7 @@
 //! Requests on one connection are answered strictly in order; the next one is not looked at before the answer to
 //! the one before it is complete. Idle connections hold no buffers.
 
-mod body;
+pub mod body;
 mod exchange;
 pub mod fields;
 pub mod forward;
@@ -12,21 +12,23 @@ pub mod request;
 pub mod response;
 
 use std::io;
-use std::net::SocketAddr;
 
 use keel_model::Protocol;
+use keel_route::filter::{AuthCheck, Verified};
+use keel_route::request::RequestView;
 
 use crate::access::Entry;
 use crate::bridge::head::RequestHead;
 use crate::buffer::Buffer;
 pub use crate::http1::body::Body;
 use crate::http1::forward::{Changes, Origin};
-pub use crate::http1::request::{Head, Refusal, Request, is_host};
+pub use crate::http1::request::{Refusal, Request, is_host};
 use crate::http2::{self, Upgrade};
 use crate::ids::Ids;
 use crate::limits::{CLIENT_IDLE, CLIENT_IDLE_ENDING, MAX_HEAD, REQUEST_HEAD};
 use crate::reply::Reply;
-use crate::session::Client;
+use crate::route::{Decided, Http1Fields, Way};
+use crate::session::{Client, Session};
 use crate::stream;
 
 /// What becomes of a client's connection.
@@ -55,6 +57,8 @@ struct Connection {
     response: Vec<u8>,
     /// The request in the form for a service of HTTP/2, if that is what it goes to.
     bridged: Option<Box<RequestHead>>,
+    /// Where it goes.
+    way: Option<Way>,
     /// The request, as the first of a connection of HTTP/2.
     upgrade: Option<Box<Upgrade>>,
     /// The request's line in the access log, if that is on.
@@ -69,6 +73,7 @@ pub async fn serve(client: Client, first: Buffer) {
         request: Vec::new(),
         response: Vec::new(),
         bridged: None,
+        way: None,
         upgrade: None,
         log: None,
     };
@@ -80,7 +85,7 @@ pub async fn serve(client: Client, first: Buffer) {
     };
     let client = &connection.client;
     match next {
-        Next::Request | Next::Close => {}
+        Next::Request | Next::Close => client.stream.close(),
         Next::Linger => {
             let worker = &client.worker;
             Box::pin(stream::linger(&client.stream, &worker.scratch, &client.deadline)).await;
@@ -98,15 +103,24 @@ impl Connection {
             return Next::Close;
         }
         match self.head().await {
-            Ok(Some(request)) => {
+            Ok(Some(Taken::Request(request))) => {
                 self.input.consume(request.head);
                 if self.upgrade.is_some() {
                     return Next::Upgrade;
                 }
                 exchange::run(self, request).await
             }
+            Ok(Some(Taken::Answered(request, reply))) => {
+                self.input.consume(request.head);
+                let complete = request.body.is_over();
+                exchange::reply(&self.client, &request, complete, &reply).await
+            }
             Ok(None) => Next::Close,
-            Err(reply) => self.last_words(&reply).await,
+            Err(reply) => {
+                let entry = Entry::of_connection(&self.client.session, "HTTP/1.1");
+                self.client.answered_here(&reply, reply.record(), None, entry);
+                self.last_words(&reply).await
+            }
         }
     }
 
@@ -128,16 +142,18 @@ impl Connection {
     }
 
     /// The head of the next request; `None` if there is none.
-    async fn head(&mut self) -> Result<Option<Request>, Reply> {
+    async fn head(&mut self) -> Result<Option<Taken>, Reply> {
         self.client.deadline.set(REQUEST_HEAD);
         let mut looked_at = 0;
         loop {
             self.skip_empty_lines();
             // Whole heads mostly come in one piece; of others only the end is looked for until it is there.
-            if may_be_complete(self.input.bytes(), looked_at)
-                && let Some(request) = self.take_head()?
-            {
-                return Ok(Some(request));
+            if may_be_complete(self.input.bytes(), looked_at) {
+                match self.take_head(None)? {
+                    Head::Incomplete => {}
+                    Head::Taken(taken) => return Ok(Some(taken)),
+                    Head::Verify(check) => return self.verified(check).await,
+                }
             }
             looked_at = self.input.len();
             if looked_at >= MAX_HEAD {
@@ -153,23 +169,45 @@ impl Connection {
         }
     }
 
-    /// Reads the head in the input, if it is complete, and writes the one for the endpoint.
-    fn take_head(&mut self) -> Result<Option<Request>, Reply> {
+    /// Reads the head in the input, if it is complete, decides what becomes of the request, and writes the head for
+    /// the endpoint.
+    fn take_head(&mut self, verified: Option<&Verified>) -> Result<Head, Reply> {
         let mut fields = request::fields();
         let read = request::read(self.input.bytes(), &mut fields).map_err(Reply::refused)?;
-        let Some((request, head)) = read else { return Ok(None) };
+        let Some((request, head)) = read else { return Ok(Head::Incomplete) };
         let session = &self.client.session;
+        let ids = Ids::new(&mut session.worker.random.borrow_mut());
+        let entry = || Entry::of_http1(session, &request, &head, &ids);
+        if let Some(reply) = session.shed() {
+            session.answered_here(&reply, reply.record(), None, entry());
+            return Ok(Head::Taken(Taken::Answered(request, reply)));
+        }
         if !session.is_secure()
             && let Some(upgrade) = http2::wanted(&request, &head)
         {
             self.upgrade = Some(Box::new(upgrade));
-            return Ok(Some(request));
+            return Ok(Head::Taken(Taken::Request(request)));
         }
+        let way = match session.straight() {
+            Some(way) => way,
+            None => match decide(session, &request, &head, verified) {
+                Decided::Go(way) => way,
+                Decided::Verify(check) => return Ok(Head::Verify(check)),
+                Decided::Answer(reply, route) => {
+                    session.answered_here(&reply, reply.record(), route.as_ref(), entry());
+                    return Ok(Head::Taken(Taken::Answered(request, reply)));
+                }
+            },
+        };
         let local = match head.host {
             Some(_) => String::new(),
-            None => self.client.stream.local_addr().map_or_else(|_| "localhost".into(), text),
+            None => session.local.to_string(),
         };
-        let ids = Ids::new(&mut session.worker.random.borrow_mut());
+        if is_bridged(&way, &request) {
+            self.bridged = Some(Box::new(RequestHead::from_http1(&request, &head, &local)));
+            self.way = Some(way);
+            return Ok(Head::Taken(Taken::Request(request)));
+        }
         let origin = Origin {
             peer: &session.peer_text,
             local: &local,
@@ -177,13 +215,32 @@ impl Connection {
             lines: session.secure.as_ref().map_or(&[][..], |secure| &secure.lines),
             ids: Some(ids),
         };
-        if session.target.cluster().protocol() == Protocol::Http2 && !request.upgrade {
-            self.bridged = Some(Box::new(RequestHead::from_http1(&request, &head, &local)));
-            return Ok(Some(request));
+        self.log = entry();
+        if way.changes_nothing() {
+            forward::write(&head, &request, origin, Changes::default(), &mut self.request);
+        } else {
+            let added = way.request_fields();
+            let changes = Changes {
+                target: way.target(),
+                host: way.host(),
+                drops: Some(&|name: &str| way.drops(name)),
+                added: &added,
+            };
+            forward::write(&head, &request, origin, changes, &mut self.request);
         }
-        self.log = Entry::of_http1(session, &request, &head, &ids);
-        forward::write(&head, &request, origin, Changes::default(), &mut self.request);
-        Ok(Some(request))
+        self.way = Some(way);
+        Ok(Head::Taken(Taken::Request(request)))
+    }
+
+    /// Checks a password where it holds up nobody, and decides again.
+    async fn verified(&mut self, check: AuthCheck) -> Result<Option<Taken>, Reply> {
+        let checked = tokio::task::spawn_blocking(move || check.run()).await;
+        let checked = checked.map_err(|_| Reply::unverified())?;
+        match self.take_head(Some(&checked))? {
+            Head::Taken(taken) => Ok(Some(taken)),
+            // The same head, and a password that was checked a moment ago.
+            Head::Incomplete | Head::Verify(_) => Err(Reply::unverified()),
+        }
     }
 
     /// Clients may send an empty line before a request (RFC 9112, 2.2).
@@ -206,9 +263,6 @@ impl Connection {
     }
 
     async fn last_words(&mut self, reply: &Reply) -> Next {
-        if let Some(entry) = Entry::of_connection(&self.client.session, "HTTP/1.1") {
-            entry.replied(reply);
-        }
         let bytes = reply.write(false, false);
         match stream::write_all(&self.client.stream, &bytes, &self.client.deadline).await {
             Ok(()) => Next::Linger,
@@ -217,8 +271,56 @@ impl Connection {
     }
 }
 
-fn text(address: SocketAddr) -> String {
-    address.to_string()
+/// What has become of a head.
+enum Head {
+    Incomplete,
+    Taken(Taken),
+    /// A password has to be checked first.
+    Verify(AuthCheck),
+}
+
+/// A request, and what was decided about it.
+enum Taken {
+    Request(Request),
+    /// It is answered by the proxy itself.
+    Answered(Request, Reply),
+}
+
+fn decide(
+    session: &Session,
+    request: &Request,
+    head: &request::Head<'_, '_>,
+    verified: Option<&Verified>,
+) -> Decided {
+    let (path, query) = match head.target.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (head.target, None),
+    };
+    let length = match &request.body {
+        Body::Length(length) => Some(*length),
+        Body::Chunked(_) | Body::UntilClose => None,
+    };
+    let fields = Http1Fields(head.headers);
+    let view = RequestView {
+        method: head.method,
+        host: head.host.and_then(|host| std::str::from_utf8(host).ok()).unwrap_or_default(),
+        path,
+        query,
+        client: session.peer.ip().to_canonical(),
+        tls: session.is_secure(),
+        sni: session.secure.as_ref().and_then(|secure| secure.sni.as_deref()),
+        headers: &fields,
+    };
+    session.decide(&view, length, verified)
+}
+
+/// Whether a request goes the slower way, on which bodies are looked at and services speak other versions.
+fn is_bridged(way: &Way, request: &Request) -> bool {
+    if request.upgrade {
+        return false;
+    }
+    let counts_body = way.max_body().is_some() && matches!(request.body, Body::Chunked(_));
+    way.cluster.protocol() == Protocol::Http2 || way.compresses() || counts_body
 }
 
 /// Whether `input`, of which the first `looked_at` bytes were no complete head, may be one now.

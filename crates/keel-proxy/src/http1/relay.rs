@@ -5,12 +5,13 @@
 
 use std::cell::Cell;
 use std::io;
+use std::time::Duration;
 
 use crate::buffer::Buffer;
 use crate::conn::Conn;
 use crate::deadline::Deadline;
 use crate::http1::body::Body;
-use crate::limits::{BODY_STALL, SPLICE_BODY};
+use crate::limits::SPLICE_BODY;
 use crate::splice::{self, Turn};
 use crate::stream;
 use crate::worker::Worker;
@@ -32,6 +33,8 @@ pub struct Relay<'a> {
     pub from: &'a Conn,
     pub to: &'a Conn,
     pub deadline: &'a Deadline,
+    /// Between two pieces.
+    pub idle: Duration,
     /// Leave the chunking out.
     pub unchunk: bool,
     /// Counts what was moved.
@@ -42,7 +45,7 @@ impl Relay<'_> {
     /// Passes on what is left of `body`. What was read beyond its end goes to `beyond`.
     pub async fn run(&mut self, body: &mut Body, beyond: &mut Buffer) -> Result<(), Broken> {
         while !body.is_over() {
-            self.deadline.set(BODY_STALL);
+            self.deadline.set(self.idle);
             if let Body::Length(left) = body
                 && *left >= SPLICE_BODY
                 && self.bulk(left).await?
@@ -65,7 +68,7 @@ impl Relay<'_> {
     }
 
     /// Lets the system move a part of what is `left`; false if it can't.
-    async fn bulk(&self, left: &mut u64) -> Result<bool, Broken> {
+    async fn bulk(&mut self, left: &mut u64) -> Result<bool, Broken> {
         let (Some(from), Some(to)) = (self.from.plain(), self.to.plain()) else {
             return Ok(false);
         };
@@ -87,7 +90,7 @@ impl Relay<'_> {
     }
 
     /// One read and one write.
-    fn once(&self, body: &mut Body, beyond: &mut Buffer) -> Result<Moved, Broken> {
+    fn once(&mut self, body: &mut Body, beyond: &mut Buffer) -> Result<Moved, Broken> {
         let mut scratch = self.worker.scratch.borrow_mut();
         let most = match body {
             // What follows is not ours to read.
@@ -115,7 +118,7 @@ impl Relay<'_> {
             Err(e) if is_passing(&e) => 0,
             Err(_) => return Err(Broken::Sink),
         };
-        if written == bytes.len() && self.to.flushed() {
+        if written == bytes.len() {
             return Ok(Moved::All);
         }
         let mut left = self.worker.buffers.take();

@@ -96,6 +96,9 @@ pub fn read<'h, 'b>(
     let headers: &'h [Header<'b>] = parsed.headers;
     let found = Found::read(headers, version == 0)?;
     let request = found.request(method, version == 0, head);
+    if target == "*" && method != "OPTIONS" {
+        return Err(Refusal::Malformed("only OPTIONS is about no path"));
+    }
     let (target, host) = split_target(target, found.host)?;
     if host.is_none() && version == 1 {
         return Err(Refusal::Malformed("it has no Host"));
@@ -106,7 +109,7 @@ pub fn read<'h, 'b>(
 /// Whether `value` can be a host with a port or without (RFC 9110, 7.2). Not the whole grammar, but nothing that one
 /// program could take for the end of it and another not.
 pub fn is_host(value: &[u8]) -> bool {
-    value.iter().all(|b| b.is_ascii_graphic() && !b"/?#@\\,".contains(b))
+    value.iter().copied().all(is_of_host)
 }
 
 impl Head<'_, '_> {
@@ -121,26 +124,47 @@ impl Head<'_, '_> {
 
     /// Whether it asks to go on in HTTP/2 (RFC 7540, 3.2).
     pub fn asks_for_http2(&self) -> bool {
-        self.found.http2 && self.found.connection.upgrade && self.found.http2_settings
+        self.found.h2c && self.found.connection.upgrade && self.found.http2_settings
     }
 }
 
-/// The target for the endpoint and the host it means. A target with a host of its own overrides `Host`
-/// (RFC 9112, 3.2.2).
+/// The target for the endpoint and the host it means. A target with a host of its own has to name the same as `Host`:
+/// a client must see to that (RFC 9112, 3.2.2), and what came before us may have gone by the other one.
 fn split_target<'a>(
     target: &'a str,
     host: Option<&'a [u8]>,
 ) -> Result<(&'a str, Option<&'a [u8]>), Refusal> {
+    if !is_of_target_characters(target) {
+        return Err(Refusal::Malformed("its target has a character that belongs in none"));
+    }
     if target.starts_with('/') || target == "*" {
         return Ok((target, host));
     }
     let rest = target.strip_prefix("http://").or_else(|| target.strip_prefix("https://"));
     let rest = rest.ok_or(Refusal::Malformed("its target is neither a path nor an address"))?;
     let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    if authority.is_empty() || authority.contains('@') || path.starts_with('?') {
+    if authority.is_empty() || !authority.bytes().all(is_of_host) || path.starts_with('?') {
         return Err(Refusal::Malformed("its target is neither a path nor an address"));
     }
+    if host.is_some_and(|host| !host.eq_ignore_ascii_case(authority.as_bytes())) {
+        return Err(Refusal::Malformed("its Host is not the host of its target"));
+    }
     Ok((if path.is_empty() { "/" } else { path }, Some(authority.as_bytes())))
+}
+
+/// Whether `target` has only characters of a target. `{|}^[]\` belong in none either, nor the backtick in a query, but
+/// browsers send them and all understand them alike.
+fn is_of_target_characters(target: &str) -> bool {
+    let mut in_query = false;
+    target.bytes().all(|byte| {
+        in_query |= byte == b'?';
+        byte.is_ascii_graphic() && !b"\"#<>".contains(&byte) && (byte != b'`' || in_query)
+    })
+}
+
+/// Characters of a host and its port, whether from `Host` or from the target.
+fn is_of_host(byte: u8) -> bool {
+    byte.is_ascii_graphic() && !b"/?#@\\,".contains(&byte)
 }
 
 /// What the header fields say.
@@ -151,7 +175,9 @@ pub(super) struct Found<'a> {
     host: Option<&'a [u8]>,
     expects_continue: bool,
     pub upgrade: bool,
+    /// HTTP/2 is among the protocols to upgrade to, and what follows would pass unseen: there is no other upgrade.
     http2: bool,
+    h2c: bool,
     http2_settings: bool,
     pub forwarded_for: bool,
     pub forwarded_proto: bool,
@@ -204,11 +230,12 @@ impl<'a> Found<'a> {
                 self.expects_continue = true;
             }
             Field::Expect => return Err(Refusal::Expectation),
-            // HTTP/2 is not begun this way here: what follows would pass unseen.
             Field::Upgrade => {
-                let named = header.value.to_ascii_lowercase();
-                self.http2 |= named.split(|b| *b == b',').any(|p| p.trim_ascii() == b"h2c");
-                self.upgrade = !named.starts_with(b"h2");
+                self.upgrade = true;
+                let mut protocols = header.value.split(|b| *b == b',').map(<[u8]>::trim_ascii);
+                self.h2c |= protocols.clone().any(|p| p.eq_ignore_ascii_case(b"h2c"));
+                self.http2 |= protocols
+                    .any(|p| p.get(..2).is_some_and(|start| start.eq_ignore_ascii_case(b"h2")));
             }
             Field::ForwardedFor => self.forwarded_for = true,
             Field::ForwardedProto => self.forwarded_proto = true,
@@ -231,7 +258,8 @@ impl<'a> Found<'a> {
         // (draft-ietf-httpapi-idempotency-key-header).
         let idempotent =
             self.keyed || ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"].contains(&method);
-        let upgrade = self.upgrade && self.connection.upgrade && !http10 && body.is_over();
+        let upgrade = self.upgrade && !self.http2;
+        let upgrade = upgrade && self.connection.upgrade && !http10 && body.is_over();
         Request {
             head,
             idempotent: idempotent && !upgrade,
@@ -308,13 +336,25 @@ mod tests {
         assert!(request.upgrade && !request.idempotent, "a tunnel can't be repeated");
         assert!(out.contains("Upgrade: websocket\r\n") && out.contains("Connection: Upgrade\r\n"));
 
+        for protocols in ["h2c", "websocket, H2C", "h2c\r\nUpgrade: websocket"] {
+            let head = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: ";
+            let (request, out) = read(&format!("{head}{protocols}\r\n\r\n")).unwrap();
+            assert!(!request.upgrade && !out.contains("Upgrade"), "{protocols}: {out}");
+        }
+
         let (request, _) =
             read("POST /pay HTTP/1.1\r\nHost: a\r\nIdempotency-Key: \"k1\"\r\n\r\n").unwrap();
         assert!(request.idempotent, "its client says that it may come twice");
 
-        let (request, out) = read("GET http://other:81/x HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        let (request, out) =
+            read("GET http://other:81/x HTTP/1.1\r\nHost: OTHER:81\r\n\r\n").unwrap();
         assert!(out.starts_with("GET /x HTTP/1.1\r\nHost: other:81\r\n"), "{out}");
+        let (_, out) = read("GET http://other HTTP/1.0\r\n\r\n").unwrap();
+        assert!(out.starts_with("GET / HTTP/1.1\r\nHost: other\r\n"), "{out}");
         assert!(!request.http10);
+
+        let (_, out) = read("GET /{a|b}^[c]?`d\\ HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        assert!(out.starts_with("GET /{a|b}^[c]?`d\\ "), "{out}");
 
         let (request, out) = read("GET / HTTP/1.0\r\n\r\n").unwrap();
         assert!(request.http10 && !request.keep_alive);
@@ -331,12 +371,14 @@ mod tests {
         assert!(out.contains("Transfer-Encoding: Chunked\r\n") && out.contains("Expect"), "{out}");
     }
 
+    fn malformed(input: &str) {
+        let result = read(input);
+        assert!(matches!(result, Err(Refusal::Malformed(_))), "{input:?}: {result:?}");
+    }
+
     #[test]
+    #[allow(clippy::too_many_lines, reason = "it is a table")]
     fn smuggling_table() {
-        let malformed = |input: &str| {
-            let result = read(input);
-            assert!(matches!(result, Err(Refusal::Malformed(_))), "{input:?}: {result:?}");
-        };
         for fields in [
             "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
             "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n",
@@ -347,6 +389,8 @@ mod tests {
             "Content-Length: 0x3\r\n",
             "Content-Length:\r\n",
             "Content-Length: 99999999999999999999\r\n",
+            "Content-Length: 9223372036854775807\r\n",
+            "Content-Length: 4503599627370496\r\n",
             "Transfer-Encoding: gzip, chunked\r\n",
             "Transfer-Encoding: chunked, chunked\r\n",
             "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
@@ -369,14 +413,38 @@ mod tests {
         ] {
             malformed(&format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n"));
         }
+    }
+
+    #[test]
+    fn first_lines_and_hosts_that_are_none() {
         malformed("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n");
         malformed("GET / HTTP/1.1\r\n\r\n");
         malformed("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n");
         malformed("GET / HTTP/1.1\r\nHost: a b\r\n\r\n");
         malformed("GET / HTTP/1.1\nHost: a\n\n");
+        malformed("GET * HTTP/1.1\r\nHost: a\r\n\r\n");
+        malformed("GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n");
+        malformed("GET http://a:80/ HTTP/1.1\r\nHost: a\r\n\r\n");
         malformed("GET  / HTTP/1.1\r\nHost: a\r\n\r\n");
         malformed("GET a HTTP/1.1\r\nHost: a\r\n\r\n");
-        malformed("GET http://u@h/ HTTP/1.1\r\nHost: a\r\n\r\n");
+        for target in [
+            "http://u@h/",
+            "http://a#b/",
+            "http://a,b/",
+            "http://a\\b/",
+            "http:///",
+            "http://?",
+            "/a#b",
+            "/<a",
+            "/a>",
+            "/a?\"",
+            "/`",
+            "/\u{e4}",
+            "/\x7f",
+            "//a\tb",
+        ] {
+            malformed(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        }
         malformed("G\x01T / HTTP/1.1\r\nHost: a\r\n\r\n");
         assert_eq!(read("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n"), Err(Refusal::Method));
         assert_eq!(read("GET /a b HTTP/1.1\r\nHost: a\r\n\r\n"), Err(Refusal::Version));

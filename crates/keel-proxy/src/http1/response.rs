@@ -6,6 +6,7 @@ use crate::http1::body::{Body, Malformed};
 use crate::http1::fields::{Connection, Copier, Field, Framing, lines_end_properly, offset};
 use crate::http1::request::{Fields, Request, fields};
 use crate::limits::MAX_HEAD;
+use crate::route::AnswerChanges;
 
 /// What a proxy needs to know of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +48,11 @@ pub fn read<'h, 'b>(
     keep_alive: bool,
     fields: &'h mut Fields<'b>,
 ) -> Result<Option<(Response, Head<'h, 'b>)>, Malformed> {
+    // The parser skips empty lines, which only a server may do (RFC 9112, 2.2). Here they would be what is left of
+    // another answer.
+    if input.first().is_some_and(u8::is_ascii_whitespace) {
+        return Err(Malformed);
+    }
     let mut parsed = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
     let head = match config.parse_response_with_uninit_headers(&mut parsed, input, fields) {
@@ -58,7 +64,9 @@ pub fn read<'h, 'b>(
         return Err(Malformed);
     };
     let headers: &'h [Header<'b>] = parsed.headers;
-    let found = Found::read(&input[..head], headers)?;
+    let mut found = Found::read(&input[..head], headers)?;
+    found.empty = status < 200 || status == 204;
+    found.must_change |= found.says_length_of_nothing();
     let upgrade = status == 101;
     let http10 = version == 0;
     if status < 100 || (upgrade && !request.upgrade) || (found.framing.chunked && http10) {
@@ -71,7 +79,11 @@ pub fn read<'h, 'b>(
     let response = Response {
         head,
         status,
-        reusable: lasting && body != Body::UntilClose && !found.both_lengths() && !upgrade,
+        reusable: lasting
+            && body != Body::UntilClose
+            && !found.both_lengths()
+            && !found.says_length_of_nothing()
+            && !upgrade,
         keep_alive,
         rewritten: found.must_change || http10 || request.http10 || (!keep_alive && status >= 200),
         unchunk,
@@ -90,8 +102,17 @@ impl Head<'_, '_> {
         }
     }
 
-    fn write(&self, response: &Response, request: &Request, out: &mut Vec<u8>) {
-        self.found.write(self.bytes, self.headers, response, out);
+    fn write(
+        &self,
+        response: &Response,
+        request: &Request,
+        changes: Option<&AnswerChanges>,
+        out: &mut Vec<u8>,
+    ) {
+        self.found.write(self.bytes, self.headers, response, changes, out);
+        if let Some(changes) = changes {
+            out.extend_from_slice(&changes.lines());
+        }
         out.extend_from_slice(match (response.status, response.keep_alive) {
             (101, _) => b"Connection: Upgrade\r\n\r\n".as_slice(),
             (200.., false) => b"Connection: close\r\n\r\n",
@@ -101,19 +122,22 @@ impl Head<'_, '_> {
     }
 }
 
-/// As [`read`], and writes the head to `out` if it has to be rewritten.
+/// As [`read`], and writes the head to `out` if it has to be rewritten, for our own reasons or for the `changes`.
 pub fn parse(
     input: &[u8],
     request: &Request,
     keep_alive: bool,
+    changes: Option<&AnswerChanges>,
     out: &mut Vec<u8>,
 ) -> Result<Option<Response>, Malformed> {
     let mut fields = fields();
-    let Some((response, head)) = read(input, request, keep_alive, &mut fields)? else {
+    let Some((mut response, head)) = read(input, request, keep_alive, &mut fields)? else {
         return Ok(None);
     };
+    let changes = changes.filter(|_| !response.is_interim());
+    response.rewritten |= changes.is_some();
     if response.rewritten {
-        head.write(&response, request, out);
+        head.write(&response, request, changes, out);
     }
     Ok(Some(response))
 }
@@ -127,6 +151,8 @@ struct Found<'a> {
     must_change: bool,
     /// Lines end with a bare line feed: some home-made servers do that, and it is put right.
     bare: bool,
+    /// The status is of an answer that can have no body (RFC 9110, 15.2 and 15.3.5).
+    empty: bool,
 }
 
 impl<'a> Found<'a> {
@@ -155,8 +181,21 @@ impl<'a> Found<'a> {
         self.framing.chunked && self.framing.length.is_some()
     }
 
+    /// It says how long a body is that it cannot have. Somebody might believe it, and the endpoint itself might send
+    /// one.
+    fn says_length_of_nothing(&self) -> bool {
+        self.empty && (self.framing.chunked || self.framing.length.is_some())
+    }
+
     /// Writes the head without the empty line at its end.
-    fn write(&self, head: &[u8], headers: &[Header<'_>], response: &Response, out: &mut Vec<u8>) {
+    fn write(
+        &self,
+        head: &[u8],
+        headers: &[Header<'_>],
+        response: &Response,
+        changes: Option<&AnswerChanges>,
+        out: &mut Vec<u8>,
+    ) {
         out.clear();
         let first = memchr::memchr(b'\n', head).map_or(head.len(), |at| at + 1);
         let line = head[..first].trim_ascii_end();
@@ -166,12 +205,16 @@ impl<'a> Found<'a> {
         let mut length_seen = false;
         let mut passes = |header: &Header<'_>| match Field::of(header.name) {
             Field::Connection | Field::Hop => false,
+            Field::ContentLength | Field::TransferEncoding if self.empty => false,
             Field::ContentLength => {
                 !std::mem::replace(&mut length_seen, true) && !self.framing.chunked
             }
             Field::TransferEncoding => !response.unchunk,
             Field::Upgrade => true,
-            _ => !self.connection.nominates(header.name),
+            _ => {
+                !self.connection.nominates(header.name)
+                    && !changes.is_some_and(|changes| changes.drops(header.name))
+            }
         };
         if self.bare {
             for header in headers.iter().filter(|h| passes(h)) {
@@ -220,7 +263,8 @@ mod tests {
         input: &str,
     ) -> Result<(Response, String), Malformed> {
         let mut out = Vec::new();
-        let response = parse(input.as_bytes(), request, keep_alive, &mut out)?.expect("complete");
+        let response =
+            parse(input.as_bytes(), request, keep_alive, None, &mut out)?.expect("complete");
         let head =
             if response.rewritten { out } else { input.as_bytes()[..response.head].to_vec() };
         Ok((response, String::from_utf8(head).unwrap()))
@@ -263,6 +307,24 @@ mod tests {
         let (response, out) = read(&get(), true, head).unwrap();
         assert_eq!(out, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
         assert!(!response.reusable);
+    }
+
+    #[test]
+    fn what_has_no_body_has_no_length() {
+        for length in ["Content-Length: 0", "Content-Length: 3", "Transfer-Encoding: chunked"] {
+            for status in ["100 Continue", "103 Early Hints", "204 No Content"] {
+                let head = format!("HTTP/1.1 {status}\r\n{length}\r\nA: b\r\n\r\n");
+                let (response, out) = read(&get(), true, &head).unwrap();
+                assert_eq!(out, format!("HTTP/1.1 {status}\r\nA: b\r\n\r\n"));
+                assert!(!response.reusable && response.body.is_over());
+            }
+        }
+        let (response, out) =
+            read(&get(), true, "HTTP/1.1 304 No\r\nContent-Length: 3\r\n\r\n").unwrap();
+        assert!(
+            response.reusable && out.contains("Content-Length"),
+            "the length of another answer"
+        );
     }
 
     #[test]
@@ -312,6 +374,9 @@ mod tests {
             "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
             "HTTP/1.1 099 OK\r\n\r\n",
             "HTTP/1.1 20 OK\r\n\r\n",
+            "\r\nHTTP/1.1 200 OK\r\n\r\n",
+            "\nHTTP/1.1 200 OK\n\n",
+            " HTTP/1.1 200 OK\r\n\r\n",
             "HTTP/2.0 200 OK\r\n\r\n",
             "hello\r\n\r\n",
         ] {
@@ -326,8 +391,8 @@ mod tests {
             keep_alive: bool,
         ) {
             let head = format!("HTTP/1.1 200 OK\r\n{}\r\n", lines.concat());
-            let _ = parse(head.as_bytes(), &get(), keep_alive, &mut Vec::new());
-            let _ = parse(lines.concat().as_bytes(), &get(), keep_alive, &mut Vec::new());
+            let _ = parse(head.as_bytes(), &get(), keep_alive, None, &mut Vec::new());
+            let _ = parse(lines.concat().as_bytes(), &get(), keep_alive, None, &mut Vec::new());
         }
     }
 }

@@ -22,9 +22,11 @@ pub use upgrade::{Upgrade, wanted};
 use crate::bridge;
 use crate::buffer::Buffer;
 use crate::deadline::Deadline;
+use crate::http1::Next;
 use crate::limits::{
-    CLIENT_IDLE, H2_CONNECTION_WINDOW, H2_STREAM_WINDOW, MAX_H2_RESETS, MAX_H2_SEND_BUFFER,
-    MAX_H2_STREAMS, MAX_HEAD, REQUEST_HEAD,
+    CLIENT_IDLE, H2_CONNECTION_WINDOW, H2_GIVEN_UP_PER_SECOND, H2_SOON, H2_STREAM_WINDOW,
+    MAX_H2_GIVEN_UP, MAX_H2_RESETS, MAX_H2_SEND_BUFFER, MAX_H2_SMALL_PIECES, MAX_H2_STREAMS,
+    MAX_HEAD, REQUEST_HEAD,
 };
 use crate::session::{Client, Session};
 
@@ -56,13 +58,38 @@ where
         .max_pending_accept_reset_streams(MAX_H2_RESETS)
         .max_concurrent_reset_streams(MAX_H2_RESETS)
         .max_local_error_reset_streams(Some(MAX_H2_RESETS))
+        .data_frame_budget(MAX_H2_SMALL_PIECES)
         .enable_connect_protocol();
     deadline.set(REQUEST_HEAD);
     let mut handshake = builder.handshake::<_, Bytes>(io);
     let made =
         deadline.until(|cx| std::pin::Pin::new(&mut handshake).poll(cx).map_err(io::Error::other));
     let Ok(connection) = made.await else { return };
-    Served { connection, session, open: Rc::default(), ending: false }.run(deadline).await;
+    let (open, given_up) = (Rc::default(), Rc::default());
+    Served { connection, session, open, given_up, ending: false }.run(deadline).await;
+}
+
+/// Requests that were given up soon after they began.
+#[derive(Debug, Default)]
+struct GivenUp {
+    count: Cell<u64>,
+    /// What time makes good has been taken off the count up to here.
+    since_ms: Cell<u64>,
+}
+
+impl GivenUp {
+    fn add(&self, now_ms: u64) {
+        let passed_ms = now_ms.saturating_sub(self.since_ms.get());
+        let made_good = passed_ms.saturating_mul(H2_GIVEN_UP_PER_SECOND) / 1000;
+        if made_good > 0 {
+            self.since_ms.set(now_ms);
+        }
+        self.count.set(self.count.get().saturating_sub(made_good) + 1);
+    }
+
+    fn are_too_many(&self) -> bool {
+        self.count.get() > MAX_H2_GIVEN_UP
+    }
 }
 
 struct Served<T> {
@@ -70,6 +97,7 @@ struct Served<T> {
     session: Rc<Session>,
     /// Requests that are being served.
     open: Rc<Cell<usize>>,
+    given_up: Rc<GivenUp>,
     /// The client was told to send no more.
     ending: bool,
 }
@@ -108,6 +136,11 @@ where
                 () = drained => continue,
             };
             match accepted {
+                // The library has seen only those that were reset before they came here.
+                Ok(Some(_)) if self.given_up.are_too_many() => {
+                    self.ending = true;
+                    self.connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+                }
                 Ok(Some((request, respond))) => self.begin(request, respond),
                 Ok(None) => return,
                 // Idle for long: no more requests, then the end.
@@ -150,10 +183,37 @@ where
 
     fn begin(&self, request: Request<h2::RecvStream>, respond: SendResponse<Bytes>) {
         let open = Open::new(&self.open);
-        let session = Rc::clone(&self.session);
+        let (session, given_up) = (Rc::clone(&self.session), Rc::clone(&self.given_up));
         tokio::task::spawn_local(async move {
-            bridge::serve_http2(&session, request, respond).await;
+            let begun_ms = session.worker.deadlines.now_ms();
+            let next = bridge::serve_http2(&session, request, respond).await;
+            let now_ms = session.worker.deadlines.now_ms();
+            if next == Next::Reset && u128::from(now_ms - begun_ms) < H2_SOON.as_millis() {
+                given_up.add(now_ms);
+            }
             drop(open);
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_makes_good_what_was_given_up() {
+        let given_up = GivenUp::default();
+        let rate = H2_GIVEN_UP_PER_SECOND;
+        // Less than the rate, for long, in bursts between two ticks.
+        for tick in 0..100_000 {
+            (0..rate / 5).for_each(|_| given_up.add(tick * 250));
+            assert!(!given_up.are_too_many());
+        }
+        let now = 100_000 * 250;
+        let left = MAX_H2_GIVEN_UP - given_up.count.get();
+        (0..left).for_each(|_| given_up.add(now));
+        assert!(!given_up.are_too_many());
+        given_up.add(now);
+        assert!(given_up.are_too_many());
     }
 }

@@ -31,7 +31,7 @@ impl Logged {
         let at = proxy.address();
         let log = AccessLog { path: path.clone(), ..log };
         let endpoints = endpoints.to_vec();
-        assert_eq!(proxy.server.replace_all(snapshot(at, &endpoints, Some(log))), []);
+        assert_eq!(proxy.server.apply(snapshot(at, &endpoints, Some(log))), []);
         Self { proxy, path, at, endpoints }
     }
 
@@ -39,7 +39,7 @@ impl Logged {
     fn turn(&mut self, log: Option<AccessLog>) {
         let log = log.map(|log| AccessLog { path: self.path.clone(), ..log });
         let snapshot = snapshot(self.at, &self.endpoints, log);
-        assert_eq!(self.proxy.server.replace_all(snapshot), []);
+        assert_eq!(self.proxy.server.apply(snapshot), []);
     }
 
     /// The lines, once there are so many.
@@ -288,7 +288,7 @@ fn only_published_ports_if_that_is_wanted() {
     let log = AccessLog { path: path.clone(), scope: LogScope::Published, ..json() };
     let mut snapshot = snapshot(inside, &[backend.address], Some(log));
     snapshot.listeners.push(Listener { published: true, ..listener(outside, Protocol::Auto) });
-    assert_eq!(proxy.server.replace_all(snapshot), []);
+    assert_eq!(proxy.server.apply(snapshot), []);
     get(inside, "/inside");
     get(outside, "/outside");
     proxy.process.signal("-TERM");
@@ -361,7 +361,7 @@ fn a_full_disk_costs_lines_and_nothing_else() {
     while file.write_all(&[0; 4096]).is_ok() {}
     let at = proxy.address();
     let log = AccessLog { path: path.clone(), ..json() };
-    assert_eq!(proxy.server.replace_all(snapshot(at, &[backend.address], Some(log))), []);
+    assert_eq!(proxy.server.apply(snapshot(at, &[backend.address], Some(log))), []);
     let mut client = Client::connect(at);
     let mut sent = 0;
     let dropped = until("dropped lines", || {

@@ -79,7 +79,7 @@ fn processes_of_this_host_are_told_apart_by_their_cgroups() {
         caller_cgroups: BTreeMap::from([(web.id(), "shop/web".to_owned())]),
         ..Snapshot::default()
     };
-    assert_eq!(proxy.server.replace_all(snapshot), []);
+    assert_eq!(proxy.server.apply(snapshot), []);
     call_from(&web, &format!("{inside} {inside} {outside}"));
     call_from(&other, &inside.to_string());
     // A published port is for clients outside, whoever they are.

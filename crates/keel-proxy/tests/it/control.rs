@@ -249,9 +249,9 @@ fn the_newest_connection_of_the_server_wins() {
     let mut proxy = Proxy::start();
     proxy.serve(Protocol::Auto, &[backend.address]);
     let mut newer = Server::connect(proxy.dir.path());
-    until("the older connection is closed", || proxy.server.receive().is_none().then_some(()));
     newer.generation = 5;
     newer.update(cluster(&[], true));
+    until("the older connection is closed", || proxy.server.receive().is_none().then_some(()));
     let mode = std::fs::metadata(proxy.dir.path().join("control")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 }

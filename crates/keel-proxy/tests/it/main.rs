@@ -3,14 +3,25 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
 
 mod access;
+mod attacks;
 mod backend;
 mod callers;
 mod client;
 mod control;
+mod frames;
+mod hostile;
 mod http;
+mod http2;
 mod lossless;
+mod lossless_streams;
 mod placement;
 mod proxy;
+mod recorder;
+mod rivals;
+mod routes;
+mod secure;
+mod smuggling;
+mod takeover;
 mod tcp;
 
 /// Not a test: the process that the tests start (see [`proxy::Proxy`]).

@@ -22,12 +22,17 @@ pub const PATIENCE: Duration = Duration::from_secs(15);
 pub const CART: &str = "shop/cart:80";
 
 const DIR: &str = "KEEL_TEST_PROXY_DIR";
+const TAKE_OVER: &str = "KEEL_TEST_PROXY_TAKE_OVER";
 const HOLD_MS: &str = "KEEL_TEST_PROXY_HOLD_MS";
+const LOGS: &str = "KEEL_TEST_PROXY_LOGS";
 
 /// The other end of [`Proxy::start`].
 pub fn run_as_told() {
     let dir = PathBuf::from(std::env::var(DIR).expect("set by the test that starts this"));
     let hold_ms = std::env::var(HOLD_MS).unwrap().parse().unwrap();
+    if std::env::var_os(LOGS).is_some() {
+        tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    }
     let result = keel_proxy::run(ProxyOptions {
         control_socket: dir.join("control"),
         snapshot_file: dir.join("snapshot.json"),
@@ -35,6 +40,7 @@ pub fn run_as_told() {
         hold_timeout: Duration::from_millis(hold_ms),
         version: "test".into(),
         access_log: None,
+        take_over: std::env::var_os(TAKE_OVER).is_some(),
     });
     if let Err(error) = result {
         eprintln!("{error}");
@@ -49,20 +55,53 @@ pub struct Process {
 
 impl Process {
     pub fn start(dir: &Path, hold: Duration) -> Self {
-        let child = Command::new(std::env::current_exe().unwrap())
+        Self::spawn(Command::new(std::env::current_exe().unwrap()), dir, hold, Stdio::piped())
+    }
+
+    /// As [`Process::start`], with so many file descriptors at most.
+    pub fn start_with_descriptors(dir: &Path, descriptors: u32) -> Self {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={descriptors}:{descriptors}"));
+        command.arg(std::env::current_exe().unwrap());
+        Self::spawn(command, dir, Duration::from_secs(20), Stdio::piped())
+    }
+
+    /// As [`Process::start`], with its log in a file.
+    pub fn start_logging(dir: &Path, log: std::fs::File) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.env(LOGS, "1");
+        Self::spawn(command, dir, Duration::from_secs(20), log.into())
+    }
+
+    fn spawn(mut command: Command, dir: &Path, hold: Duration, stderr: Stdio) -> Self {
+        let child = command
             .args(["--exact", "proxy_process", "--ignored", "--nocapture"])
             .env(DIR, dir)
             .env(HOLD_MS, hold.as_millis().to_string())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
+            .stderr(stderr)
             .spawn()
             .unwrap();
         Self { child }
     }
 
+    /// As [`Process::start`], in the place of the one that runs.
+    pub fn succeed(dir: &Path) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.env(TAKE_OVER, "1");
+        Self::spawn(command, dir, Duration::from_secs(20), Stdio::piped())
+    }
+
     pub fn signal(&self, signal: &str) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    /// Memory that it has in use, in bytes.
+    pub fn memory(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
     }
 
     pub fn wait(&mut self) -> ExitStatus {
@@ -92,9 +131,14 @@ impl Proxy {
     }
 
     pub fn start_holding(hold: Duration) -> Self {
+        Self::start_as(|dir| Process::start(dir, hold))
+    }
+
+    /// With a process that is started in another way.
+    pub fn start_as(start: impl FnOnce(&Path) -> Process) -> Self {
         static NEXT: AtomicU8 = AtomicU8::new(1);
         let dir = tempfile::tempdir().unwrap();
-        let process = Process::start(dir.path(), hold);
+        let process = start(dir.path());
         let server = Server::connect(dir.path());
         let pid = std::process::id().to_be_bytes();
         let ip = Ipv4Addr::new(127, pid[2], pid[3], NEXT.fetch_add(1, Ordering::Relaxed));
@@ -130,6 +174,11 @@ impl Proxy {
     pub fn serve(&mut self, protocol: Protocol, endpoints: &[SocketAddr]) -> SocketAddr {
         let ready: Vec<_> = endpoints.iter().map(|e| (*e, EndpointState::Ready)).collect();
         self.listen(protocol, &ready)
+    }
+
+    /// Waits until nothing is in flight any more.
+    pub fn all_ended(&mut self) {
+        until("the end of all requests", || (self.stats().in_flight == 0).then_some(()));
     }
 
     pub fn stats(&mut self) -> ClusterStats {
@@ -174,17 +223,26 @@ pub struct Server {
 }
 
 impl Server {
-    /// Connects, waiting for the socket to appear, and reads the greeting.
+    /// Connects and reads the greeting, as often as it takes: the socket may have to appear, or be given up by a
+    /// proxy that retires.
     pub fn connect(dir: &Path) -> Self {
         let path = dir.join("control");
-        let stream = until("the control socket", || UnixStream::connect(&path).ok());
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut server = Self { stream, decoder: Decoder::default(), generation: 0 };
-        match server.receive() {
-            Some(FromProxy::Hello { version, .. }) => assert_eq!(version, "test"),
-            other => panic!("{other:?}"),
-        }
-        server
+        until("the control socket", || {
+            let stream = UnixStream::connect(&path).ok()?;
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut server = Self { stream, decoder: Decoder::default(), generation: 0 };
+            let mut bytes = [0; 4096];
+            while let Ok(n @ 1..) = server.stream.read(&mut bytes) {
+                server.decoder.push(&bytes[..n]);
+                if let Some(greeting) = server.decoder.decode().unwrap() {
+                    assert!(
+                        matches!(greeting, FromProxy::Hello { version, .. } if version == "test")
+                    );
+                    return Some(server);
+                }
+            }
+            None
+        })
     }
 
     pub fn send(&mut self, message: &ToProxy) {
@@ -203,6 +261,12 @@ impl Server {
                 n => self.decoder.push(&bytes[..n]),
             }
         }
+    }
+
+    /// Whether the other side ends the connection.
+    pub fn receive_until_end(&mut self) -> bool {
+        while self.receive().is_some() {}
+        true
     }
 
     /// The next message for which `find` finds something.
@@ -231,11 +295,11 @@ impl Server {
         listeners: Vec<Listener>,
         clusters: BTreeMap<String, Cluster>,
     ) -> Vec<ListenerFailure> {
-        self.replace_all(Snapshot { listeners, clusters, ..Snapshot::default() })
+        self.apply(Snapshot { listeners, clusters, ..Snapshot::default() })
     }
 
-    /// As [`Server::replace`], with everything else that a state can say.
-    pub fn replace_all(&mut self, snapshot: Snapshot) -> Vec<ListenerFailure> {
+    /// As [`Server::replace`], with everything that a state may have; its generation is the next.
+    pub fn apply(&mut self, snapshot: Snapshot) -> Vec<ListenerFailure> {
         self.generation += 1;
         let generation = Generation(self.generation);
         self.send(&ToProxy::Snapshot(Snapshot { generation, ..snapshot }));

@@ -101,6 +101,7 @@ impl Entry {
                 _ => None,
             },
             ports: self.kept.ports.clone(),
+            address: self.kept.network.as_ref().map(|network| network.address.into()),
             started_at: started.unwrap_or(self.kept.prepared_at),
             exit: self.exit.clone(),
             not_enforced: self.kept.not_enforced.clone(),

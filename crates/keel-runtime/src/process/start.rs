@@ -75,6 +75,7 @@ fn started(kept: &Kept, running: &Running) -> Started {
     Started {
         pid: u32::try_from(running.pid).unwrap_or(0),
         ports: kept.ports.clone(),
+        address: kept.network.as_ref().map(|network| network.address.into()),
         not_enforced: kept.not_enforced.clone(),
         started_at: running.started_at,
     }

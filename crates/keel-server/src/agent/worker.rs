@@ -143,6 +143,7 @@ impl Worker {
             status.phase = Phase::Running;
             status.pid = Some(started.pid);
             status.ports = started.ports;
+            status.address = started.address;
             status.health = health;
             status.started_at = Some(started.started_at);
             status.not_enforced = started.not_enforced;
@@ -346,6 +347,7 @@ fn blank(id: &InstanceId) -> InstanceStatus {
         phase: Phase::Preparing,
         pid: None,
         ports: Vec::new(),
+        address: None,
         ready: false,
         ready_since: None,
         health: Health::None,

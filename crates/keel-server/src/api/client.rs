@@ -17,8 +17,8 @@ use tokio::sync::mpsc;
 
 use super::types::{
     Applied, ApplyRequest, ChangeView, DownRequest, EdgesView, ErrorBody, EventsQuery,
-    HistoryEntry, LogRecord, LogsQuery, RollbackRequest, ScaleRequest, ServerInfo, ServicesRequest,
-    StackSummary, StackView,
+    HistoryEntry, LogRecord, LogsQuery, RollbackRequest, RouteView, ScaleRequest, ServerInfo,
+    ServicesRequest, StackSummary, StackView,
 };
 
 /// Time for a connection and for the head of an answer.
@@ -115,6 +115,14 @@ impl Client {
     /// [`Error`].
     pub async fn stacks(&self) -> Result<Vec<StackSummary>, Error> {
         self.get("/v1/stacks").await
+    }
+
+    /// The routes of all stacks.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn routes(&self) -> Result<Vec<RouteView>, Error> {
+        self.get("/v1/routes").await
     }
 
     /// One stack.

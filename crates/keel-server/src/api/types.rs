@@ -7,8 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use keel_model::{
-    Generation, Goal, Health, InstanceId, InstanceStatus, NodeName, Phase, RevisionId, Rollout,
-    ServiceName, Stack, StackName, Timestamp,
+    EntrypointName, Generation, Goal, Health, InstanceId, InstanceStatus, NodeName, Phase,
+    RevisionId, Rollout, RouteKind, ServiceName, Stack, StackName, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -56,7 +56,7 @@ pub struct ServerInfo {
 /// An error, as every endpoint reports it with a status of 400 or more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
-    /// For programs: `no_such_stack`, `no_such_service`, `port_in_use`, `disk_full`, `conflict`, `invalid`, `internal`.
+    /// For programs: `no_such_stack`, `no_such_service`, `port_in_use`, `route_taken`, `disk_full`, `conflict`, `invalid`, `internal`.
     pub code: String,
     /// What happened, and where.
     pub message: String,
@@ -177,12 +177,55 @@ pub struct StackView {
     pub generation: Generation,
     /// Its services.
     pub services: BTreeMap<ServiceName, ServiceView>,
+    /// Addresses at which its routes are served.
+    #[serde(default)]
+    pub entrypoints: Vec<EntrypointView>,
     /// It is being removed.
     pub removing: bool,
     /// Nothing is left to do: every service is ready, completed, stopped, or has failed for good.
     pub converged: bool,
     /// Some service has failed (rolled back, gave up, crash loop at first deployment).
     pub failed: bool,
+}
+
+/// An address at which routes are served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EntrypointView {
+    /// Its name in its stack.
+    pub name: EntrypointName,
+    /// Where the host listens.
+    pub address: SocketAddr,
+    /// Connections are TLS.
+    pub tls: bool,
+    /// Why it is not open, if it is not.
+    pub error: Option<String>,
+}
+
+/// One line of `GET /v1/routes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteView {
+    /// Of which stack.
+    pub stack: StackName,
+    /// Its name, unique in the stack.
+    pub name: String,
+    /// Which requests, in Traefik's syntax.
+    pub rule: String,
+    /// Among routes that match the highest wins.
+    pub priority: i64,
+    /// Requests or connections.
+    pub kind: RouteKind,
+    /// Where it is served.
+    pub entrypoints: Vec<EntrypointView>,
+    /// `none`, `any`, `acme`, `files` or `passthrough`.
+    pub tls: String,
+    /// The service that it leads to.
+    pub service: ServiceName,
+    /// The port of the service.
+    pub port: Option<u16>,
+    /// Shares of other services in parts per thousand.
+    pub split: BTreeMap<ServiceName, u16>,
+    /// What is done to requests and answers, by the names of the settings.
+    pub filters: Vec<String>,
 }
 
 /// One service of a [`StackView`].

@@ -3,8 +3,10 @@
 //! A change is checked completely, then written in one conditional transaction; a refused change leaves everything
 //! as it was. A change that changes nothing is not written.
 
+mod claims;
 mod commit;
 mod ports;
+mod routes;
 mod wish;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -202,6 +204,8 @@ impl Changes {
             if !wanted.removing {
                 check_programs(stack, &wanted)?;
                 ports::check(&world, &wanted, self.proxy.borrow().pid)?;
+                routes::check(&world, &wanted)?;
+                routes::check_sockets(old, &wanted.stack, self.proxy.borrow().pid)?;
             }
             self.prepare(&world, stack, &wanted).await?;
             let outcome = self.store.commit(commit::commit(name, stack, &wanted)).await?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use keel_model::{Generation, Intent, Scale, ServiceName, StackName, StackRecord};
+use keel_model::{Generation, Intent, Scale, Service, ServiceName, Stack, StackName, StackRecord};
 
 use crate::api::types::{ApplyRequest, ScaleRequest, ServicesRequest};
 use crate::clock;
@@ -80,6 +80,7 @@ pub(super) fn applied(stack: &StackState, request: &ApplyRequest) -> Result<Stac
             let goes = orphan && request.remove_orphans;
             if !goes && !named.contains(service) {
                 next.stack.services.insert(service.clone(), definition.clone());
+                keep_entrypoints(&mut next.stack, old, definition);
             }
         }
     }
@@ -95,6 +96,19 @@ pub(super) fn applied(stack: &StackState, request: &ApplyRequest) -> Result<Stac
         check_replicas(service, definition.scale)?;
     }
     Ok(next)
+}
+
+/// What stays as it is is served where it was, unless the file says otherwise.
+fn keep_entrypoints(stack: &mut Stack, old: Option<&StackRecord>, service: &Service) {
+    let Some(before) = old.map(|old| &old.stack.entrypoints) else { return };
+    for name in service.routes.iter().flat_map(|route| &route.entrypoints) {
+        let target = before.get(name).and_then(|entrypoint| entrypoint.redirect_to.as_ref());
+        for name in [Some(name), target].into_iter().flatten() {
+            if let Some(entrypoint) = before.get(name) {
+                stack.entrypoints.entry(name.clone()).or_insert_with(|| entrypoint.clone());
+            }
+        }
+    }
 }
 
 pub(super) fn check_replicas(service: &ServiceName, scale: Scale) -> Result<(), Refusal> {

@@ -1,4 +1,4 @@
-//! By what the proxy knows who calls: the address or the cgroup of each instance that runs here.
+//! By what the proxy knows who calls: the cgroup of each instance that runs here and has no address of its own.
 
 use keel_model::Generation;
 use keel_route::snapshot::{Snapshot, ToProxy};
@@ -12,14 +12,12 @@ pub fn add(snapshot: &mut Snapshot, world: &World, board: &BoardView, runtime: &
     let assignments = world.stacks.values().flat_map(|stack| stack.assignments.values());
     for assignment in assignments.map(|stored| &stored.value) {
         let running = board.statuses.get(&assignment.id).is_some_and(|s| s.pid.is_some());
-        let Some(origin) = running.then(|| runtime.origin(&assignment.id)).flatten() else {
-            continue;
-        };
-        let name = format!("{}/{}", assignment.stack, assignment.service);
-        match origin {
-            Origin::Address(ip) => snapshot.callers.insert(ip, name),
-            Origin::Cgroup(id) => snapshot.caller_cgroups.insert(id, name),
-        };
+        // Those with an address are in the snapshot already.
+        if let Some(Origin::Cgroup(id)) = running.then(|| runtime.origin(&assignment.id)).flatten()
+        {
+            let name = format!("{}/{}", assignment.stack, assignment.service);
+            snapshot.caller_cgroups.insert(id, name);
+        }
     }
 }
 
@@ -64,7 +62,9 @@ pub fn sent_by_parts(one: &Snapshot, other: &Snapshot) -> bool {
 #[cfg(test)]
 mod tests {
     use keel_route::access_log::AccessLog;
-    use keel_route::snapshot::Cluster;
+    use std::collections::BTreeMap;
+
+    use keel_route::snapshot::{Certificate, Cluster, Listener, RouteTable};
 
     use super::*;
 
@@ -76,13 +76,34 @@ mod tests {
     }
 
     #[test]
-    fn all_but_clusters_and_callers_is_sent_as_a_whole() {
-        let before = with("a", false);
-        assert!(sent_by_parts(&before, &with("a", true)));
-        assert!(!sent_by_parts(&before, &with("b", false)));
-        let mut logged = before.clone();
-        logged.access_log = Some(AccessLog::default());
-        assert!(!sent_by_parts(&before, &logged));
+    fn endpoints_and_callers_travel_alone_and_everything_else_with_the_whole() {
+        let cluster = |expected| Cluster { expected, ..Cluster::default() };
+        let snapshot = |expected| Snapshot {
+            clusters: BTreeMap::from([("s/a:80".to_owned(), cluster(expected))]),
+            ..Snapshot::default()
+        };
+        assert!(sent_by_parts(&snapshot(true), &snapshot(false)));
+        let differ = |edit: &dyn Fn(&mut Snapshot)| {
+            let mut other = snapshot(true);
+            edit(&mut other);
+            !sent_by_parts(&snapshot(true), &other)
+        };
+        assert!(differ(&|s| s.clusters.clear()));
+        assert!(differ(&|s| s.listeners.push(Listener::default())));
+        assert!(differ(&|s| {
+            s.tables.insert("0.0.0.0:80".to_owned(), RouteTable::default());
+        }));
+        assert!(differ(&|s| s.certificates.push(certificate())));
+        assert!(differ(&|s| s.challenges.tls_alpn.push(certificate())));
+        assert!(differ(&|s| s.access_log = Some(AccessLog::default())));
+        assert!(differ(&|s| s.zone = Some("a".to_owned())));
+        assert!(!differ(&|s| {
+            s.callers.insert(std::net::Ipv4Addr::LOCALHOST.into(), "s/a".to_owned());
+        }));
+    }
+
+    fn certificate() -> Certificate {
+        Certificate { names: Vec::new(), chain: String::new(), key: String::new() }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! either: a new proxy starts with the last snapshot of the old one.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -22,8 +23,8 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::callers;
-use super::snapshot::{drained, snapshot};
+use super::snapshot::{Sources, drained, snapshot};
+use super::{Credentials, callers};
 use crate::board::Board;
 use crate::clock;
 use crate::events::EventLog;
@@ -84,8 +85,12 @@ pub struct Link {
     pub access_log: Option<AccessLog>,
     /// Has the proxy asked for its counters.
     pub ask: Arc<Notify>,
+    /// Certificates and proofs.
+    pub credentials: Arc<Credentials>,
     /// What the rest of the server may know of the proxy.
     pub state: watch::Sender<ProxyState>,
+    /// Which revision of what authorities issued the proxy shows.
+    pub shown: watch::Sender<u64>,
 }
 
 /// What one connection knows.
@@ -98,6 +103,8 @@ struct Session {
     withdrawn: Vec<(InstanceId, Generation)>,
     /// When the questions for counters were asked that are not answered yet.
     questions: VecDeque<Instant>,
+    /// The revision of what is issued in `sent`, and since which generation it is there.
+    issued: (Generation, u64),
 }
 
 impl Link {
@@ -123,7 +130,7 @@ impl Link {
                 Err(_) if started.is_some_and(|at| at.elapsed() < START_TIME) => {}
                 Err(_) => {
                     started = Some(Instant::now());
-                    self.start();
+                    self.start(Place::Empty);
                     continue;
                 }
             }
@@ -131,7 +138,7 @@ impl Link {
         }
     }
 
-    fn start(&self) {
+    fn start(&self, place: Place) {
         let path = self.state_dir.join("proxy.log");
         let full = std::fs::metadata(&path).is_ok_and(|log| log.len() > MAX_LOG);
         if full && let Err(error) = std::fs::remove_file(&path) {
@@ -145,6 +152,7 @@ impl Link {
             .arg(self.socket())
             .arg("--snapshot-file")
             .arg(self.state_dir.join("proxy.snapshot"))
+            .args((place == Place::Taken).then_some("--take-over"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log.map_or_else(|_| Stdio::null(), Stdio::from))
@@ -181,14 +189,17 @@ impl Link {
             in_flight: BTreeMap::new(),
             withdrawn: Vec::new(),
             questions: VecDeque::new(),
+            issued: (Generation(0), 0),
         };
         let mut worlds = self.worlds.subscribe();
         let mut board = self.board.subscribe();
+        let mut credentials = self.credentials.subscribe();
         let mut stats = tokio::time::interval(STATS_INTERVAL);
         let mut first = true;
         loop {
             worlds.borrow_and_update();
             board.borrow_and_update();
+            credentials.seen();
             let frames = self.news(&mut session, generation, first);
             first = false;
             if let Err(reason) = send(&mut writer, frames).await {
@@ -211,6 +222,7 @@ impl Link {
                 }
                 changed = worlds.changed() => if changed.is_err() { return "shutdown".to_owned() },
                 changed = board.changed() => if changed.is_err() { return "shutdown".to_owned() },
+                changed = credentials.changed() => if !changed { return "shutdown".to_owned() },
                 _ = stats.tick() => {
                     // The proxy tries a listener that failed again with the next whole snapshot.
                     first = !self.state.borrow().failed.is_empty();
@@ -238,12 +250,22 @@ impl Link {
         let ipv6 = std::path::Path::new("/proc/net/if_inet6").exists();
         let next = generation.next();
         let view = self.board.view();
-        let mut wanted = snapshot(&world, &view, &self.network, ipv6, next);
+        let sources = Sources {
+            world: &world,
+            board: &view,
+            network: &self.network,
+            credentials: &self.credentials,
+            ipv6,
+        };
+        let mut wanted = snapshot(&sources, next);
         callers::add(&mut wanted, &world, &view, &*self.runtime);
         wanted.access_log.clone_from(&self.access_log);
+        let revision = self.credentials.issued_revision();
         let mut frames = Vec::new();
-        if first || !callers::sent_by_parts(&wanted, &session.sent) {
+        let parts = callers::sent_by_parts(&wanted, &session.sent);
+        if first || revision != session.issued.1 || !parts {
             *generation = next;
+            session.issued = (next, revision);
             frames.push(ToProxy::Snapshot(wanted.clone()));
         } else {
             for (id, cluster) in &wanted.clusters {
@@ -292,9 +314,16 @@ impl Link {
             FromProxy::Hello { pid, version } => {
                 tracing::info!(pid, version, "linked to the proxy");
                 self.state.send_modify(|state| (state.pid, state.version) = (Some(pid), version));
+                if is_other_binary(pid, &self.program) {
+                    tracing::info!(pid, "the proxy is of another build; a new one takes its place");
+                    self.start(Place::Taken);
+                }
             }
             FromProxy::Ack { generation, failed } => {
                 session.acknowledged = generation;
+                if generation >= session.issued.0 {
+                    self.shown.send_replace(session.issued.1);
+                }
                 self.tell_withdrawn(session);
                 self.note_failures(&failed);
                 self.state.send_modify(|state| {
@@ -312,6 +341,9 @@ impl Link {
                 self.state.send_modify(|state| {
                     (state.stats, state.asked) = (Arc::new(stats), asked);
                 });
+            }
+            FromProxy::Place { .. } | FromProxy::Retired => {
+                tracing::debug!("a word for a successor went astray");
             }
         }
     }
@@ -346,6 +378,21 @@ impl Link {
             self.events.add(EventKind::Platform, None, None, None, message);
         }
     }
+}
+
+/// Whether a proxy is started where none is, or beside one that is to be replaced.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Empty,
+    Taken,
+}
+
+/// Whether process `pid` runs something else than what lies at `program` now. Where that can't be told, it does not.
+fn is_other_binary(pid: u32, program: &std::path::Path) -> bool {
+    let identity =
+        |path: &std::path::Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    let running = identity(std::path::Path::new(&format!("/proc/{pid}/exe")));
+    running.is_some_and(|running| identity(program).is_some_and(|wanted| running != wanted))
 }
 
 fn instances(snapshot: &Snapshot) -> BTreeSet<&InstanceId> {
@@ -390,3 +437,6 @@ fn decode(decoder: &mut Decoder, buffer: &mut BytesMut) -> Result<Vec<FromProxy>
     }
     Ok(frames)
 }
+
+#[cfg(test)]
+mod tests;

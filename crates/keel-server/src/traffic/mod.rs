@@ -1,9 +1,18 @@
 //! What the proxy is told: the snapshot, and the link that carries it.
 
 mod callers;
+mod credentials;
 mod figures;
+mod files;
 mod link;
 mod snapshot;
+mod tables;
+#[cfg(test)]
+mod tests;
 
+pub use credentials::Credentials;
 pub use figures::Figures;
+pub use files::CertificateFiles;
 pub use link::{Link, ProxyState};
+pub use snapshot::tcp_ports;
+pub use tables::default_priority;

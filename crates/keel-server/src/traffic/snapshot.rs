@@ -1,14 +1,15 @@
-//! From the world and the board to listeners and clusters. Pure.
+//! From the world and the board to listeners, tables and clusters. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use keel_model::{
     Endpoint, EndpointState, Generation, Goal, InstanceId, Phase, Scale, Service, ServiceName,
-    StackName, Transport,
+    StackName, TrafficPolicy, Transport,
 };
 use keel_route::snapshot::{Cluster, ClusterId, Listener, Snapshot};
 
+use super::{Credentials, tables};
 use crate::board::BoardView;
 use crate::network::Network;
 use crate::world::{StackState, World};
@@ -18,15 +19,30 @@ pub fn cluster_id(stack: &StackName, service: &ServiceName, port: u16) -> Cluste
     format!("{stack}/{service}:{port}")
 }
 
+/// What a snapshot is made from.
+pub struct Sources<'s> {
+    /// What is stored.
+    pub world: &'s World,
+    /// What is seen.
+    pub board: &'s BoardView,
+    /// Virtual addresses.
+    pub network: &'s Network,
+    /// Certificates and proofs.
+    pub credentials: &'s Credentials,
+    /// This machine has IPv6.
+    pub ipv6: bool,
+}
+
 /// Everything that the proxy needs to know.
-pub fn snapshot(
-    world: &World,
-    board: &BoardView,
-    network: &Network,
-    ipv6: bool,
-    generation: Generation,
-) -> Snapshot {
-    let mut snapshot = Snapshot { generation, ..Snapshot::default() };
+pub fn snapshot(sources: &Sources<'_>, generation: Generation) -> Snapshot {
+    let Sources { world, board, network, credentials, ipv6 } = *sources;
+    let mut snapshot = Snapshot {
+        generation,
+        certificates: credentials.certificates(),
+        challenges: credentials.challenges(),
+        ..Snapshot::default()
+    };
+    let mut entrypoints = Vec::new();
     let mut bound = BTreeSet::new();
     for (name, stack) in &world.stacks {
         let Some(record) = &stack.record else { continue };
@@ -40,12 +56,31 @@ pub fn snapshot(
                 }
             }
         }
+        let definition = &record.value.stack;
+        tables::add(&mut snapshot.tables, &mut entrypoints, name, definition, ipv6);
+        snapshot.callers.extend(callers(name, stack, board));
         // A service that was taken out of the file has requests in flight until its instances are drained.
         for (service_name, service) in orphans(stack) {
             snapshot.clusters.extend(clusters(name, stack, board, &service_name, &service));
         }
     }
+    tables::settle_protocols(&mut entrypoints, &snapshot.tables);
+    snapshot.listeners.extend(entrypoints.into_iter().filter(|l| bound.insert(l.bind)));
     snapshot
+}
+
+/// Instances that call from an address of their own.
+fn callers(name: &StackName, stack: &StackState, board: &BoardView) -> BTreeMap<IpAddr, String> {
+    stack
+        .assignments
+        .values()
+        .filter_map(|assignment| {
+            let status = board.statuses.get(&assignment.value.id)?;
+            let running = status.phase == Phase::Running || status.phase == Phase::Stopping;
+            let address = status.address.filter(|_| running)?;
+            Some((address, format!("{name}/{}", assignment.value.service)))
+        })
+        .collect()
 }
 
 fn orphans(stack: &StackState) -> BTreeMap<ServiceName, Service> {
@@ -75,6 +110,8 @@ fn clusters(
     let known = record.is_some_and(|record| record.value.stack.services.contains_key(name));
     let wanted = !matches!(service.scale, Scale::Replicated(0) | Scale::Job(0));
     let expected = known && wanted && !stopped && !removing;
+    let policy =
+        (service.traffic != TrafficPolicy::default()).then(|| Box::new(service.traffic.clone()));
     tcp_ports(service)
         .map(|target| {
             let endpoints = stack
@@ -99,13 +136,25 @@ fn clusters(
                 .collect();
             (
                 cluster_id(stack_name, name, target),
-                Cluster { endpoints, expected, ..Cluster::default() },
+                Cluster {
+                    endpoints,
+                    expected,
+                    protocol: protocol(service, target),
+                    policy: policy.clone(),
+                    ..Cluster::default()
+                },
             )
         })
         .collect()
 }
 
-fn tcp_ports(service: &Service) -> impl Iterator<Item = u16> {
+fn protocol(service: &Service, target: u16) -> keel_model::Protocol {
+    let port = service.ports.iter().find(|port| port.target == target);
+    port.map(|port| port.protocol).unwrap_or_default()
+}
+
+/// The ports of a service that the load balancer serves, in order.
+pub fn tcp_ports(service: &Service) -> impl Iterator<Item = u16> {
     service.ports.iter().filter(|port| port.transport == Transport::Tcp).map(|port| port.target)
 }
 

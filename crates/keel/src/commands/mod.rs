@@ -17,6 +17,7 @@ pub mod proxy;
 pub mod ps;
 pub mod rm;
 pub mod rollback;
+pub mod routes;
 pub mod scale;
 pub mod server;
 pub mod up;
@@ -50,11 +51,13 @@ pub async fn run(ctx: &Context, command: Command) -> Result<(), Failure> {
         Command::History(args) => history::run(ctx, args).await,
         Command::Rollback(args) => rollback::run(ctx, args).await,
         Command::Port(args) => port::run(ctx, args).await,
+        Command::Routes(args) => routes::run(ctx, args).await,
         Command::Server(args) => server::run(ctx, args).await,
         Command::Version(args) => version::run(ctx, args).await,
         Command::Completion(args) => completion::run(&args),
         Command::HelpMarkdown => print(&markdown::reference()),
         Command::HelpComposeSupport => print(&keel_compose::support_table_markdown()),
+        Command::HelpLabels => print(&keel_compose::label_table_markdown()),
         Command::Proxy(args) => proxy::run(args),
     }
 }

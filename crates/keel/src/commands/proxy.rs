@@ -22,6 +22,9 @@ pub struct ProxyArgs {
     /// Data-plane threads (default: one per core)
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
+    /// Take the place of the proxy that serves the control socket, without losing a connection
+    #[arg(long)]
+    pub take_over: bool,
     /// How long a request waits for a service that has no ready endpoint but is expected to
     #[arg(long, value_name = "TIME", value_parser = time::parse_seconds)]
     pub hold_timeout: Option<Duration>,
@@ -46,6 +49,7 @@ pub fn run(args: ProxyArgs) -> Result<(), Failure> {
         hold_timeout: args.hold_timeout.unwrap_or(keel_proxy::HOLD_TIMEOUT),
         version: VERSION.to_owned(),
         access_log: args.access_log.settle()?,
+        take_over: args.take_over,
     };
     keel_proxy::run(options).map_err(|error| Failure::unreachable(error.to_string()))
 }

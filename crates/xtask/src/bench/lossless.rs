@@ -1,6 +1,7 @@
 //! No request is lost: steady traffic through everything that the platform and fate do.
 
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::Error;
@@ -9,12 +10,14 @@ use super::platform::{Platform, root, signal};
 
 /// Length of the run.
 const SECONDS: u64 = 60;
-/// Connections of the client; each asks, waits [`DELAY_MS`], asks again: about 1,000 requests/s.
-const CONNECTIONS: u32 = 50;
-/// Pause of each connection between two requests, in milliseconds.
+/// Requests per second.
+const RATE: u32 = 1000;
+/// Requests per second on each connection.
+const RATE_OF_ONE: u32 = 20;
+/// Pause of a connection between two requests, in milliseconds; the answer takes the rest of the time.
 const DELAY_MS: u32 = 48;
 /// The storefront.
-const PORT: &str = "18082";
+const PORT: u16 = 18082;
 /// Traffic goes on for this long between two operations.
 const PAUSE: Duration = Duration::from_secs(2);
 /// Something that does not come within this time does not come.
@@ -23,9 +26,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Runs the bench.
 pub fn run() -> Result<Vec<Figure>, Error> {
     let mut platform = Platform::start("lossless", &root().join("examples/shop/compose.yaml"))?;
-    platform.set("SHOP_PORT", PORT);
+    platform.set("SHOP_PORT", &PORT.to_string());
     platform.keel(&["up", "-d", "--wait"])?;
-    let client = client()?;
+    let paths = ["/", "/api/products", "/api/cart"];
+    let script = root().join("target/bench/paced.lua");
+    let client = wrk(&script, PORT, RATE, SECONDS, &paths)?
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|e| format!("wrk can't be run ({e}); `scripts/setup.sh` installs it"))?;
     let start = Instant::now();
     let told = |what: &str| eprintln!("{:>6.1} s  {what}", start.elapsed().as_secs_f64());
     std::thread::sleep(Duration::from_secs(1));
@@ -63,7 +71,8 @@ pub fn run() -> Result<Vec<Figure>, Error> {
     ])
 }
 
-fn settled(platform: &Platform) -> Result<(), Error> {
+/// Waits until every instance that should run is ready, and no other is left.
+pub fn settled(platform: &Platform) -> Result<(), Error> {
     std::thread::sleep(PAUSE);
     platform
         .wait("the stack to settle", PATIENCE, |platform| {
@@ -77,41 +86,52 @@ fn settled(platform: &Platform) -> Result<(), Error> {
         .map(|_| ())
 }
 
-fn client() -> Result<Child, Error> {
-    let script = root().join("target/bench/paced.lua");
+/// wrk, asking `paths` in turns on kept connections, about `rate` times a second for whole `seconds`.
+pub fn wrk(
+    script: &Path,
+    port: u16,
+    rate: u32,
+    seconds: u64,
+    paths: &[&str],
+) -> Result<Command, Error> {
+    let quoted: Vec<_> = paths.iter().map(|path| format!("{path:?}")).collect();
     std::fs::write(
-        &script,
+        script,
         format!(
-            "local paths = {{\"/\", \"/api/products\", \"/api/cart\"}}\nlocal n = 0\n\
-             function delay() return {DELAY_MS} end\n\
+            "local paths = {{{}}}\nlocal n = 0\nfunction delay() return {DELAY_MS} end\n\
              function request() n = n + 1; return wrk.format(\"GET\", paths[n % #paths + 1]) end\n\
              function done(summary)\n  local e = summary.errors\n\
              io.write(string.format(\"TOTAL %d FAILED %d\\n\", summary.requests,\n\
-             e.connect + e.read + e.write + e.status + e.timeout))\nend\n"
+             e.connect + e.read + e.write + e.status + e.timeout))\nend\n",
+            quoted.join(", ")
         ),
     )?;
-    Ok(Command::new("wrk")
+    let mut command = Command::new("wrk");
+    command
         .args(["-t1", "--latency", "--timeout", "5s"])
-        .arg(format!("-c{CONNECTIONS}"))
-        .arg(format!("-d{SECONDS}s"))
+        .arg(format!("-c{}", rate / RATE_OF_ONE))
+        .arg(format!("-d{seconds}s"))
         .arg("-s")
         .arg(script)
-        .arg(format!("http://127.0.0.1:{PORT}"))
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|e| format!("wrk can't be run ({e}); `scripts/setup.sh` installs it"))?)
+        .arg(format!("http://127.0.0.1:{port}"));
+    Ok(command)
 }
 
-struct Report {
+/// What wrk said at its end.
+pub struct Report {
     text: String,
-    requests: u64,
-    failed: u64,
+    pub requests: u64,
+    pub failed: u64,
 }
 
 impl Report {
-    fn read(client: Child) -> Result<Self, Error> {
+    fn read(client: std::process::Child) -> Result<Self, Error> {
         let output = client.wait_with_output()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        Self::parse(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Reads what wrk printed.
+    pub fn parse(text: String) -> Result<Self, Error> {
         let line = text.lines().find(|line| line.starts_with("TOTAL")).ok_or("no result of wrk")?;
         let words: Vec<&str> = line.split_whitespace().collect();
         let number = |at: usize| -> Result<u64, Error> {
@@ -123,6 +143,6 @@ impl Report {
 
     #[allow(clippy::cast_precision_loss)]
     fn short_percent(&self) -> f64 {
-        (100.0 - self.requests as f64 / (1000.0 * SECONDS as f64) * 100.0).max(0.0)
+        (100.0 - self.requests as f64 / (f64::from(RATE) * SECONDS as f64) * 100.0).max(0.0)
     }
 }

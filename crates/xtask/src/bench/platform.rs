@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use super::Error;
+use super::cleanup::Cleanup;
 
 /// The loopback network that benches use, apart from a real server's.
 const NETWORK: &str = "127.91.0.0/16";
@@ -25,17 +27,20 @@ pub fn binary(name: &str) -> PathBuf {
 /// Builds what benches run.
 pub fn build() -> Result<(), Error> {
     let status = Command::new(env!("CARGO"))
-        .args(["build", "--release", "-p", "keel", "-p", "shop"])
+        .args(["build", "--release", "-p", "keel", "-p", "shop", "-p", "xtask"])
         .current_dir(root())
         .status()?;
     if status.success() { Ok(()) } else { Err("the release build failed".into()) }
 }
 
-/// A running server. Everything it started is ended when it is dropped.
+/// A running server. Everything it started is ended when it is dropped, and on Ctrl-C.
 pub struct Platform {
     state: PathBuf,
     file: PathBuf,
-    environment: Vec<(String, String)>,
+    /// Shared with what ends the server: it reads the Compose file once more.
+    environment: Arc<Mutex<Vec<(String, String)>>>,
+    /// `None` in the one that ends it.
+    _end: Option<Cleanup>,
 }
 
 impl Platform {
@@ -43,8 +48,14 @@ impl Platform {
     pub fn start(name: &str, file: &Path) -> Result<Self, Error> {
         build()?;
         let state = root().join("target/bench").join(name);
-        let platform = Self { state, file: file.to_owned(), environment: Vec::new() };
-        platform.end();
+        let environment = Arc::default();
+        let at = |end| {
+            let (state, file) = (state.clone(), file.to_owned());
+            Self { state, file, environment: Arc::clone(&environment), _end: end }
+        };
+        let ending = at(None);
+        ending.end();
+        let platform = at(Some(Cleanup::new(move || ending.end())));
         match std::fs::remove_dir_all(&platform.state) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
@@ -61,11 +72,13 @@ impl Platform {
 
     /// Sets a variable that the Compose file uses.
     pub fn set(&mut self, key: &str, value: &str) {
-        self.environment.retain(|(known, _)| known != key);
-        self.environment.push((key.to_owned(), value.to_owned()));
+        let mut environment = self.environment.lock().unwrap_or_else(PoisonError::into_inner);
+        environment.retain(|(known, _)| known != key);
+        environment.push((key.to_owned(), value.to_owned()));
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
+        let environment = self.environment.lock().unwrap_or_else(PoisonError::into_inner);
         let mut command = Command::new(binary("keel"));
         command
             .arg("--state-dir")
@@ -75,7 +88,7 @@ impl Platform {
             .args(arguments)
             .env("KEEL_VIP_CIDR", NETWORK)
             .env("SHOP_BIN", binary("shop"))
-            .envs(self.environment.iter().map(|(key, value)| (key, value)));
+            .envs(environment.iter().map(|(key, value)| (key, value)));
         command
     }
 
@@ -157,12 +170,6 @@ impl Platform {
         for pid in self.processes("keel") {
             signal(pid, "-KILL");
         }
-    }
-}
-
-impl Drop for Platform {
-    fn drop(&mut self) {
-        self.end();
     }
 }
 

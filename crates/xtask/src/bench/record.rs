@@ -5,10 +5,10 @@ use std::path::Path;
 use std::process::Command;
 
 use super::Error;
-use super::figure::Figure;
+use super::figure::Outcome;
 
 /// Replaces the section of `name`.
-pub fn keep(name: &str, about: &str, figures: &[Figure]) -> Result<(), Error> {
+pub fn keep(name: &str, about: &str, outcome: &Outcome) -> Result<(), Error> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/benchmarks.md");
     let old = fs::read_to_string(&path).unwrap_or_else(|_| INTRODUCTION.to_owned());
     let mut section = format!(
@@ -17,15 +17,18 @@ pub fn keep(name: &str, about: &str, figures: &[Figure]) -> Result<(), Error> {
         date(),
         machine()
     );
-    for figure in figures {
+    for figure in &outcome.figures {
         section.push_str(&format!(
             "| {} | {} | {} | {} | {} |\n",
             figure.name,
-            figure.text(figure.value),
-            figure.text(figure.bar),
+            figure.value_text(),
+            figure.bar_text(),
             figure.verdict(),
             figure.spread_text()
         ));
+    }
+    if !outcome.appendix.is_empty() {
+        section.push_str(&format!("\n{}\n", outcome.appendix.trim_end()));
     }
     fs::write(path, replace_section(&old, name, &section))?;
     Ok(())

@@ -1,0 +1,200 @@
+//! How a new proxy takes the place of a running one without a connection being refused or cut.
+//!
+//! The new one connects to the control socket of the old one and says [`ToProxy::TakeOver`]. It gets the state in
+//! force and the listening sockets themselves (`SCM_RIGHTS`), so that connections waiting in them are lost to
+//! nobody. From that moment the old one acknowledges nothing to the server. When the new one accepts, it says
+//! [`ToProxy::Retire`]: the old one accepts no more, gives the control socket up and ends when its connections
+//! have. Until then the new one is its server: changes go to both, and what is in flight is added up, so that no
+//! instance is stopped under a request of the old proxy.
+//!
+//! If either dies on the way, the other goes on: the old one as before, the new one by what it has.
+
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use keel_route::codec::{Decoder, encode};
+use keel_route::snapshot::{FromProxy, Snapshot, ToProxy};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+
+use crate::limits::{HANDOVER, MAX_HANDED_SOCKETS};
+
+/// Descriptors in one message; the system allows 253.
+const BATCH: usize = 128;
+/// Goes with every batch, as descriptors do not travel alone.
+const MARK: u8 = b'S';
+
+/// What a new proxy got from the old one.
+#[derive(Debug)]
+pub struct TakenOver {
+    pub snapshot: Snapshot,
+    /// By address, in the order of the old one's workers.
+    pub sockets: BTreeMap<SocketAddr, Vec<TcpListener>>,
+    /// To the old proxy.
+    pub stream: UnixStream,
+}
+
+/// Asks the proxy that serves `control_socket` for its place. `None`: there is none.
+///
+/// # Errors
+/// When it does not give it in time, or not in the form that is understood.
+pub fn take_over(control_socket: &Path) -> io::Result<Option<TakenOver>> {
+    let mut stream = match UnixStream::connect(control_socket) {
+        Ok(stream) => stream,
+        Err(e)
+            if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+        {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    stream.set_read_timeout(Some(HANDOVER))?;
+    stream.set_write_timeout(Some(HANDOVER))?;
+    stream.write_all(&encode(&ToProxy::TakeOver).map_err(io::Error::other)?)?;
+    let (snapshot, counts) = loop {
+        match read_frame(&mut stream)? {
+            FromProxy::Place { snapshot, sockets } => break (snapshot, sockets),
+            FromProxy::Hello { .. } => {}
+            other => tracing::debug!(?other, "not what was asked for"),
+        }
+    };
+    let wanted: usize = counts.iter().map(|(_, count)| count).sum();
+    if wanted > MAX_HANDED_SOCKETS {
+        return Err(io::Error::other(format!("{wanted} sockets are too many")));
+    }
+    let mut received = Vec::with_capacity(wanted);
+    while received.len() < wanted {
+        let before = received.len();
+        receive(&stream, &mut received)?;
+        if received.len() == before {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    let mut received = received.into_iter();
+    let sockets = counts
+        .into_iter()
+        .map(|(bind, count)| (bind, received.by_ref().take(count).map(TcpListener::from).collect()))
+        .collect();
+    Ok(Some(TakenOver { snapshot, sockets, stream }))
+}
+
+/// Reads exactly one frame: descriptors that come behind it must not be read as bytes.
+fn read_frame(stream: &mut UnixStream) -> io::Result<FromProxy> {
+    let mut header = [0; 4];
+    stream.read_exact(&mut header)?;
+    let mut decoder = Decoder::default();
+    decoder.push(&header);
+    // Judges the length before anything of it is stored.
+    decoder.decode::<FromProxy>().map_err(io::Error::other)?;
+    let length = usize::try_from(u32::from_be_bytes(header)).map_err(io::Error::other)?;
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body)?;
+    decoder.push(&body);
+    decoder.decode().map_err(io::Error::other)?.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn receive(stream: &UnixStream, received: &mut Vec<OwnedFd>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut mark = [0];
+    let got = recvmsg(
+        stream,
+        &mut [IoSliceMut::new(&mut mark)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    if got.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(io::Error::other(
+            "not all sockets arrived; are there too few file descriptors?",
+        ));
+    }
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(sockets) = message {
+            received.extend(sockets);
+        }
+    }
+    Ok(())
+}
+
+/// Gives `sockets` away, after the frame that names them. Blocks, for a bounded time.
+///
+/// # Errors
+/// When the other side does not take them.
+pub fn give(
+    stream: &UnixStream,
+    snapshot: &Snapshot,
+    sockets: &BTreeMap<SocketAddr, Vec<OwnedFd>>,
+) -> io::Result<()> {
+    stream.set_write_timeout(Some(HANDOVER))?;
+    let counts = sockets.iter().map(|(bind, sockets)| (*bind, sockets.len())).collect();
+    let place = FromProxy::Place { snapshot: snapshot.clone(), sockets: counts };
+    (&mut &*stream).write_all(&encode(&place).map_err(io::Error::other)?)?;
+    let all: Vec<BorrowedFd<'_>> = sockets.values().flatten().map(AsFd::as_fd).collect();
+    for batch in all.chunks(BATCH) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(batch));
+        sendmsg(stream, &[IoSlice::new(&[MARK])], &mut ancillary, SendFlags::NOSIGNAL)?;
+    }
+    Ok(())
+}
+
+/// Tells the old proxy to retire and waits until it has given the control socket up.
+///
+/// # Errors
+/// When it does not say so in time; it may be dead.
+pub fn retire(stream: &mut UnixStream) -> io::Result<()> {
+    stream.write_all(&encode(&ToProxy::Retire).map_err(io::Error::other)?)?;
+    let until = std::time::Instant::now() + HANDOVER;
+    while std::time::Instant::now() < until {
+        if matches!(read_frame(stream)?, FromProxy::Retired) {
+            stream.set_read_timeout(None)?;
+            return Ok(());
+        }
+    }
+    Err(io::ErrorKind::TimedOut.into())
+}
+
+/// How long a retired proxy is waited for when a change is brought to it.
+pub const ELDER_PATIENCE: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_arrive_in_order_however_many_there_are() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let sockets: BTreeMap<_, Vec<_>> = (0..150)
+            .map(|_| {
+                let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+                let clone = socket.try_clone().unwrap();
+                (socket.local_addr().unwrap(), vec![socket.into(), clone.into()])
+            })
+            .collect();
+        let (named, wanted) = (Snapshot::default(), sockets.keys().copied().collect::<Vec<_>>());
+        let giving = std::thread::spawn(move || give(&ours, &named, &sockets));
+        let mut theirs = theirs;
+        let FromProxy::Place { sockets, .. } = read_frame(&mut theirs).unwrap() else {
+            panic!("not a place")
+        };
+        assert_eq!(sockets.iter().map(|(bind, _)| *bind).collect::<Vec<_>>(), wanted);
+        let mut received = Vec::new();
+        while received.len() < 300 {
+            receive(&theirs, &mut received).unwrap();
+        }
+        giving.join().unwrap().unwrap();
+        for (pair, bind) in received.chunks(2).zip(wanted) {
+            let socket = TcpListener::from(pair[1].try_clone().unwrap());
+            assert_eq!(socket.local_addr().unwrap(), bind);
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! HTTP/2 as clients and endpoints see it, alone and across versions.
+
+pub mod background;
+pub mod client;
+pub mod either;
+mod endings;
+pub mod endpoint;
+mod failures;
+mod flow;
+mod heads;
+mod upgrade;
+mod versions;
+pub mod websocket;

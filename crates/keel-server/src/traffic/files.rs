@@ -1,0 +1,311 @@
+//! Certificates in files of users: read, checked, and read again when they change.
+//!
+//! A file that can't be used is told once, and the last good certificate stays in use. Whoever renews a certificate
+//! writes two files one after the other; a pair that does not match at one look is therefore told at the second.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use keel_model::{EventKind, RouteTls, ServiceName, StackName};
+use keel_route::snapshot::Certificate;
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+
+use super::Credentials;
+use crate::events::EventLog;
+use crate::world::{World, WorldReader};
+
+/// Time between two looks at the files.
+const POLL: Duration = Duration::from_secs(2);
+/// Largest file of a certificate or key, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Certificate chain and key.
+type Pair = (PathBuf, PathBuf);
+/// Whose routes use a pair.
+type Owner = (StackName, ServiceName);
+
+/// Reads certificates from files.
+pub struct CertificateFiles {
+    /// Which files are wanted.
+    pub worlds: Arc<WorldReader>,
+    /// Where people are told.
+    pub events: Arc<EventLog>,
+    /// Where certificates are put.
+    pub credentials: Arc<Credentials>,
+    known: BTreeMap<Pair, Known>,
+}
+
+/// What is known of one pair.
+#[derive(Default)]
+struct Known {
+    stamps: Option<(Stamp, Stamp)>,
+    good: Option<Certificate>,
+    /// What is wrong, and whether it was told.
+    trouble: Option<(String, bool)>,
+}
+
+/// Tells versions of a file apart without reading it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl CertificateFiles {
+    /// One that has not looked yet.
+    pub fn new(
+        worlds: Arc<WorldReader>,
+        events: Arc<EventLog>,
+        credentials: Arc<Credentials>,
+    ) -> Self {
+        Self { worlds, events, credentials, known: BTreeMap::new() }
+    }
+
+    /// Looks at all files now. Reads at most as many bytes as the files may have; blocks.
+    pub fn look(&mut self) {
+        let wanted = wanted(&self.worlds.current());
+        self.known.retain(|pair, _| wanted.contains_key(pair));
+        for (pair, owner) in &wanted {
+            let known = self.known.entry(pair.clone()).or_default();
+            if let Some(message) = known.look(pair) {
+                let (stack, service) = owner;
+                tracing::warn!("{message}");
+                let kind = EventKind::Platform;
+                self.events.add(kind, Some(stack), Some(service), None, message);
+            }
+        }
+        let good = self.known.values().filter_map(|known| known.good.clone()).collect();
+        self.credentials.set_files(good);
+    }
+
+    /// Looks again with every change of a stack, and every few seconds, until dropped.
+    pub async fn run(mut self) {
+        let mut worlds = self.worlds.subscribe();
+        loop {
+            tokio::select! {
+                changed = worlds.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(POLL) => {}
+            }
+            worlds.borrow_and_update();
+            let looked = tokio::task::spawn_blocking(move || {
+                self.look();
+                self
+            });
+            match looked.await {
+                Ok(again) => self = again,
+                Err(error) => {
+                    tracing::error!(%error, "certificates are not read any more");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// The files that routes name, each with one of those who name it.
+fn wanted(world: &World) -> BTreeMap<Pair, Owner> {
+    let mut pairs = BTreeMap::new();
+    for (name, stack) in &world.stacks {
+        let services = stack.record.iter().flat_map(|record| &record.value.stack.services);
+        for (service, definition) in services {
+            for route in &definition.routes {
+                if let Some(RouteTls::Files { cert, key }) = &route.tls {
+                    let owner = || (name.clone(), service.clone());
+                    pairs.entry((cert.clone(), key.clone())).or_insert_with(owner);
+                }
+            }
+        }
+    }
+    pairs
+}
+
+impl Known {
+    /// Reads the files if they changed; what people should be told, if anything.
+    fn look(&mut self, (cert, key): &Pair) -> Option<String> {
+        let stamps = Stamp::of(cert).zip(Stamp::of(key));
+        let changed = stamps.is_none() || stamps != self.stamps;
+        if changed {
+            self.stamps = stamps;
+            match load(cert, key) {
+                Ok(certificate) => {
+                    let renewed = self.good.as_ref().is_some_and(|old| *old != certificate);
+                    let healed = self.trouble.take().is_some_and(|(_, told)| told);
+                    self.good = Some(certificate);
+                    return (renewed || healed)
+                        .then(|| format!("the certificate {} was read again", cert.display()));
+                }
+                Err(reason) => {
+                    let known = self.trouble.as_ref().is_some_and(|(old, _)| *old == reason);
+                    if !known {
+                        self.trouble = Some((reason, false));
+                        // Without a certificate nothing is gained by waiting.
+                        if self.good.is_some() {
+                            return None;
+                        }
+                    }
+                }
+            }
+        }
+        let (reason, told) = self.trouble.as_mut().filter(|(_, told)| !told)?;
+        *told = true;
+        let meanwhile = match self.good {
+            Some(_) => "the one before stays in use",
+            None => "a self-signed one is shown instead",
+        };
+        Some(format!("can't use a certificate: {reason}; {meanwhile}"))
+    }
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Self> {
+        let file = fs::metadata(path).ok()?;
+        Some(Self {
+            device: file.dev(),
+            inode: file.ino(),
+            size: file.size(),
+            modified: (file.mtime(), file.mtime_nsec()),
+        })
+    }
+}
+
+/// Reads a certificate with its key.
+fn load(cert: &Path, key: &Path) -> Result<Certificate, String> {
+    let (chain, secret) = (read(cert)?, read(key)?);
+    check(&chain, &secret).map_err(|reason| match reason {
+        Reason::Certificate(reason) => format!("{}: {reason}", cert.display()),
+        Reason::Key(reason) => format!("{}: {reason}", key.display()),
+        Reason::Pair => format!(
+            "the key in {} does not belong to the certificate in {}",
+            key.display(),
+            cert.display()
+        ),
+    })?;
+    Ok(Certificate { names: Vec::new(), chain, key: secret })
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    let failed = |reason: &dyn std::fmt::Display| format!("{}: {reason}", path.display());
+    let size = fs::metadata(path).map_err(|e| failed(&e))?.len();
+    if size > MAX_FILE {
+        return Err(failed(&format!("it is larger than {} MiB", MAX_FILE >> 20)));
+    }
+    fs::read_to_string(path).map_err(|e| failed(&e))
+}
+
+enum Reason {
+    Certificate(String),
+    Key(String),
+    Pair,
+}
+
+/// Whether a chain and a key in PEM form can be used together.
+fn check(chain: &str, key: &str) -> Result<(), Reason> {
+    let certificates: Result<Vec<_>, _> =
+        CertificateDer::pem_slice_iter(chain.as_bytes()).collect();
+    let certificates = certificates.map_err(|e| Reason::Certificate(e.to_string()))?;
+    if certificates.is_empty() {
+        return Err(Reason::Certificate("there is no certificate in it".to_owned()));
+    }
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|e| match e {
+        rustls::pki_types::pem::Error::NoItemsFound => {
+            Reason::Key("there is no private key in it".to_owned())
+        }
+        other => Reason::Key(other.to_string()),
+    })?;
+    match CertifiedKey::from_der(certificates, key, &default_provider()) {
+        Ok(_) => Ok(()),
+        Err(rustls::Error::InconsistentKeys(_)) => Err(Reason::Pair),
+        Err(rustls::Error::InvalidCertificate(error)) => {
+            Err(Reason::Certificate(format!("it is not a certificate: {error:?}")))
+        }
+        Err(other) => Err(Reason::Key(other.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Files {
+        directory: tempfile::TempDir,
+    }
+
+    impl Files {
+        fn new() -> Self {
+            Self { directory: tempfile::tempdir().unwrap() }
+        }
+
+        fn pair(&self) -> Pair {
+            (self.directory.path().join("cert.pem"), self.directory.path().join("key.pem"))
+        }
+
+        /// Writes beside and renames, as tools do; every version has an inode of its own.
+        fn write(&self, name: &str, text: &str) {
+            let path = self.directory.path().join(name);
+            let beside = path.with_extension("new");
+            fs::write(&beside, text).unwrap();
+            fs::rename(beside, path).unwrap();
+        }
+    }
+
+    fn made() -> (String, String) {
+        let made = rcgen::generate_simple_self_signed(["a.de".to_owned()]).unwrap();
+        (made.cert.pem(), made.signing_key.serialize_pem())
+    }
+
+    #[test]
+    fn a_pair_is_read_checked_and_read_again() {
+        let files = Files::new();
+        let ((cert, key), (other_cert, other_key)) = (made(), made());
+        let mut known = Known::default();
+        let told = known.look(&files.pair()).expect("nothing is there yet");
+        assert!(told.contains("cert.pem") && told.contains("self-signed"), "{told}");
+        assert_eq!(known.look(&files.pair()), None, "told once");
+
+        files.write("cert.pem", &cert);
+        files.write("key.pem", &key);
+        assert!(known.look(&files.pair()).unwrap().contains("was read again"));
+        assert_eq!(known.good.as_ref().unwrap().chain, cert);
+        assert_eq!(known.look(&files.pair()), None, "nothing changed");
+
+        // Half of a renewal is no trouble unless it stays that way.
+        files.write("cert.pem", &other_cert);
+        assert_eq!(known.look(&files.pair()), None);
+        files.write("key.pem", &other_key);
+        assert!(known.look(&files.pair()).unwrap().contains("was read again"));
+        assert_eq!(known.good.as_ref().unwrap().key, other_key);
+
+        files.write("key.pem", &key);
+        assert_eq!(known.look(&files.pair()), None);
+        let told = known.look(&files.pair()).unwrap();
+        assert!(told.contains("does not belong") && told.contains("stays in use"), "{told}");
+        assert_eq!(known.good.as_ref().unwrap().key, other_key, "the last good one");
+        assert_eq!(known.look(&files.pair()), None, "told once");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let (cert, key) = made();
+        let reason = |cert: &str, key: &str| match check(cert, key) {
+            Ok(()) => "good".to_owned(),
+            Err(Reason::Certificate(reason)) => format!("certificate: {reason}"),
+            Err(Reason::Key(reason)) => format!("key: {reason}"),
+            Err(Reason::Pair) => "pair".to_owned(),
+        };
+        assert_eq!(reason(&cert, &key), "good");
+        assert_eq!(reason("", &key), "certificate: there is no certificate in it");
+        assert_eq!(reason(&cert, ""), "key: there is no private key in it");
+        assert_eq!(reason(&cert, &made().1), "pair");
+        let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        assert!(reason(broken, &key).starts_with("certificate: it is not a certificate"));
+    }
+}

@@ -1,0 +1,104 @@
+//! A link to a proxy that the test plays.
+
+use keel_acme::Published;
+use keel_route::snapshot::{Certificate, Challenges};
+use keel_store::{RedbStore, Store};
+use tokio::net::UnixListener;
+
+use super::*;
+
+/// Nothing here takes longer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The proxy's end.
+struct Proxy {
+    stream: UnixStream,
+    decoder: keel_route::codec::Decoder,
+}
+
+impl Proxy {
+    /// The next whole snapshot.
+    async fn snapshot(&mut self) -> Snapshot {
+        let reading = async {
+            loop {
+                while let Some(frame) = self.decoder.decode().unwrap() {
+                    if let ToProxy::Snapshot(snapshot) = frame {
+                        return snapshot;
+                    }
+                }
+                let mut bytes = BytesMut::with_capacity(READ_SIZE);
+                assert!(self.stream.read_buf(&mut bytes).await.unwrap() > 0, "the link ended");
+                self.decoder.push(&bytes);
+            }
+        };
+        tokio::time::timeout(PATIENCE, reading).await.unwrap()
+    }
+
+    async fn acknowledge(&mut self, generation: Generation) {
+        let frame = encode(&FromProxy::Ack { generation, failed: Vec::new() }).unwrap();
+        self.stream.write_all(&frame).await.unwrap();
+    }
+}
+
+async fn link(
+    state_dir: PathBuf,
+    credentials: Arc<Credentials>,
+    shown: watch::Sender<u64>,
+) -> Link {
+    let store: Arc<dyn Store> = Arc::new(RedbStore::in_memory().unwrap());
+    let (network, _) = Network::open(Some("127.97.0.0/16"), &*store).await.unwrap();
+    Link {
+        program: "true".into(),
+        state_dir,
+        worlds: Arc::new(WorldReader::new(store.clone()).await.unwrap()),
+        board: Arc::new(Board::load(&*store).await.unwrap()),
+        events: Arc::new(EventLog::load(&*store).await.unwrap()),
+        network: Arc::new(network),
+        runtime: Arc::new(keel_runtime::FakeRuntime::new()),
+        access_log: None,
+        ask: Arc::default(),
+        state: watch::channel(ProxyState::default()).0,
+        credentials,
+        shown,
+    }
+}
+
+#[tokio::test]
+async fn certificates_are_in_the_first_snapshot_and_proofs_are_shown_when_acknowledged() {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(directory.path().join("proxy.sock")).unwrap();
+    let certificate =
+        Certificate { names: Vec::new(), chain: "chain".to_owned(), key: "key".to_owned() };
+    let published = |revision, proof: Option<&str>| {
+        let mut challenges = Challenges::default();
+        challenges.http.extend(proof.map(|proof| ("token".to_owned(), proof.to_owned())));
+        Published { revision, certificates: vec![certificate.clone()], challenges }
+    };
+    let credentials = Arc::new(Credentials::default());
+    credentials.set_issued(published(5, None));
+    let (sender, mut shown) = watch::channel(0);
+    let link = link(directory.path().to_owned(), credentials.clone(), sender).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(link.run());
+    let (stream, _) = listener.accept().await.unwrap();
+    let mut proxy = Proxy { stream, decoder: keel_route::codec::Decoder::default() };
+
+    let first = proxy.snapshot().await;
+    assert_eq!(first.certificates, std::slice::from_ref(&certificate));
+    assert_eq!(*shown.borrow(), 0, "nobody shows it yet");
+    proxy.acknowledge(first.generation).await;
+    let is = |revision| move |shown: &u64| *shown == revision;
+    tokio::time::timeout(PATIENCE, shown.wait_for(is(5))).await.unwrap().unwrap();
+
+    credentials.set_issued(published(6, Some("proof")));
+    let second = proxy.snapshot().await;
+    assert_eq!(second.challenges.http["token"], "proof");
+    assert!(second.generation > first.generation);
+    proxy.acknowledge(first.generation).await;
+    credentials.set_issued(published(7, None));
+    let third = proxy.snapshot().await;
+    assert!(third.challenges.is_empty());
+    assert_eq!(*shown.borrow(), 5, "an older word is none for a newer snapshot");
+    proxy.acknowledge(third.generation).await;
+    tokio::time::timeout(PATIENCE, shown.wait_for(is(7))).await.unwrap().unwrap();
+}

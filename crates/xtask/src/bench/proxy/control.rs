@@ -1,0 +1,104 @@
+//! The server's side of the control socket, as far as a bench needs it.
+//!
+//! A frame is a 4-byte big-endian length and that many bytes of JSON (`keel_route::codec`); the first one sent is a
+//! full snapshot, and each change carries a higher generation, which the proxy acknowledges once every worker uses it.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::bench::Error;
+
+/// A proxy that does not open its socket or answer by then never will.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The longest frame that is accepted; the proxy sends small ones.
+const MAX_FRAME: usize = 16 << 20;
+
+/// A connection to a proxy.
+#[derive(Debug)]
+pub struct Control {
+    stream: UnixStream,
+    generation: u64,
+}
+
+impl Control {
+    /// Connects and sends `snapshot`, whose generation is replaced; returns when it is in force.
+    pub fn connect(socket: &Path, snapshot: &Value) -> Result<Self, Error> {
+        let start = Instant::now();
+        let stream = loop {
+            match UnixStream::connect(socket) {
+                Ok(stream) => break stream,
+                Err(error) if start.elapsed() > PATIENCE => return Err(error.into()),
+                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+            }
+        };
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        // Above what a snapshot file says, which begins at 1.
+        let mut control = Self { stream, generation: 2 };
+        let mut snapshot = snapshot.clone();
+        snapshot["generation"] = control.generation.into();
+        control.send(&json!({"snapshot": snapshot}))?;
+        control.acknowledged(control.generation)?;
+        Ok(control)
+    }
+
+    /// Replaces a cluster; returns when every worker uses it.
+    pub fn change(&mut self, id: &str, cluster: &Value) -> Result<(), Error> {
+        let generation = self.announce(id, cluster)?;
+        self.acknowledged(generation)
+    }
+
+    /// Replaces a cluster without waiting; the generation that will be acknowledged.
+    pub fn announce(&mut self, id: &str, cluster: &Value) -> Result<u64, Error> {
+        self.generation += 1;
+        let generation = self.generation;
+        self.send(&json!({"cluster": {"generation": generation, "id": id, "cluster": cluster}}))?;
+        Ok(generation)
+    }
+
+    /// The same connection for another thread, which reads while this one writes.
+    pub fn reader(&self) -> Result<Self, Error> {
+        Ok(Self { stream: self.stream.try_clone()?, generation: self.generation })
+    }
+
+    /// Waits until the generation is in force.
+    pub fn acknowledged(&mut self, generation: u64) -> Result<(), Error> {
+        loop {
+            let frame = self.receive()?;
+            if frame["ack"]["generation"].as_u64().is_some_and(|seen| seen >= generation) {
+                let failed = frame["ack"]["failed"].as_array().map_or(0, Vec::len);
+                return match failed {
+                    0 => Ok(()),
+                    _ => {
+                        Err(format!("{failed} listeners failed, {}", frame["ack"]["failed"][0])
+                            .into())
+                    }
+                };
+            }
+        }
+    }
+
+    fn send(&mut self, frame: &Value) -> Result<(), Error> {
+        let json = frame.to_string();
+        let mut bytes = u32::try_from(json.len())?.to_be_bytes().to_vec();
+        bytes.extend_from_slice(json.as_bytes());
+        self.stream.write_all(&bytes)?;
+        Ok(())
+    }
+
+    fn receive(&mut self) -> Result<Value, Error> {
+        let mut length = [0; 4];
+        self.stream.read_exact(&mut length)?;
+        let length = usize::try_from(u32::from_be_bytes(length))?;
+        if length > MAX_FRAME {
+            return Err("the proxy sends a frame that is too long".into());
+        }
+        let mut json = vec![0; length];
+        self.stream.read_exact(&mut json)?;
+        Ok(serde_json::from_slice(&json)?)
+    }
+}
