@@ -16,6 +16,7 @@ needs=(
     cc:build-essential
     make:make
     curl:curl
+    h2load:nghttp2-client
     redis-server:redis-server
     nginx:nginx-light
     haproxy:haproxy
@@ -25,6 +26,11 @@ needs=(
     ps:procps
     openssl:openssl
     pebble:pebble
+)
+# Module of Python that the tests import, and the package that brings it.
+modules=(
+    grpc:python3-grpcio
+    websockets:python3-websockets
 )
 # Packages whose service must not be started for us, and the name of that service.
 services=(redis-server:redis-server nginx-light:nginx haproxy:haproxy)
@@ -41,6 +47,15 @@ have() { command -v "$1" >/dev/null 2>&1; }
 
 # python3-minimal has the command but not the modules that the examples use.
 have_python() { have python3 && python3 -c 'import http.server, sqlite3' >/dev/null 2>&1; }
+
+# The packages are for the interpreter of the system, which need not be the first in the path.
+have_module() {
+    local python
+    for python in python3 /usr/bin/python3; do
+        "$python" -c "import $1" >/dev/null 2>&1 && return
+    done
+    return 1
+}
 
 as_root() {
     if [[ $(id -u) -eq 0 ]]; then "$@"; else sudo "$@"; fi
@@ -62,6 +77,9 @@ missing_packages() {
         have "${need%%:*}" || printf '%s\n' "${need##*:}"
     done
     have_python || printf 'python3\n'
+    for need in "${modules[@]}"; do
+        have_module "${need%%:*}" || printf '%s\n' "${need##*:}"
+    done
 }
 
 # While packages are installed, tells their scripts to start no service. An existing policy is kept.

@@ -84,19 +84,7 @@ struct Running {
 pub async fn run(control: Control) -> Result<(), Error> {
     let Control { version, workers, mut died, mut refused, shared, log, .. } = control;
     let mut signals = Signals::new().map_err(Error::Start)?;
-    let mut running = Running {
-        registry: Registry::new(std::sync::Arc::clone(&shared)),
-        workers,
-        server: None,
-        version,
-        reported: BTreeMap::new(),
-        log,
-        draining_since: BTreeMap::new(),
-        elder: None,
-        checks: Checks::default(),
-        handing_over: false,
-        retire: false,
-    };
+    let mut running = Running::new(&shared, workers, version, log);
     let mut saver = Saver::new(control.snapshot_file.clone());
     running.begin(control.taken_over, &control.snapshot_file).await?;
     let mut socket = Some(ControlSocket::create(control.control_socket)?);
@@ -117,7 +105,7 @@ pub async fn run(control: Control) -> Result<(), Error> {
                 None => {
                     drained = Some(running.drain(Ending::Final).await?);
                     // A successor may take over at once, with the last state.
-                    saver.flush(running.registry.snapshot()).await;
+                    saver.flush(running.registry.parts()).await;
                     (socket, running.server) = (None, None);
                 }
             },
@@ -152,7 +140,7 @@ pub async fn run(control: Control) -> Result<(), Error> {
                 running.report_in_flight(Report::Regular).await;
             }
             Some(instance) = refused.recv() => running.send(&FromProxy::Refused { instance }).await,
-            () = saver.due() => saver.begin(running.registry.snapshot()),
+            () = saver.due() => saver.begin(running.registry.parts()),
         }
     }
     Ok(())
@@ -228,6 +216,28 @@ enum Report {
 }
 
 impl Running {
+    /// Nothing is known yet.
+    fn new(
+        shared: &std::sync::Arc<Shared>,
+        workers: Vec<mpsc::Sender<Command>>,
+        version: String,
+        log: Switch,
+    ) -> Self {
+        Self {
+            registry: Registry::new(std::sync::Arc::clone(shared)),
+            workers,
+            server: None,
+            version,
+            reported: BTreeMap::new(),
+            log,
+            draining_since: BTreeMap::new(),
+            elder: None,
+            checks: Checks::default(),
+            handing_over: false,
+            retire: false,
+        }
+    }
+
     /// Brings the last known state into force: that of the proxy before, which then retires, or that of the file.
     async fn begin(
         &mut self,
@@ -398,11 +408,11 @@ impl Running {
             }
         }
         let Some(Server { stream, decoder }) = self.server.take() else { return Ok(()) };
-        let snapshot = self.registry.snapshot().clone();
+        let parts = self.registry.parts();
         let given = tokio::task::spawn_blocking(move || {
             let stream = stream.into_std()?;
             stream.set_nonblocking(false)?;
-            handover::give(&stream, &snapshot, &sockets)?;
+            handover::give(&stream, &parts.snapshot(), &sockets)?;
             stream.set_nonblocking(true)?;
             Ok::<_, io::Error>(stream)
         });
@@ -420,7 +430,7 @@ impl Running {
 
     async fn replace(&mut self, snapshot: Snapshot) -> Result<Vec<ListenerFailure>, Error> {
         let (mut changes, failed) = self.registry.replace(snapshot);
-        if let Some(log) = self.log.turn(self.registry.snapshot()) {
+        if let Some(log) = self.log.turn(self.registry.access_log()) {
             changes.iter_mut().for_each(|change| change.access_log = Some(log.clone()));
         }
         for failure in &failed {

@@ -267,9 +267,9 @@ fn raise_descriptor_limit() -> u64 {
     if setrlimit(Resource::Nofile, raised).is_ok() { maximum } else { current }.unwrap_or(u64::MAX)
 }
 
-/// Each connection of a client may need one to an endpoint.
+/// Each connection of a client may need one to an endpoint, but most are idle most of the time.
 fn max_connections(descriptors: u64, workers: usize) -> usize {
-    let usable = descriptors.saturating_sub(limits::SPARE_DESCRIPTORS) / 2;
+    let usable = descriptors.saturating_sub(limits::SPARE_DESCRIPTORS) / 3 * 2;
     let each = usize::try_from(usable).unwrap_or(usize::MAX) / workers;
     each.clamp(16, 1 << 20)
 }

@@ -69,8 +69,8 @@ pub const MAX_CHUNK_EXTENSION: usize = 256;
 pub const MAX_TRAILERS: usize = 8 * 1024;
 /// A request body up to this size is kept so that the request can be repeated.
 pub const MAX_REPEATABLE_BODY: usize = 64 * 1024;
-/// Buffer of one direction of a connection while it is in use.
-pub const BUFFER: usize = 16 * 1024;
+/// Buffer of one direction of a connection while it is in use: a head and 16 KiB of a body come in one read.
+pub const BUFFER: usize = 32 * 1024;
 /// Unused buffers kept by each worker.
 pub const SPARE_BUFFERS: usize = 64;
 /// Buffer through which bodies and opaque bytes move, one per worker.
@@ -115,9 +115,15 @@ pub const SMALL_PIECE: usize = 256;
 pub const MAX_H2_SMALL_PIECES: usize = 32 << 20;
 /// Requests at a time on one connection of HTTP/2.
 pub const MAX_H2_STREAMS: u32 = 256;
-/// Streams of one connection of HTTP/2 that its client reset and that are still remembered or waiting; a client with
-/// more is cut off (CVE-2023-44487).
+/// Streams of one connection of HTTP/2 that its client reset before they were looked at; a client with more is cut off
+/// (CVE-2023-44487).
 pub const MAX_H2_RESETS: usize = 64;
+/// Streams of one connection of HTTP/2 that were reset here and are still remembered: what its client had under way
+/// for them is no offence. As many as there may be at once.
+pub const MAX_H2_REMEMBERED: usize = MAX_H2_STREAMS as usize;
+/// Streams of one connection of HTTP/2 that are reset here because its client broke a rule, before it is cut off
+/// (CVE-2025-8671). They add up for as long as the connection lives.
+pub const MAX_H2_OFFENCES: usize = 1024;
 /// Requests that a client of HTTP/2 may begin and give up at once, beyond those that time makes good; a client with more
 /// is cut off. Each costs an endpoint as much as one that is waited for.
 pub const MAX_H2_GIVEN_UP: u64 = 500;
@@ -136,3 +142,5 @@ pub const H2_UPSTREAM_WINDOW: u32 = MAX_H2_STREAMS * H2_STREAM_WINDOW;
 pub const MAX_H2_SEND_BUFFER: usize = 256 * 1024;
 /// Requests that are too many are asked to come back after this at the earliest.
 pub const BUSY: Duration = Duration::from_secs(1);
+/// Between two writes of the state lies at least this many times what one takes.
+pub const SAVE_SHARE: u32 = 20;

@@ -5,6 +5,8 @@
 //! and the system gives a connection to the more specific one. The price: another process of the same
 //! user that does the same would silently share an address, so that listening elsewhere is looked for first.
 
+use std::cell::OnceCell;
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -27,6 +29,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(60);
 pub fn open(
     listener: &Listener,
     adopted: Vec<TcpListener>,
+    taken: &Taken,
     count: usize,
 ) -> Result<Vec<Vec<TcpListener>>, String> {
     let bind = listener.bind;
@@ -43,7 +46,7 @@ pub fn open(
     if bind.port() == 0 {
         return Err("port 0 is not a port to listen on".into());
     }
-    if is_taken(bind) {
+    if taken.has(bind) {
         return Err(format!("{bind} is in use by another process"));
     }
     let opened = (0..count).map(|_| Ok(vec![socket(listener)?])).collect::<io::Result<_>>();
@@ -82,15 +85,23 @@ fn socket(listener: &Listener) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Whether somebody listens on exactly this address already. Where that cannot be told, nobody does.
-fn is_taken(bind: SocketAddr) -> bool {
-    let table = if bind.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
-    File::open(table).is_ok_and(|file| is_listed(BufReader::new(file), bind))
+/// Where somebody listened at one moment. Read once for many listeners.
+#[derive(Debug, Default)]
+pub struct Taken(OnceCell<HashSet<String>>);
+
+impl Taken {
+    /// Whether somebody listens on exactly this address. Where that cannot be told, nobody does.
+    fn has(&self, bind: SocketAddr) -> bool {
+        let listed = self.0.get_or_init(|| {
+            let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(File::open);
+            tables.into_iter().flatten().flat_map(|file| listed(BufReader::new(file))).collect()
+        });
+        listed.contains(&as_listed(bind))
+    }
 }
 
-/// The table begins with the listening sockets; the rest, which may be long, is not read.
-fn is_listed(table: impl BufRead, bind: SocketAddr) -> bool {
-    let wanted = as_listed(bind);
+/// The addresses that are listened on. The table begins with them; the rest, which may be long, is not read.
+fn listed(table: impl BufRead) -> Vec<String> {
     let lines = table.lines().skip(1).map_while(Result::ok);
     lines
         .map_while(|line| {
@@ -98,7 +109,7 @@ fn is_listed(table: impl BufRead, bind: SocketAddr) -> bool {
             let (local, state) = (fields.next()?.to_owned(), fields.nth(1)?.to_owned());
             (state == LISTENING).then_some(local)
         })
-        .any(|local| local == wanted)
+        .collect()
 }
 
 /// Addresses are listed as 32-bit numbers in the machine's byte order, ports as plain numbers.
@@ -126,7 +137,8 @@ mod tests {
             0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1\n\
             1: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1\n\
             2: 0100007F:0051 0100007F:C0DE 01 00000000:00000000 00:00000000 00000000     0        0 1 1\n";
-        let listed = |bind: &str| is_listed(table.as_bytes(), bind.parse().unwrap());
+        let all = listed(table.as_bytes());
+        let listed = |bind: &str| all.contains(&as_listed(bind.parse().unwrap()));
         if cfg!(target_endian = "little") {
             assert!(listed("127.0.0.1:8080"));
         }
@@ -146,13 +158,13 @@ mod tests {
             published: true,
             ..Listener::default()
         };
-        let first = open(&listener("127.41.0.1"), Vec::new(), 2).unwrap();
+        let first = open(&listener("127.41.0.1"), Vec::new(), &Taken::default(), 2).unwrap();
         assert_eq!(first.len(), 2);
-        let again = open(&listener("127.41.0.1"), Vec::new(), 2).unwrap_err();
+        let again = open(&listener("127.41.0.1"), Vec::new(), &Taken::default(), 2).unwrap_err();
         assert!(again.ends_with("is in use by another process"), "{again}");
-        let beside = open(&listener("0.0.0.0"), Vec::new(), 2).unwrap();
+        let beside = open(&listener("0.0.0.0"), Vec::new(), &Taken::default(), 2).unwrap();
         drop(beside);
-        let elsewhere = open(&listener("192.0.2.1"), Vec::new(), 1).unwrap_err();
+        let elsewhere = open(&listener("192.0.2.1"), Vec::new(), &Taken::default(), 1).unwrap_err();
         assert_eq!(elsewhere, "192.0.2.1 is not an address of this machine");
     }
 }

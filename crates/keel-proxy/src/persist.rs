@@ -7,12 +7,14 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use keel_route::snapshot::{MAX_FRAME, Snapshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::limits::SAVE_DELAY;
+use crate::limits::{SAVE_DELAY, SAVE_SHARE};
+use crate::registry::Parts;
 
 /// Reads the state; `None` if there is none or it cannot be used, which is logged.
 pub fn load(path: &Path) -> Option<Snapshot> {
@@ -58,11 +60,15 @@ pub struct Saver {
     writing: Option<JoinHandle<io::Result<()>>>,
     /// Somebody else writes the file now.
     stopped: bool,
+    begun: Instant,
+    /// How long the last write took: a large state is written less often.
+    took: Duration,
 }
 
 impl Saver {
     pub fn new(path: PathBuf) -> Self {
-        Self { path, due: None, writing: None, stopped: false }
+        let (begun, took) = (Instant::now(), Duration::ZERO);
+        Self { path, due: None, writing: None, stopped: false, begun, took }
     }
 
     /// Leaves the file to somebody else.
@@ -79,14 +85,15 @@ impl Saver {
         if self.stopped {
             return;
         }
-        self.due.get_or_insert_with(|| Instant::now() + SAVE_DELAY);
+        let pause = SAVE_DELAY.max(self.took * SAVE_SHARE);
+        self.due.get_or_insert_with(|| Instant::now() + pause);
     }
 
     /// Waits until there is something to write and nothing is being written.
     pub async fn due(&mut self) {
         if let Some(writing) = &mut self.writing {
             let result = writing.await;
-            self.writing = None;
+            (self.writing, self.took) = (None, self.begun.elapsed());
             if let Ok(Err(error)) = result {
                 tracing::warn!(path = %self.path.display(), %error, "cannot keep the last state");
             }
@@ -97,21 +104,23 @@ impl Saver {
         }
     }
 
-    /// Begins to write `snapshot`.
-    pub fn begin(&mut self, snapshot: &Snapshot) {
+    /// Begins to write a state.
+    pub fn begin(&mut self, parts: Parts) {
         self.due = None;
-        let (path, json) = (self.path.clone(), to_json(snapshot));
-        self.writing = Some(tokio::task::spawn_blocking(move || save(&path, &json)));
+        let path = self.path.clone();
+        self.begun = Instant::now();
+        self.writing =
+            Some(tokio::task::spawn_blocking(move || save(&path, &to_json(&parts.snapshot()))));
     }
 
-    /// Writes `snapshot` now if it was about to be written.
-    pub async fn flush(&mut self, snapshot: &Snapshot) {
+    /// Writes a state now if it was about to be written.
+    pub async fn flush(&mut self, parts: Parts) {
         if let Some(writing) = self.writing.take() {
             // Its failure would show in the next write as well.
             let _ = writing.await;
         }
         if self.due.take().is_some()
-            && let Err(error) = save(&self.path, &to_json(snapshot))
+            && let Err(error) = save(&self.path, &to_json(&parts.snapshot()))
         {
             tracing::warn!(path = %self.path.display(), %error, "cannot keep the last state");
         }

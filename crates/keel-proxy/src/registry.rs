@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
-use keel_model::{Balance, EndpointState, Generation, InstanceId, TrafficPolicy};
+use keel_model::{Balance, Endpoint, EndpointState, Generation, InstanceId, TrafficPolicy};
+use keel_route::access_log::AccessLog;
 use keel_route::balance::{Balancer, EndpointKey};
 use keel_route::concurrency::Limiter;
 use keel_route::memory::Memory;
@@ -20,22 +21,43 @@ use keel_route::table::Table;
 
 use crate::callers::CallerNames;
 use crate::cluster::ClusterChange;
+use crate::listen::{self, Taken};
 use crate::shared::{ClusterShared, EndpointShared, Shared};
 use crate::worker::{Change, Leads, ListenerChange};
-use crate::{counted, listen};
+
+/// Changes of clusters after which endpoints that are gone are forgotten.
+const FORGET_AFTER: usize = 256;
 
 type EndpointId = (ClusterId, InstanceId, SocketAddr);
 
 #[derive(Debug)]
 struct Known {
-    state: Cluster,
+    state: Arc<Cluster>,
     change: ClusterChange,
+}
+
+/// A state, in parts that are cheap to take hold of.
+#[derive(Debug)]
+pub struct Parts {
+    rest: Arc<Snapshot>,
+    generation: Generation,
+    clusters: Vec<(ClusterId, Arc<Cluster>)>,
+}
+
+impl Parts {
+    /// The whole.
+    pub fn snapshot(&self) -> Snapshot {
+        let clusters = self.clusters.iter().map(|(id, c)| (id.clone(), (**c).clone())).collect();
+        Snapshot { generation: self.generation, clusters, ..(*self.rest).clone() }
+    }
 }
 
 /// The state in force.
 #[derive(Debug)]
 pub struct Registry {
-    snapshot: Snapshot,
+    /// Without its clusters.
+    snapshot: Arc<Snapshot>,
+    generation: Generation,
     workers: usize,
     clusters: BTreeMap<ClusterId, Known>,
     endpoints: HashMap<EndpointId, Weak<EndpointShared>>,
@@ -51,6 +73,12 @@ pub struct Registry {
     callers: Arc<CallerNames>,
     /// Sockets of the proxy before, by address, that are not in use yet.
     adopted: BTreeMap<SocketAddr, Vec<std::net::TcpListener>>,
+    /// The clusters that an instance is in.
+    members: HashMap<InstanceId, BTreeSet<ClusterId>>,
+    /// In how many clusters an instance drains; those that drain nowhere are not in it.
+    draining: BTreeMap<InstanceId, usize>,
+    /// Changes since endpoints that are gone were forgotten.
+    changes_since: usize,
     /// A successor listens: listeners are no business of ours any more.
     retired: bool,
 }
@@ -59,7 +87,8 @@ impl Registry {
     /// Nothing is known yet.
     pub fn new(shared: Arc<Shared>) -> Self {
         Self {
-            snapshot: Snapshot::default(),
+            snapshot: Arc::default(),
+            generation: Generation(0),
             workers: shared.workers,
             clusters: BTreeMap::new(),
             endpoints: HashMap::new(),
@@ -70,6 +99,9 @@ impl Registry {
             shared,
             callers: Arc::default(),
             adopted: BTreeMap::new(),
+            members: HashMap::new(),
+            draining: BTreeMap::new(),
+            changes_since: 0,
             retired: false,
         }
     }
@@ -90,31 +122,48 @@ impl Registry {
         self.retired
     }
 
-    pub fn snapshot(&self) -> &Snapshot {
-        &self.snapshot
+    /// The state in force, to be put together where it holds up nobody.
+    pub fn parts(&self) -> Parts {
+        let clusters = self.clusters.iter();
+        Parts {
+            rest: Arc::clone(&self.snapshot),
+            generation: self.generation,
+            clusters: clusters.map(|(id, known)| (id.clone(), Arc::clone(&known.state))).collect(),
+        }
+    }
+
+    /// How requests are to be logged, if the state says so.
+    pub fn access_log(&self) -> Option<&AccessLog> {
+        self.snapshot.access_log.as_ref()
     }
 
     pub fn generation(&self) -> Generation {
-        self.snapshot.generation
+        self.generation
     }
 
     /// Takes over `snapshot`: one change for each worker, and the listeners that could not be opened.
-    pub fn replace(&mut self, snapshot: Snapshot) -> (Vec<Change>, Vec<ListenerFailure>) {
+    pub fn replace(&mut self, mut snapshot: Snapshot) -> (Vec<Change>, Vec<ListenerFailure>) {
         let mut changes: Vec<_> = (0..self.workers).map(|_| Change::default()).collect();
-        self.snapshot = snapshot;
+        let clusters = std::mem::take(&mut snapshot.clusters);
+        let mut clusters: BTreeMap<_, _> =
+            clusters.into_iter().map(|(id, cluster)| (id, Arc::new(cluster))).collect();
+        self.generation = snapshot.generation;
+        self.snapshot = Arc::new(snapshot);
         let lead_to = self.snapshot.listeners.iter().map(|l| &l.cluster);
         let routes = self.snapshot.tables.values().flat_map(|table| &table.routes);
         let routed = routes.flat_map(|route| route.clusters.iter().map(|(id, _)| id));
-        let known = self.snapshot.clusters.keys();
+        let known = clusters.keys();
         let wanted: BTreeSet<_> = lead_to.chain(routed).chain(known).cloned().collect();
         for id in &wanted {
-            let cluster = self.snapshot.clusters.get(id).cloned().unwrap_or_default();
+            let cluster = clusters.remove(id).unwrap_or_default();
             self.set_cluster(id, cluster, &mut changes);
         }
         let gone: Vec<_> =
             self.clusters.keys().filter(|id| !wanted.contains(*id)).cloned().collect();
         for id in gone {
-            self.clusters.remove(&id);
+            if let Some(known) = self.clusters.remove(&id) {
+                self.recount(&id, &known.state.endpoints, &[]);
+            }
             changes.iter_mut().for_each(|c| c.removed_clusters.push(id.clone()));
         }
         self.set_certificates(&mut changes);
@@ -133,10 +182,9 @@ impl Registry {
         cluster: Cluster,
     ) -> Vec<Change> {
         let mut changes: Vec<_> = (0..self.workers).map(|_| Change::default()).collect();
-        self.snapshot.generation = generation;
-        self.set_cluster(&id, cluster.clone(), &mut changes);
-        self.snapshot.clusters.insert(id, cluster);
-        self.endpoints.retain(|_, endpoint| endpoint.strong_count() > 0);
+        self.generation = generation;
+        self.set_cluster(&id, Arc::new(cluster), &mut changes);
+        self.forget_endpoints();
         changes
     }
 
@@ -148,13 +196,23 @@ impl Registry {
         caller_cgroups: BTreeMap<u64, String>,
     ) -> Vec<Change> {
         let mut changes: Vec<_> = (0..self.workers).map(|_| Change::default()).collect();
-        self.snapshot.generation = generation;
-        (self.snapshot.callers, self.snapshot.caller_cgroups) = (callers, caller_cgroups);
+        self.generation = generation;
+        let snapshot = Arc::make_mut(&mut self.snapshot);
+        (snapshot.callers, snapshot.caller_cgroups) = (callers, caller_cgroups);
         self.set_callers(&mut changes);
         changes
     }
 
-    fn set_cluster(&mut self, id: &ClusterId, cluster: Cluster, changes: &mut [Change]) {
+    /// Forgets endpoints that are gone, when they have become many.
+    fn forget_endpoints(&mut self) {
+        self.changes_since += 1;
+        if self.changes_since > FORGET_AFTER {
+            self.changes_since = 0;
+            self.endpoints.retain(|_, endpoint| endpoint.strong_count() > 0);
+        }
+    }
+
+    fn set_cluster(&mut self, id: &ClusterId, cluster: Arc<Cluster>, changes: &mut [Change]) {
         if self.clusters.get(id).is_some_and(|known| known.state == cluster) {
             return;
         }
@@ -190,7 +248,10 @@ impl Registry {
             limiter,
         };
         changes.iter_mut().for_each(|c| c.clusters.push(change.clone()));
-        self.clusters.insert(id.clone(), Known { state: cluster, change });
+        let after = Arc::clone(&cluster);
+        let before = self.clusters.insert(id.clone(), Known { state: cluster, change });
+        let before = before.as_ref().map_or(&[][..], |known| &known.state.endpoints);
+        self.recount(id, before, &after.endpoints);
     }
 
     /// What finds out how much a cluster can take: the same as before while it is to find out the same.
@@ -199,7 +260,7 @@ impl Registry {
         let before = self.clusters.get(id).map(|known| &known.change);
         let same = before.filter(|change| change.policy.adaptive.as_ref() == Some(wanted));
         let kept = same.and_then(|change| change.limiter.clone());
-        Some(kept.unwrap_or_else(|| Arc::new(Limiter::new(wanted, counted::unix_ms()))))
+        Some(kept.unwrap_or_else(|| Arc::new(Limiter::new(wanted, crate::counted::unix_ms()))))
     }
 
     fn set_certificates(&mut self, changes: &mut [Change]) {
@@ -216,7 +277,8 @@ impl Registry {
     }
 
     fn set_tables(&mut self, changes: &mut [Change]) {
-        for (id, wanted) in &self.snapshot.tables {
+        let snapshot = Arc::clone(&self.snapshot);
+        for (id, wanted) in &snapshot.tables {
             if self.tables.get(id) == Some(wanted) {
                 continue;
             }
@@ -230,7 +292,7 @@ impl Registry {
             }
             self.tables.insert(id.clone(), wanted.clone());
         }
-        let wanted = &self.snapshot.tables;
+        let wanted = &snapshot.tables;
         self.tables.retain(|id, _| {
             let stays = wanted.contains_key(id);
             if !stays {
@@ -243,10 +305,12 @@ impl Registry {
     fn set_listeners(&mut self, changes: &mut [Change]) -> Vec<ListenerFailure> {
         let mut failed = Vec::new();
         let mut wanted = BTreeSet::new();
+        let taken = Taken::default();
         if self.retired {
             return failed;
         }
-        for listener in &self.snapshot.listeners {
+        let snapshot = Arc::clone(&self.snapshot);
+        for listener in &snapshot.listeners {
             let bind = listener.bind;
             let fail = |reason: String| ListenerFailure { bind, reason };
             if !wanted.insert(bind) {
@@ -267,7 +331,7 @@ impl Registry {
                 Some(_) => (0..self.workers).map(|_| Vec::new()).collect(),
                 None => {
                     let adopted = self.adopted.remove(&bind).unwrap_or_default();
-                    match listen::open(listener, adopted, self.workers) {
+                    match listen::open(listener, adopted, &taken, self.workers) {
                         Ok(sockets) => sockets,
                         Err(reason) => {
                             failed.push(fail(reason));
@@ -305,22 +369,40 @@ impl Registry {
 
     /// What is in flight at each instance that drains, over all its clusters.
     pub fn draining(&self) -> BTreeMap<InstanceId, u64> {
-        let mut counts = BTreeMap::new();
-        let endpoints = || self.clusters.values().flat_map(|known| known.change.endpoints.iter());
-        for (endpoint, state) in endpoints() {
-            if *state == EndpointState::Draining {
-                counts.insert(endpoint.instance.clone(), 0);
+        let in_flight = |instance: &InstanceId| -> u64 {
+            let clusters = self.members.get(instance).into_iter().flatten();
+            let known = clusters.filter_map(|id| self.clusters.get(id));
+            let endpoints = known.flat_map(|known| known.change.endpoints.iter());
+            let own = endpoints.filter(|(endpoint, _)| endpoint.instance == *instance);
+            own.map(|(endpoint, _)| endpoint.in_flight()).sum()
+        };
+        self.draining.keys().map(|instance| (instance.clone(), in_flight(instance))).collect()
+    }
+
+    /// Keeps count of where instances are and drain, for one cluster that changes.
+    fn recount(&mut self, id: &ClusterId, before: &[Endpoint], after: &[Endpoint]) {
+        for endpoint in before {
+            if let Some(clusters) = self.members.get_mut(&endpoint.instance) {
+                clusters.remove(id);
+                if clusters.is_empty() {
+                    self.members.remove(&endpoint.instance);
+                }
+            }
+            if endpoint.state == EndpointState::Draining
+                && let Some(count) = self.draining.get_mut(&endpoint.instance)
+            {
+                *count -= 1;
+                if *count == 0 {
+                    self.draining.remove(&endpoint.instance);
+                }
             }
         }
-        if counts.is_empty() {
-            return counts;
-        }
-        for (endpoint, _) in endpoints() {
-            if let Some(count) = counts.get_mut(&endpoint.instance) {
-                *count += endpoint.in_flight();
+        for endpoint in after {
+            self.members.entry(endpoint.instance.clone()).or_default().insert(id.clone());
+            if endpoint.state == EndpointState::Draining {
+                *self.draining.entry(endpoint.instance.clone()).or_default() += 1;
             }
         }
-        counts
     }
 
     /// Clusters as the workers know them.

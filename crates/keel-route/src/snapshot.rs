@@ -273,7 +273,7 @@ pub enum FromProxy {
     /// The place of the proxy, for its successor.
     Place {
         /// The state in force.
-        snapshot: Snapshot,
+        snapshot: Box<Snapshot>,
         /// How many sockets of each address follow, as ancillary data of one-byte messages.
         sockets: Vec<(SocketAddr, usize)>,
     },

@@ -4,7 +4,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use keel_route::access_log::AccessLog;
-use keel_route::snapshot::Snapshot;
 
 use crate::access::Writer;
 
@@ -22,9 +21,9 @@ impl Switch {
         Self { writer, default, in_force: None }
     }
 
-    /// Does what `snapshot` says; how the workers are to log from now on, if that differs.
-    pub fn turn(&mut self, snapshot: &Snapshot) -> Option<Option<Arc<AccessLog>>> {
-        let wanted = snapshot.access_log.as_ref().or(self.default.as_ref());
+    /// Does what the state says (`wanted`); how the workers are to log from now on, if that differs.
+    pub fn turn(&mut self, wanted: Option<&AccessLog>) -> Option<Option<Arc<AccessLog>>> {
+        let wanted = wanted.or(self.default.as_ref());
         if wanted == self.in_force.as_ref() {
             return None;
         }

@@ -25,8 +25,8 @@ use crate::deadline::Deadline;
 use crate::http1::Next;
 use crate::limits::{
     CLIENT_IDLE, H2_CONNECTION_WINDOW, H2_GIVEN_UP_PER_SECOND, H2_SOON, H2_STREAM_WINDOW,
-    MAX_H2_GIVEN_UP, MAX_H2_RESETS, MAX_H2_SEND_BUFFER, MAX_H2_SMALL_PIECES, MAX_H2_STREAMS,
-    MAX_HEAD, REQUEST_HEAD,
+    MAX_H2_GIVEN_UP, MAX_H2_OFFENCES, MAX_H2_REMEMBERED, MAX_H2_RESETS, MAX_H2_SEND_BUFFER,
+    MAX_H2_SMALL_PIECES, MAX_H2_STREAMS, MAX_HEAD, REQUEST_HEAD,
 };
 use crate::session::{Client, Session};
 
@@ -56,8 +56,8 @@ where
         .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
         .max_send_buffer_size(MAX_H2_SEND_BUFFER)
         .max_pending_accept_reset_streams(MAX_H2_RESETS)
-        .max_concurrent_reset_streams(MAX_H2_RESETS)
-        .max_local_error_reset_streams(Some(MAX_H2_RESETS))
+        .max_concurrent_reset_streams(MAX_H2_REMEMBERED)
+        .max_local_error_reset_streams(Some(MAX_H2_OFFENCES))
         .data_frame_budget(MAX_H2_SMALL_PIECES)
         .enable_connect_protocol();
     deadline.set(REQUEST_HEAD);

@@ -14,6 +14,7 @@ mod http;
 mod http2;
 mod lossless;
 mod lossless_streams;
+mod official;
 mod placement;
 mod proxy;
 mod recorder;

@@ -80,12 +80,6 @@ impl Http2Client {
         call.answer().await.unwrap()
     }
 
-    /// Asks for nothing more and waits for the end of the connection.
-    pub async fn ended(self) -> Result<(), h2::Error> {
-        drop(self.send);
-        self.driver.await.unwrap()
-    }
-
     /// Waits for the end that the other side makes.
     pub async fn ended_by_peer(&mut self) -> Result<(), h2::Error> {
         (&mut self.driver).await.unwrap()

@@ -306,10 +306,14 @@ fn received_http1(head: &str, raw: Vec<u8>) -> Message {
 }
 
 fn got_http1(connection: &mut Connection) -> Option<Got> {
-    let request = connection.request()?;
-    let mut words = request.head.split_whitespace();
+    let head = connection.head()?;
+    if head.to_lowercase().contains("expect: 100-continue\r\n") {
+        connection.send("HTTP/1.1 100 Continue\r\n\r\n");
+    }
+    let body = read_body(&mut connection.reader, &head)?;
+    let mut words = head.split_whitespace();
     let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
-    let mut message = received_http1(&request.head, request.body);
+    let mut message = received_http1(&head, body);
     let host = message.fields.remove("host")?.to_str().unwrap().to_owned();
     Some(Got { method, target, host, message })
 }

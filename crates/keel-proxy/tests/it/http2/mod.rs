@@ -8,6 +8,7 @@ pub mod endpoint;
 mod failures;
 mod flow;
 mod heads;
+mod retries;
 mod upgrade;
 mod versions;
 pub mod websocket;
