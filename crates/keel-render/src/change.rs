@@ -70,6 +70,18 @@ pub(crate) fn of(rewrite: &PathRewrite) -> Result<Vec<Change>, Lack> {
     })
 }
 
+/// Prefixes that may be left out, each with an expression for paths that begin with it.
+pub(crate) fn prefixes(declared: &[String]) -> Vec<(String, String)> {
+    let known = declared.iter().filter_map(|prefix| path::prefix_of_rule(prefix));
+    known
+        .filter(|prefix| !prefix.is_empty())
+        .map(|prefix| {
+            let expression = format!(r"\A{}", segments(&prefix));
+            (prefix, expression)
+        })
+        .collect()
+}
+
 /// What follows `prefix`, with one slash in front.
 fn without_slashes(prefix: &str) -> Change {
     Change::Replace {

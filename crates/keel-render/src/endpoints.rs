@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use keel_model::{Endpoint, EndpointState, TrafficPolicy};
+use keel_model::{Endpoint, EndpointState, StickyCookie, TrafficPolicy};
 use keel_route::snapshot::Cluster;
 
 /// One endpoint with what the zone makes of it.
@@ -38,6 +38,12 @@ pub(crate) fn policy(cluster: &Cluster) -> Cow<'_, TrafficPolicy> {
         Some(policy) => Cow::Borrowed(policy),
         None => Cow::Owned(TrafficPolicy::default()),
     }
+}
+
+/// `SameSite` of a cookie, as browsers spell it.
+pub(crate) fn same_site(cookie: &StickyCookie) -> Option<&'static str> {
+    let text = cookie.same_site.as_deref()?;
+    ["Strict", "Lax", "None"].into_iter().find(|known| known.eq_ignore_ascii_case(text))
 }
 
 /// Milliseconds, at least one.

@@ -14,11 +14,13 @@ mod haproxy;
 mod lacks;
 mod names;
 mod nginx;
+mod origin;
 mod path;
 mod pattern;
 mod plan;
 mod rules;
 mod tls;
+mod users;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -112,7 +114,7 @@ impl Default for Options {
 }
 
 /// A configuration.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Rendered {
     /// Content by path, relative to the directory that the engine is started with.
     pub files: BTreeMap<String, String>,
@@ -126,6 +128,16 @@ pub struct Rendered {
     pub gaps: Vec<Gap>,
     /// HAProxy: where the endpoints of each cluster are.
     pub pools: BTreeMap<ClusterId, Pool>,
+}
+
+impl std::fmt::Debug for Rendered {
+    /// Without contents, which may be secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rendered")
+            .field("files", &self.files.keys())
+            .field("gaps", &self.gaps)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Where the endpoints of a cluster are in HAProxy's configuration.

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use keel_model::Rule;
 
 use crate::path;
@@ -208,7 +208,7 @@ fn atom(rule: &Rule) -> Result<Atom, Unfit> {
             };
             (Field::Query, Some(Test::Regex(format!(r"(?:\A|&){name}{end}"))))
         }
-        Rule::Client(net) => (Field::Client, Some(Test::Net(net.trunc()))),
+        Rule::Client(net) => (Field::Client, Some(Test::Net(canonical(*net)))),
         Rule::Sni(name) if name == "*" => (Field::Sni, Some(Test::Present)),
         Rule::Sni(name) => (Field::Sni, name_test(name)),
         Rule::All(_) | Rule::Any(_) | Rule::Not(_) => (Field::Host, None),
@@ -224,7 +224,7 @@ fn expression_of(expression: &str, case: Case) -> Result<String, Unfit> {
 
 /// The test for a name of a host; none for a name that no host has.
 fn name_test(name: &str) -> Option<Test> {
-    let name = name.to_ascii_lowercase();
+    let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
     let host = name.strip_prefix("*.").unwrap_or(&name);
     if !is_host(host) {
         return None;
@@ -245,6 +245,18 @@ pub(crate) fn is_host(name: &str) -> bool {
             !name.is_empty() && name.len() <= 253 && name.chars().all(ok)
         }
     }
+}
+
+/// A network of IPv4 addresses written as IPv6 ones, as what it is; without bits beyond its length.
+pub(crate) fn canonical(net: IpNet) -> IpNet {
+    if let IpNet::V6(v6) = net
+        && let Some(address) = v6.addr().to_ipv4_mapped()
+        && let Some(length) = v6.prefix_len().checked_sub(96)
+        && let Ok(v4) = Ipv4Net::new(address, length)
+    {
+        return IpNet::V4(v4.trunc());
+    }
+    net.trunc()
 }
 
 /// Text that can stand in a field of a request; what has other control characters never comes.

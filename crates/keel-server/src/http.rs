@@ -15,6 +15,7 @@ use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use bytes::Bytes;
 use keel_model::{Event, InstanceId, StackName, Timestamp};
+use keel_route::snapshot::Snapshot;
 use keel_runtime::{ExecSpec, Runtime};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -92,6 +93,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/edges", get(edges))
         .route("/metrics", get(metrics))
         .route("/v1/routes", get(routes))
+        .route("/v1/traffic/snapshot", get(snapshot))
         .route("/v1/stacks", get(stacks))
         .route("/v1/stacks/{stack}", put(apply).get(stack))
         .route("/v1/stacks/{stack}/watch", get(watch))
@@ -139,6 +141,13 @@ async fn edges(State(api): Shared) -> Json<EdgesView> {
     let age = state.asked.map_or(Duration::ZERO, |asked| asked.elapsed());
     let at = Timestamp(clock::now().0.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(0)));
     Json(EdgesView { at, proxy: state.pid, edges: state.stats.edges.clone() })
+}
+
+/// With keys and password hashes: whoever may open the socket may see them.
+async fn snapshot(State(api): Shared) -> Answer<Snapshot> {
+    let snapshot = api.viewer.proxy.borrow().snapshot.clone();
+    let none = || Refusal::new("no_snapshot", "the server has not told the proxy anything yet");
+    Ok(Json((*snapshot.ok_or_else(none)?).clone()))
 }
 
 async fn stacks(State(api): Shared) -> Json<Vec<StackSummary>> {

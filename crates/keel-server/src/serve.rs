@@ -53,6 +53,8 @@ pub struct ServerOptions {
     pub metrics: Option<SocketAddr>,
     /// How requests are logged, if they are.
     pub access_log: Option<AccessLog>,
+    /// The load balancer that handles traffic in the place of our own: `haproxy` or `nginx`.
+    pub proxy_engine: Option<String>,
 }
 
 /// Where the server of a state directory listens.
@@ -117,13 +119,8 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
     tasks.spawn(board.clone().persist(store.clone()));
     tasks.spawn(events.clone().persist(store.clone()));
     start_dns(&network, &worlds, &board, &events, &mut tasks).await;
-    let credentials = Arc::new(Credentials::default());
-    let mut files = CertificateFiles::new(worlds.clone(), events.clone(), credentials.clone());
-    // Before the link: a proxy that runs must not lose its certificates to a new server that has not looked yet.
-    files.look();
-    tasks.spawn(files.run());
     let figures = Figures { ask: Arc::default(), state: proxy.clone() };
-    start_link(options, &agent, credentials, &figures, proxy_sender, &mut tasks).await?;
+    start_link(options, &agent, &figures, proxy_sender, &mut tasks).await?;
     let metrics = metrics::start(metrics, &figures, &mut tasks);
     tasks.spawn(controller(&agent).run());
     tasks.spawn(agent.run());
@@ -166,11 +163,16 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
 async fn start_link(
     options: &ServerOptions,
     shared: &Context,
-    credentials: Arc<Credentials>,
     figures: &Figures,
     state: watch::Sender<ProxyState>,
     tasks: &mut JoinSet<()>,
 ) -> Result<(), Error> {
+    let credentials = Arc::new(Credentials::default());
+    let mut files =
+        CertificateFiles::new(shared.worlds.clone(), shared.events.clone(), credentials.clone());
+    // Before the link: a proxy that runs must not lose its certificates to a new server that has not looked yet.
+    files.look();
+    tasks.spawn(files.run());
     let (shown_sender, shown) = watch::channel(0);
     let issuance = Issuance {
         worlds: shared.worlds.clone(),
@@ -183,6 +185,7 @@ async fn start_link(
     tasks.spawn(credentials.clone().follow(issued));
     let link = Link {
         program: options.program.clone(),
+        engine: options.proxy_engine.clone(),
         state_dir: options.state_dir.clone(),
         worlds: shared.worlds.clone(),
         board: shared.board.clone(),

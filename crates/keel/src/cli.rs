@@ -140,6 +140,8 @@ pub enum Command {
     Port(commands::port::PortArgs),
     /// List routes: which requests lead to which service
     Routes(commands::routes::RoutesArgs),
+    /// Write the configuration of another load balancer for the same traffic
+    Render(commands::render::RenderArgs),
     /// Run, stop or describe the server
     Server(commands::server::ServerArgs),
     /// Run the data plane (started by the server)
@@ -185,6 +187,7 @@ impl Command {
             | Self::Edges(_)
             | Self::Server(_)
             | Self::Proxy(_)
+            | Self::Render(_)
             | Self::Version(_)
             | Self::Completion(_)
             | Self::HelpMarkdown

@@ -18,5 +18,7 @@ pub fn start() {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // A log that can't be written (a full disk) must not bring down what it speaks of.
+        .log_internal_errors(false)
         .try_init();
 }

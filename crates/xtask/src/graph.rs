@@ -22,7 +22,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("keel-pipeline", &["keel-model"]),
     ("keel-store", &["keel-model"]),
     ("keel-runtime", &["keel-model"]),
+    ("keel-render", &["keel-model", "keel-route"]),
     ("keel-proxy", &["keel-model", "keel-route"]),
+    ("keel-engine", &["keel-model", "keel-route", "keel-render"]),
     ("keel-discovery", &["keel-model"]),
     ("keel-acme", &["keel-model", "keel-route", "keel-store"]),
     ("keel-telemetry", &["keel-model", "keel-query"]),
@@ -54,8 +56,15 @@ const BINARY: &str = "keel";
 const SIMULATION: &str = "keel-sim";
 
 /// Crates below the I/O line.
-const PURE: &[&str] =
-    &["keel-model", "keel-compose", "keel-plan", "keel-route", "keel-query", "keel-pipeline"];
+const PURE: &[&str] = &[
+    "keel-model",
+    "keel-compose",
+    "keel-plan",
+    "keel-route",
+    "keel-render",
+    "keel-query",
+    "keel-pipeline",
+];
 /// Packages that no pure crate may need, directly or not.
 const IMPURE_PACKAGES: &[&str] = &[
     "tokio",

@@ -31,7 +31,7 @@ pub fn run_as_told() {
     let dir = PathBuf::from(std::env::var(DIR).expect("set by the test that starts this"));
     let hold_ms = std::env::var(HOLD_MS).unwrap().parse().unwrap();
     if std::env::var_os(LOGS).is_some() {
-        tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+        tracing_subscriber::fmt().with_writer(std::io::stderr).log_internal_errors(false).init();
     }
     let result = keel_proxy::run(ProxyOptions {
         control_socket: dir.join("control"),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::words::word;
 use crate::pattern;
-use crate::rules::{Alternative, Atom, Field, Test};
+use crate::rules::{Alternative, Atom, Field, Test, canonical};
 
 /// Patterns on one line. HAProxy reads at most 64 words.
 const PATTERNS: usize = 40;
@@ -52,7 +52,8 @@ impl Acls {
 
     /// Adds an ACL that holds for addresses in these networks.
     pub fn add_networks(&mut self, name: &str, networks: &[ipnet::IpNet]) {
-        let patterns: Vec<String> = networks.iter().map(|net| net.trunc().to_string()).collect();
+        let patterns: Vec<String> =
+            networks.iter().map(|net| canonical(*net).to_string()).collect();
         self.add_patterns(name, "src", &patterns);
     }
 
@@ -74,8 +75,8 @@ impl Acls {
             (Field::Header(header), _) => format!("req.fhdr({header})"),
             (Field::Query, _) => "query".to_owned(),
             (Field::Client, _) => "src".to_owned(),
-            (Field::Sni, View::Request) => "ssl_fc_sni,lower".to_owned(),
-            (Field::Sni, View::FirstBytes) => "req.ssl_sni,lower".to_owned(),
+            (Field::Sni, View::Request) => "ssl_fc_sni,lower,rtrim(.)".to_owned(),
+            (Field::Sni, View::FirstBytes) => "req.ssl_sni,lower,rtrim(.)".to_owned(),
         };
         let (mut exact, mut begin, mut regex, mut nets) = (vec![], vec![], vec![], vec![]);
         let mut present = false;

@@ -9,7 +9,7 @@ use keel_route::snapshot::Cluster;
 use super::frontend::FORWARDED;
 use super::words::{clean, format, word};
 use super::{Mode, PoolKey, PoolUse, Writer};
-use crate::endpoints::{FOREVER, millis, placed, policy};
+use crate::endpoints::{FOREVER, millis, placed, policy, same_site};
 use crate::gaps::Lack;
 use crate::rules::{is_host, is_plain_name};
 use crate::{Pool, path};
@@ -140,17 +140,16 @@ impl Writer<'_> {
             return self.plan.note(Lack::HeaderName, format!("cluster {}", key.cluster));
         }
         let mut line = format!("cookie {} insert indirect nocache httponly dynamic", sticky.name);
-        if sticky.secure {
+        let known = same_site(sticky);
+        // Browsers take `SameSite=None` only together with `Secure`.
+        if sticky.secure || known == Some("None") {
             line.push_str(" secure");
         }
         if let Some(ttl) = sticky.ttl {
-            line.push_str(&format!(" attr Max-Age={}", ttl.as_secs()));
+            line.push_str(&format!(" attr Max-Age={}", ttl.as_secs().max(1)));
         }
-        match sticky.same_site.as_deref().map(str::to_ascii_lowercase).as_deref() {
-            Some("strict") => line.push_str(" attr SameSite=Strict"),
-            Some("lax") => line.push_str(" attr SameSite=Lax"),
-            Some("none") => line.push_str(" attr SameSite=None"),
-            _ => {}
+        if let Some(known) = known {
+            line.push_str(&format!(" attr SameSite={known}"));
         }
         self.backends.line(line);
         // The value is made from the address, so that it follows an endpoint from slot to slot. No secret: whoever

@@ -1,20 +1,17 @@
 //! Frontends for requests: the route is found, then its filters are applied in their order.
 
-use keel_model::{
-    BasicAuth, ClientKey, Compress, Cors, HeaderEdits, PathRewrite, RateLimit, Redirect,
-};
+use keel_model::{ClientKey, Compress, HeaderEdits, PathRewrite, Redirect};
 
 use super::acl::{Acls, View};
 use super::frontend::{FORWARDED, draw_below, draw_range};
 use super::rewrite;
-use super::words::{clean, format, in_format, word};
+use super::words::{clean, format, word};
 use super::{Mode, Writer};
-use crate::endpoints::millis;
+use crate::change;
 use crate::gaps::Lack;
 use crate::lacks::{MAX_LIMITS, REDIRECTS};
 use crate::plan::{Group, PlannedRoute};
 use crate::rules::{is_host, is_plain_name};
-use crate::{change, pattern};
 
 /// The path as rules see it, in a variable; the service gets it as it was sent, with dot segments resolved.
 const NORMALIZE: [&str; 10] = [
@@ -29,45 +26,41 @@ const NORMALIZE: [&str; 10] = [
     "http-request set-var(txn.path) path",
     "http-request set-path %[var(txn.sent)] if { var(txn.sent) -m found }",
 ];
-/// Clients that a rate limit keeps in mind.
-const LIMIT_CLIENTS: &str = "100k";
-/// Longest time that a rate limit looks back, in milliseconds (20 days).
-const LIMIT_PAST: u64 = 20 * 86_400_000;
 /// How much of the answer to a request that no route wants.
 const NOT_FOUND: &str =
     "http-request return status 404 content-type text/plain string 'no route' if !routed";
 
 /// The lines of a frontend, in the order in which they have to stand.
 #[derive(Default)]
-struct Rules {
-    acls: Vec<String>,
+pub(super) struct Rules {
+    pub acls: Vec<String>,
     request: Vec<String>,
     response: Vec<String>,
     uses: Vec<String>,
 }
 
 /// One route while its rules are written.
-struct Current<'r, 'a> {
-    route: &'r PlannedRoute<'a>,
+pub(super) struct Current<'r, 'a> {
+    pub route: &'r PlannedRoute<'a>,
     /// Words that make a line hold for this route only.
     only: String,
-    rules: &'r mut Rules,
+    pub rules: &'r mut Rules,
 }
 
 impl Current<'_, '_> {
-    fn acl(&mut self, kind: &str) -> String {
+    pub fn acl(&mut self, kind: &str) -> String {
         format!("{kind}_{}", self.route.name)
     }
 
-    fn request(&mut self, action: &str, more: &str) {
+    pub fn request(&mut self, action: &str, more: &str) {
         self.rules.request.push(format!("{action} if {} {more}", self.only).trim_end().to_owned());
     }
 
-    fn response(&mut self, action: &str, more: &str) {
+    pub fn response(&mut self, action: &str, more: &str) {
         self.rules.response.push(format!("{action} if {} {more}", self.only).trim_end().to_owned());
     }
 
-    fn place(&self) -> String {
+    pub fn place(&self) -> String {
         format!("route {}", self.route.entry.name)
     }
 }
@@ -76,7 +69,10 @@ impl<'a> Writer<'a> {
     /// The rules of a frontend for requests.
     pub(super) fn requests(&mut self, group: &Group<'a>, table: &str) {
         let (routes, redirect_https) = match self.plan.tables.get(table) {
-            Some(table) => (table.http.clone(), table.redirect_https),
+            Some(table) => {
+                let plain = group.listener.tls.is_none();
+                (table.http.clone(), table.redirect_https.filter(|_| plain))
+            }
             None => (Vec::new(), None),
         };
         let mut acls = Acls::new(View::Request);
@@ -97,11 +93,12 @@ impl<'a> Writer<'a> {
         }
         self.frontends.lines(FORWARDED);
         self.frontends.line("acl routed var(txn.route) -m found");
-        self.frontends.line("http-request set-var(txn.host) req.fhdr(host),host_only,lower");
+        self.frontends
+            .line("http-request set-var(txn.host) req.fhdr(host),host_only,lower,rtrim(.)");
         if !tls {
             self.challenges();
         }
-        if acls.look_at_path() {
+        if acls.look_at_path() || routes.iter().any(looks_at_path) {
             self.frontends.lines(NORMALIZE);
         }
         self.frontends.lines(acls.lines);
@@ -160,8 +157,7 @@ impl<'a> Writer<'a> {
             current.request("http-request deny deny_status 403", &format!("!{name}"));
         }
         if let Some(redirect) = &filters.redirect {
-            // The service is not asked: no other filter can matter.
-            return self.redirect(&mut current, redirect, tls);
+            self.redirect(&mut current, redirect, tls);
         }
         if let Some(cors) = &filters.cors {
             self.cors(&mut current, cors);
@@ -169,8 +165,12 @@ impl<'a> Writer<'a> {
         if let Some(auth) = &filters.basic_auth {
             self.basic_auth(&mut current, auth);
         }
-        for (index, limit) in filters.rate_limits.iter().take(MAX_LIMITS).enumerate() {
-            self.rate_limit(&mut current, index, limit);
+        let limits = filters.rate_limits.iter().take(MAX_LIMITS).enumerate();
+        let known = limits.filter(|(index, limit)| self.rate_limit(&mut current, *index, limit));
+        let known: Vec<usize> = known.map(|(index, _)| index).collect();
+        // Only what all limits let through is counted.
+        for index in known {
+            current.request(&format!("http-request sc-inc-gpc0({index})"), "");
         }
         if let Some(most) = filters.max_body {
             let most = most.min(1 << 60);
@@ -178,6 +178,7 @@ impl<'a> Writer<'a> {
             current.request("http-request deny deny_status 413", &test);
         }
         if let Some(rewrite) = &filters.rewrite {
+            self.stripped_prefix(&mut current, &rewrite.path);
             self.rewrite_path(&mut current, &rewrite.path);
             match &rewrite.host {
                 Some(host) if clean(host).is_some() => {
@@ -192,33 +193,57 @@ impl<'a> Writer<'a> {
         self.uses(&mut current);
     }
 
+    /// A request that is already where it would be sent to goes on.
     fn redirect(&mut self, current: &mut Current<'_, '_>, redirect: &Redirect, tls: bool) {
-        if let Some(path) = &redirect.path {
-            self.rewrite_path(current, std::slice::from_ref(path));
-        }
         let own = if tls { "https" } else { "http" };
         let scheme = redirect.scheme.as_deref().unwrap_or(own);
         let scheme = if ["http", "https"].contains(&scheme) { scheme } else { own };
-        let moves = redirect.scheme.is_some() || redirect.host.is_some() || redirect.port.is_some();
+        let named = redirect.host.as_deref().filter(|host| is_host(host));
         let usual = if scheme == "https" { 443 } else { 80 };
+        let mut differs = Vec::new();
+        if scheme != own {
+            differs.push(String::new());
+        }
+        if let Some(host) = named {
+            differs.push(format!("!{{ var(txn.host) -m str -- {host} }}"));
+        }
+        if let Some(port) = redirect.port {
+            let name = current.acl("port");
+            let unsaid = if port == usual { " 0" } else { "" };
+            let test = format!("req.fhdr(host),port_only -m int {port}{unsaid}");
+            current.rules.acls.push(format!("acl {name} {test}"));
+            differs.push(format!("!{name}"));
+        }
+        if let Some(path) = &redirect.path {
+            current.request("http-request set-var(txn.before) path", "");
+            self.rewrite_path(current, std::slice::from_ref(path));
+            current.request("http-request set-var(txn.after) path", "");
+            differs.push("!{ var(txn.before),strcmp(txn.after) eq 0 }".to_owned());
+        }
         let port = match redirect.port {
             Some(port) if port != usual => format!(":{port}"),
             _ => String::new(),
         };
-        let host = match &redirect.host {
-            Some(host) if is_host(host) => in_format(host),
-            _ if moves => "%[var(txn.host)]".to_owned(),
-            _ => "%[req.fhdr(host)]".to_owned(),
+        let host = match named {
+            Some(host) => host.to_owned(),
+            None if scheme != own || redirect.port.is_some() => "%[var(txn.host)]".to_owned(),
+            None => "%[req.fhdr(host)]".to_owned(),
         };
         let location = word(&format!("{scheme}://{host}{port}%[pathq]"));
         let status = if REDIRECTS.contains(&redirect.status) { redirect.status } else { 302 };
-        current.request(&format!("http-request redirect location {location} code {status}"), "");
+        for difference in differs {
+            let action = format!("http-request redirect location {location} code {status}");
+            current.request(&action, &difference);
+        }
     }
 
     fn rewrite_path(&mut self, current: &mut Current<'_, '_>, rewrites: &[PathRewrite]) {
-        for rewrite in rewrites {
+        for (index, rewrite) in rewrites.iter().enumerate() {
             match change::of(rewrite) {
                 Ok(changes) => {
+                    if index == 0 && matches!(rewrite, PathRewrite::Regex { .. }) {
+                        current.request("http-request set-path %[var(txn.path)]", "");
+                    }
                     for change in &changes {
                         current.request(&rewrite::action(change), "");
                     }
@@ -228,145 +253,24 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// The ACL that holds for origins that may.
-    fn origins(&mut self, current: &mut Current<'_, '_>, cors: &Cors, any: bool) -> String {
-        let allowed = current.acl("origin");
-        let mut tests = Vec::new();
-        for origin in cors.origins.iter().filter_map(|origin| clean(origin)) {
-            tests.push(if any {
-                "req.fhdr(origin) -m found".to_owned()
-            } else if origin.contains('*') {
-                let parts = origin.split('*').map(|part| pattern::literal(part.as_bytes()));
-                let parts: Vec<String> = parts.collect();
-                let whole = format!(r"\A{}\z", parts.join("[^./:]+"));
-                format!("req.fhdr(origin) -m reg -- {}", word(&whole))
-            } else {
-                format!("req.fhdr(origin) -m str -- {}", word(origin))
-            });
+    /// Tells services which prefix will be left out: of the first change that leaves one out.
+    fn stripped_prefix(&mut self, current: &mut Current<'_, '_>, rewrites: &[PathRewrite]) {
+        let strip = rewrites.iter().find_map(|rewrite| match rewrite {
+            PathRewrite::StripPrefix(prefixes) => Some(prefixes),
+            _ => None,
+        });
+        for (prefix, expression) in strip.iter().flat_map(|all| change::prefixes(all)) {
+            let prefix = format(&prefix);
+            let begins = format!(
+                "!{{ var(txn.stripped) -m found }} {{ path -m reg {} }}",
+                word(&expression)
+            );
+            current.request(&format!("http-request set-var-fmt(txn.stripped) {prefix}"), &begins);
         }
-        if tests.is_empty() {
-            tests.push("always_false".to_owned());
+        if strip.is_some() {
+            let action = "http-request set-header X-Forwarded-Prefix %[var(txn.stripped)]";
+            current.request(action, "{ var(txn.stripped) -m found }");
         }
-        current.rules.acls.extend(tests.iter().map(|test| format!("acl {allowed} {test}")));
-        allowed
-    }
-
-    fn cors(&mut self, current: &mut Current<'_, '_>, cors: &Cors) {
-        let any = cors.origins.iter().any(|origin| origin == "*");
-        let allowed = self.origins(current, cors, any);
-        let list = |items: &[String]| {
-            let items: Vec<&str> =
-                items.iter().map(|i| i.trim()).filter(|i| !i.is_empty()).collect();
-            in_format(&items.join(", "))
-        };
-        let fields = [&cors.methods, &cors.headers, &cors.expose];
-        if fields.into_iter().flatten().any(|item| clean(item).is_none()) {
-            return self.plan.note(Lack::ControlCharacter, current.place());
-        }
-        let origin = match any && !cors.credentials {
-            true => "*",
-            false => "%[var(txn.origin)]",
-        };
-        let methods = match list(&cors.methods) {
-            none if none.is_empty() => "GET, HEAD, POST".to_owned(),
-            methods => methods,
-        };
-        let headers = match cors.headers.iter().any(|header| header == "*") {
-            true => "%[req.fhdr(access-control-request-headers)]".to_owned(),
-            false => list(&cors.headers),
-        };
-        let mut preflight = "http-request return status 204".to_owned();
-        let mut add = |name: &str, value: &str| {
-            preflight.push_str(&format!(" hdr {name} {}", word(value)));
-        };
-        add("Access-Control-Allow-Origin", origin);
-        add("Access-Control-Allow-Methods", &methods);
-        if !headers.is_empty() {
-            add("Access-Control-Allow-Headers", &headers);
-        }
-        if let Some(age) = cors.max_age {
-            add("Access-Control-Max-Age", &age.as_secs().to_string());
-        }
-        if cors.credentials {
-            add("Access-Control-Allow-Credentials", "true");
-        }
-        add("Vary", "Origin");
-        let asks = "METH_OPTIONS { req.fhdr(access-control-request-method) -m found }";
-        current.request("http-request set-var(txn.origin) req.fhdr(origin)", &allowed);
-        current.request(&preflight, &format!("{asks} {allowed}"));
-        // One from elsewhere is told nothing, which is a no.
-        let elsewhere = format!("{asks} {{ req.fhdr(origin) -m found }} !{allowed}");
-        current.request("http-request return status 204 hdr Vary Origin", &elsewhere);
-        let known = "{ var(txn.origin) -m found }";
-        let set =
-            |name: &str, value: &str| format!("http-response set-header {name} {}", word(value));
-        current.response(&set("Access-Control-Allow-Origin", origin), known);
-        if cors.credentials {
-            current.response(&set("Access-Control-Allow-Credentials", "true"), known);
-        }
-        let expose = list(&cors.expose);
-        if !expose.is_empty() {
-            current.response(&set("Access-Control-Expose-Headers", &expose), known);
-        }
-        current.response("http-response add-header Vary Origin", "");
-    }
-
-    fn basic_auth(&mut self, current: &mut Current<'_, '_>, auth: &BasicAuth) {
-        let users = self.user_list(&current.route.name, auth);
-        // The realm comes out between double quotes, in which these two have to be escaped (RFC 9110, 5.6.4).
-        let realm: String = auth.realm.chars().filter(|c| !c.is_control()).collect();
-        let realm = realm.replace('\\', r"\\").replace('"', "\\\"");
-        let action = format!("http-request auth realm {}", format(&realm));
-        current.request(&action, &format!("!{{ http_auth({users}) }}"));
-        match &auth.user_header {
-            Some(name) if is_plain_name(name) => {
-                current.request(&format!("http-request set-header {name} %[http_auth_user]"), "");
-            }
-            Some(_) => self.plan.note(Lack::HeaderName, current.place()),
-            None => {}
-        }
-        if auth.remove_header {
-            current.request("http-request del-header Authorization", "");
-        }
-    }
-
-    /// A limit counts what it let through, over the time in which its burst comes back: in the long run that is the
-    /// rate, and at once no more than the burst.
-    fn rate_limit(&mut self, current: &mut Current<'_, '_>, index: usize, limit: &RateLimit) {
-        let burst = u64::from(limit.burst.max(1));
-        let window = millis(limit.per).saturating_mul(burst) / u64::from(limit.requests.max(1));
-        let window = window.clamp(1, LIMIT_PAST);
-        let (kind, key) = match &limit.key {
-            ClientKey::All => ("integer size 1", "int(1)".to_owned()),
-            ClientKey::Source => ("ipv6 size", "src,ipmask(32,64)".to_owned()),
-            ClientKey::Header(name) if is_plain_name(name) => {
-                ("binary len 20 size", format!("req.fhdr({}),sha1", name.to_lowercase()))
-            }
-            ClientKey::Cookie(name) if is_plain_name(name) => {
-                ("binary len 20 size", format!("req.cook({name}),sha1"))
-            }
-            ClientKey::Header(_) | ClientKey::Cookie(_) => {
-                return self.plan.note(Lack::HeaderName, current.place());
-            }
-            ClientKey::Path => ("binary len 20 size", "path,sha1".to_owned()),
-        };
-        let size = if kind.ends_with(" 1") { "" } else { LIMIT_CLIENTS };
-        let table = format!("limit{index}_{}", current.route.name);
-        if self.written.insert(table.clone()) {
-            self.backends.section(&format!("backend {table}"));
-            self.backends.line(format!(
-                "stick-table type {kind} {size} expire {window}ms store gpc0_rate({window}ms)"
-            ));
-        }
-        current.request(&format!("http-request track-sc{index} {key} table {table}"), "");
-        if key.starts_with("req.") {
-            // Those without the header or cookie share one allowance; otherwise leaving it out would be a way around.
-            let action = format!("http-request track-sc{index} str(-),sha1 table {table}");
-            current.request(&action, &format!("!{{ {key} -m found }}"));
-        }
-        let full = format!("{{ sc_gpc0_rate({index},{table}) ge {burst} }}");
-        current.request("http-request deny deny_status 429", &full);
-        current.request(&format!("http-request sc-inc-gpc0({index})"), "");
     }
 
     fn edits(&mut self, current: &mut Current<'_, '_>, edits: &HeaderEdits, when: &str) {
@@ -436,4 +340,12 @@ fn compressed(compress: &Compress) -> Option<String> {
     let all = types.iter().any(String::is_empty);
     let words: Vec<String> = types.iter().filter(|_| !all).map(|kind| word(kind)).collect();
     Some(words.join(" "))
+}
+
+/// Whether filters of the route look at the path as rules see it.
+fn looks_at_path(route: &PlannedRoute<'_>) -> bool {
+    let filters = &route.entry.filters;
+    let rewrites = filters.rewrite.iter().any(|rewrite| !rewrite.path.is_empty());
+    let moves = filters.redirect.iter().any(|redirect| redirect.path.is_some());
+    rewrites || moves || filters.rate_limits.iter().any(|limit| limit.key == ClientKey::Path)
 }

@@ -165,8 +165,17 @@ impl<'a> Writer<'a> {
             } else {
                 self.shares(route, &mut draws)
             };
+            let allow = &route.entry.filters.allow;
+            let let_in = format!("allow_{}", route.name);
+            if !allow.is_empty() {
+                acls.add_networks(&let_in, allow);
+            }
             for alternative in &route.alternatives {
                 let condition = acls.condition(alternative);
+                if !allow.is_empty() {
+                    let refused = self.refused();
+                    uses.push(format!("use_backend {refused} if {condition} !{let_in}"));
+                }
                 for (backend, share) in &targets {
                     let all = format!("{condition} {share}");
                     let all = all.trim();
@@ -215,6 +224,16 @@ impl<'a> Writer<'a> {
         self.backends.line("mode tcp");
         self.backends.line(format!("timeout server {FOREVER}ms"));
         self.backends.line(format!("server inside {socket} send-proxy-v2"));
+    }
+
+    /// The backend that closes connections.
+    fn refused(&mut self) -> &'static str {
+        let name = "keel.refused";
+        if self.written.insert(name.to_owned()) {
+            self.backends.section(&format!("backend {name}"));
+            self.backends.lines(["mode tcp", "timeout server 1s", "tcp-request content reject"]);
+        }
+        name
     }
 
     /// The backends of a route of connections, each with the condition that is its share. `lines` gets what draws.

@@ -7,8 +7,10 @@
 
 mod acl;
 mod backend;
+mod cors;
 mod filters;
 mod frontend;
+mod guards;
 mod rewrite;
 mod words;
 
@@ -20,7 +22,7 @@ use keel_route::snapshot::{ClusterId, Snapshot};
 use self::words::{Lines, word};
 use crate::gaps::Lack;
 use crate::plan::Plan;
-use crate::{Engine, Options, Rendered, tls};
+use crate::{Engine, Options, Rendered, tls, users};
 
 /// Where the list of certificates is.
 const CERTIFICATES: &str = "certs/list.txt";
@@ -180,9 +182,9 @@ impl Writer<'_> {
         }
         self.users.section(&format!("userlist {name}"));
         let mut known = BTreeSet::new();
-        for (index, line) in auth.users.iter().enumerate() {
+        for (index, line) in users::lines(auth) {
             let place = format!("route {route}, user {}", index + 1);
-            let Some((user, hash)) = htpasswd(line) else {
+            let Some((user, hash)) = users::parse(line) else {
                 self.plan.note(Lack::UserLine, place);
                 continue;
             };
@@ -203,12 +205,4 @@ impl Writer<'_> {
         self.loops += 1;
         format!("unix@{}/loop{}.sock", self.plan.options.socket_dir, self.loops)
     }
-}
-
-/// The user and the hash of a line of an htpasswd file.
-pub(crate) fn htpasswd(line: &str) -> Option<(&str, &str)> {
-    let (user, hash) = line.split_once(':')?;
-    let plain = |text: &str| !text.is_empty() && text.chars().all(|c| !c.is_control());
-    let hash_like = hash.chars().all(|c| c.is_ascii_graphic() && !":#'\"\\".contains(c));
-    (plain(user) && plain(hash) && hash_like && !user.contains(':')).then_some((user, hash))
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 
 use super::words::{Blocks, matching};
-use crate::rules::{Alternative, Atom, Field, Test};
+use crate::rules::{Alternative, Atom, Field, Test, canonical};
 use crate::{path, pattern};
 
 /// The host for which a server block stands.
@@ -165,9 +165,9 @@ pub(crate) fn networks(networks: impl IntoIterator<Item = IpNet>) -> Vec<String>
     let halves = |net: IpNet| match net.prefix_len() {
         // The whole of a family is taken for a second default.
         0 => net.subnets(1).map(Iterator::collect).unwrap_or_default(),
-        _ => vec![net.trunc()],
+        _ => vec![net],
     };
-    let all: BTreeSet<IpNet> = networks.into_iter().flat_map(halves).collect();
+    let all: BTreeSet<IpNet> = networks.into_iter().map(canonical).flat_map(halves).collect();
     let mut lines = vec!["default 0".to_owned()];
     lines.extend(all.into_iter().map(|net| format!("{net} 1")));
     lines

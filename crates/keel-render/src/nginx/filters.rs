@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use keel_model::{BasicAuth, ClientKey, Compress, Cors, Filters, HeaderEdits, RateLimit, Redirect};
+use keel_model::{
+    BasicAuth, ClientKey, Compress, Filters, HeaderEdits, PathRewrite, RateLimit, Redirect,
+};
 
 use super::Writer;
 use super::atoms::{header_variable, networks};
@@ -10,11 +12,10 @@ use super::locations::Direct;
 use super::words::{Directive, clean, in_value, matching, quoted, value};
 use crate::endpoints::millis;
 use crate::gaps::Lack;
-use crate::haproxy::htpasswd;
 use crate::lacks::REDIRECTS;
-use crate::pattern;
 use crate::plan::PlannedRoute;
 use crate::rules::{is_host, is_plain_name};
+use crate::{change, pattern, users};
 
 /// Memory for the clients that a rate limit keeps in mind.
 const LIMIT_MEMORY: &str = "10m";
@@ -56,8 +57,7 @@ impl<'a> Writer<'a> {
             lines.push(Directive::Block(format!("if ({variable} = 0)"), refuse));
         }
         if let Some(redirect) = &filters.redirect {
-            lines.push(self.redirect(redirect, &place).into());
-            return lines;
+            lines.push(self.redirect(redirect, &place));
         }
         if let Some(cors) = &filters.cors {
             self.cors(cors, &place, &mut lines);
@@ -78,11 +78,31 @@ impl<'a> Writer<'a> {
         if let Some(compress) = &filters.compress {
             lines.extend(compression(compress).into_iter().map(Directive::Line));
         }
+        self.stripped_prefix(filters, &mut changed);
         let (path, host) = self.rewrite(filters, &place);
         let cluster = route.entry.clusters.get(index).map_or("", |(cluster, _)| cluster);
         let to = Direct { cluster, route: Some(route.entry) };
         lines.extend(self.passing_with(&to, changed, &path, host.as_deref()));
         lines
+    }
+
+    /// Tells services which prefix will be left out: of the first change that leaves one out.
+    fn stripped_prefix(&mut self, filters: &Filters, changed: &mut Changed) {
+        let mut rewrites = filters.rewrite.iter().flat_map(|rewrite| &rewrite.path);
+        let strip = rewrites.find_map(|rewrite| match rewrite {
+            PathRewrite::StripPrefix(prefixes) => Some(prefixes),
+            _ => None,
+        });
+        let Some(prefixes) = strip else { return };
+        let variable = self.variable("prefix");
+        let mut entries = vec!["default $http_x_forwarded_prefix".to_owned()];
+        let known = change::prefixes(prefixes).into_iter();
+        entries.extend(
+            known.map(|(prefix, begins)| format!("{} {}", matching(&begins), value(&prefix))),
+        );
+        self.maps.block(format!("map $keel_path {variable}"), &entries);
+        let field = ("X-Forwarded-Prefix".to_owned(), variable);
+        changed.entry("x-forwarded-prefix".to_owned()).or_insert(field);
     }
 
     fn rewrite(&mut self, filters: &Filters, place: &str) -> (String, Option<String>) {
@@ -99,94 +119,40 @@ impl<'a> Writer<'a> {
         (path, host)
     }
 
-    fn redirect(&mut self, redirect: &Redirect, place: &str) -> String {
+    /// A request that is already where it would be sent to goes on.
+    fn redirect(&mut self, redirect: &Redirect, place: &str) -> Directive {
         let scheme = redirect.scheme.as_deref().filter(|s| ["http", "https"].contains(s));
-        let moves = redirect.scheme.is_some() || redirect.host.is_some() || redirect.port.is_some();
+        let named = redirect.host.as_deref().filter(|host| is_host(host));
         let port = match (redirect.port, scheme) {
             (None, _) | (Some(443), Some("https")) | (Some(80), Some("http")) => String::new(),
+            (Some(port @ (80 | 443)), None) => {
+                let variable = self.variable("port");
+                let usual = if port == 80 { "http" } else { "https" };
+                let entries = [format!("default :{port}"), format!("{usual} \"\"")];
+                self.maps.block(format!("map $scheme {variable}"), &entries);
+                variable
+            }
             (Some(port), _) => format!(":{port}"),
         };
-        let host = match &redirect.host {
-            Some(host) if is_host(host) => host.clone(),
-            _ if moves => "$host".to_owned(),
-            _ => "$http_host".to_owned(),
+        let host = match named {
+            Some(host) => host,
+            None if scheme.is_some() || redirect.port.is_some() => "$host",
+            None => "$http_host",
         };
-        let path = match &redirect.path {
-            Some(path) => {
-                let path = self.rewritten(std::slice::from_ref(path), place);
-                format!("{path}$is_args$args")
-            }
+        let rewritten =
+            redirect.path.as_ref().map(|p| self.rewritten(std::slice::from_ref(p), place));
+        let path = match &rewritten {
+            Some(path) => format!("{path}$is_args$args"),
             None => "$keel_sent".to_owned(),
         };
         let status = if REDIRECTS.contains(&redirect.status) { redirect.status } else { 302 };
-        let scheme = scheme.unwrap_or("$scheme");
-        format!("return {status} {}", quoted(&format!("{scheme}://{host}{port}{path}")))
-    }
-
-    fn cors(&mut self, cors: &Cors, place: &str, lines: &mut Vec<Directive>) {
-        let fields = [&cors.methods, &cors.headers, &cors.expose];
-        if fields.into_iter().flatten().any(|item| clean(item).is_none()) {
-            return self.plan.note(Lack::ControlCharacter, place);
-        }
-        let any = cors.origins.iter().any(|origin| origin == "*");
-        let shown = if any && !cors.credentials { "*" } else { "$http_origin" };
-        let origin = self.variable("origin");
-        let mut entries = vec!["default \"\"".to_owned()];
-        for known in &cors.origins {
-            let parts = known.split('*').map(|part| pattern::literal(part.as_bytes()));
-            let parts: Vec<String> = parts.collect();
-            let whole =
-                if any { ".".to_owned() } else { format!(r"\A{}\z", parts.join("[^./:]+")) };
-            entries.push(format!("{} {shown}", matching(&whole)));
-        }
-        entries.dedup();
-        self.maps.block(format!("map $http_origin {origin}"), &entries);
-        let preflight = self.variable("preflight");
-        let asked = "\"$request_method|$http_access_control_request_method|$http_origin\"";
-        let entries = ["default 0".to_owned(), matching(r"\AOPTIONS\x7C[^\x7C]+\x7C.") + " 1"];
-        self.maps.block(format!("map {asked} {preflight}"), &entries);
-        // A field with an empty value is not sent: what depends on the origin is empty without one that is known.
-        let mut only_for_known = |text: &str| {
-            let variable = self.variable("cors");
-            let entries = ["\"\" \"\"".to_owned(), format!("default {}", quoted(text))];
-            self.maps.block(format!("map {origin} {variable}"), &entries);
-            variable
-        };
-        let methods = match cors.methods.is_empty() {
-            true => "GET, HEAD, POST".to_owned(),
-            false => in_value(&cors.methods.join(", ")),
-        };
-        let headers = match cors.headers.iter().any(|header| header == "*") {
-            true => "$http_access_control_request_headers".to_owned(),
-            false => in_value(&cors.headers.join(", ")),
-        };
-        let mut both = vec![format!("add_header Access-Control-Allow-Origin {origin} always")];
-        if cors.credentials {
-            let variable = only_for_known("true");
-            both.push(format!("add_header Access-Control-Allow-Credentials {variable} always"));
-        }
-        both.push("add_header Vary Origin always".to_owned());
-        let mut before = both.clone();
-        for (name, text) in [("Methods", methods), ("Headers", headers)] {
-            if !text.is_empty() {
-                let variable = only_for_known(&text);
-                before.push(format!("add_header Access-Control-Allow-{name} {variable} always"));
-            }
-        }
-        if let Some(age) = cors.max_age {
-            let variable = only_for_known(&age.as_secs().to_string());
-            before.push(format!("add_header Access-Control-Max-Age {variable} always"));
-        }
-        before.push("return 204".to_owned());
-        if !cors.expose.is_empty() {
-            let variable = only_for_known(&in_value(&cors.expose.join(", ")));
-            both.push(format!("add_header Access-Control-Expose-Headers {variable} always"));
-        }
-        lines.push(Directive::Block(format!("if ({preflight})"), before));
-        lines.extend(both.into_iter().map(Directive::Line));
-        for name in ["Allow-Origin", "Allow-Credentials", "Expose-Headers"] {
-            lines.push(format!("proxy_hide_header Access-Control-{name}").into());
-        }
+        let to = quoted(&format!("{}://{host}{port}{path}", scheme.unwrap_or("$scheme")));
+        let moved = self.variable("moved");
+        let from =
+            format!("\"$scheme|$http_host|$keel_path|{}\"", rewritten.as_deref().unwrap_or(""));
+        let entries = ["default 1".to_owned(), matching(&settled(redirect, scheme, named)) + " 0"];
+        self.maps.block(format!("map {from} {moved}"), &entries);
+        Directive::Block(format!("if ({moved})"), vec![format!("return {status} {to}")])
     }
 
     fn basic_auth(
@@ -198,8 +164,8 @@ impl<'a> Writer<'a> {
     ) {
         let file = format!("htpasswd/{}", route.name);
         let mut users = String::new();
-        for (index, line) in auth.users.iter().enumerate() {
-            match htpasswd(line) {
+        for (index, line) in users::lines(auth) {
+            match users::parse(line) {
                 Some((user, hash)) => users.push_str(&format!("{user}:{hash}\n")),
                 None => {
                     let place = format!("route {}, user {}", route.entry.name, index + 1);
@@ -266,11 +232,11 @@ impl<'a> Writer<'a> {
         self.maps.line(format!("limit_req_zone {key} zone={zone}:{LIMIT_MEMORY} rate={rate}"));
     }
 
-    /// A variable with the value of another, or with a dash: nginx does not count what has an empty key, and leaving
-    /// a header out would be a way around.
+    /// A variable with the value of another, or with the client's address: nginx does not count what has an empty key,
+    /// and leaving a header out would be a way around.
     fn never_empty(&mut self, variable: &str) -> String {
         let key = self.variable("key");
-        let entries = ["\"\" -".to_owned(), format!("default {variable}")];
+        let entries = ["\"\" $keel_client".to_owned(), format!("default {variable}")];
         self.maps.block(format!("map {variable} {key}"), &entries);
         key
     }
@@ -360,4 +326,28 @@ fn compression(compress: &Compress) -> Vec<String> {
         lines.push(format!("gzip_types {}", types.join(" ")));
     }
     lines
+}
+
+/// An expression for scheme, host and path (as sent and as it is to be) of a request that is where it is to be.
+fn settled(redirect: &Redirect, scheme: Option<&str>, host: Option<&str>) -> String {
+    let host = match host {
+        Some(host) => format!("(?i:{})", pattern::literal(host.as_bytes())),
+        None => r"(?:\[[^\]\x7C]*\]|[^:\x7C]*)".to_owned(),
+    };
+    let schemes =
+        ["http", "https"].into_iter().filter(|s| scheme.is_none_or(|wanted| wanted == *s));
+    let places = schemes.map(|scheme| {
+        let port = match (redirect.port, scheme) {
+            (None, _) => "(?::[0-9]*)?".to_owned(),
+            (Some(port @ 80), "http") | (Some(port @ 443), "https") => format!("(?::{port}|:)?"),
+            (Some(port), _) => format!(":{port}"),
+        };
+        format!(r"{scheme}\x7C{host}\.?{port}")
+    });
+    let places: Vec<String> = places.collect();
+    let path = match redirect.path.is_some() {
+        true => r"([^\x7C]*)\x7C\1\z",
+        false => "",
+    };
+    format!(r"\A(?:{})\x7C{path}", places.join("|"))
 }

@@ -9,7 +9,7 @@ use super::Writer;
 use super::servers::file_name;
 use super::upstream::Traffic;
 use super::words::{Blocks, Directive, quoted};
-use crate::endpoints::{FOREVER, millis, policy};
+use crate::endpoints::{FOREVER, millis, policy, same_site};
 use crate::gaps::Lack;
 use crate::rules::{is_host, is_plain_name};
 
@@ -160,17 +160,16 @@ impl Writer<'_> {
         }
         let (_, new) = self.sticky_variables(&sticky.name);
         let mut attributes = "; Path=/; HttpOnly".to_owned();
-        if sticky.secure {
+        let known = same_site(sticky);
+        // Browsers take `SameSite=None` only together with `Secure`.
+        if sticky.secure || known == Some("None") {
             attributes.push_str("; Secure");
         }
         if let Some(ttl) = sticky.ttl {
-            attributes.push_str(&format!("; Max-Age={}", ttl.as_secs()));
+            attributes.push_str(&format!("; Max-Age={}", ttl.as_secs().max(1)));
         }
-        match sticky.same_site.as_deref().map(str::to_ascii_lowercase).as_deref() {
-            Some("strict") => attributes.push_str("; SameSite=Strict"),
-            Some("lax") => attributes.push_str("; SameSite=Lax"),
-            Some("none") => attributes.push_str("; SameSite=None"),
-            _ => {}
+        if let Some(known) = known {
+            attributes.push_str(&format!("; SameSite={known}"));
         }
         let field = self.variable("set_cookie");
         let value = quoted(&format!("{}={new}{attributes}", sticky.name));

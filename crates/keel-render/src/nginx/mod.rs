@@ -6,6 +6,7 @@
 //! stream module. Blocks come in the order in which they are needed.
 
 mod atoms;
+mod cors;
 mod filters;
 mod locations;
 mod rewrite;

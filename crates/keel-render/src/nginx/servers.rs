@@ -140,7 +140,10 @@ impl<'a> Writer<'a> {
     /// Server blocks for the hosts that rules and certificates name, and one for all others.
     fn routed(&mut self, group: &Group<'a>, table: &str, places: &Places) {
         let (routes, redirect_https) = match self.plan.tables.get(table) {
-            Some(table) => (table.http.clone(), table.redirect_https),
+            Some(table) => {
+                let plain = group.listener.tls.is_none();
+                (table.http.clone(), table.redirect_https.filter(|_| plain))
+            }
             None => (Vec::new(), None),
         };
         let mut hosts = hosts_of(&routes);
@@ -233,8 +236,7 @@ impl<'a> Writer<'a> {
     /// The location (or the variable that holds it) for requests of a route, and its locations.
     fn route(&mut self, route: &PlannedRoute<'a>) -> (String, Vec<(String, Vec<Directive>)>) {
         let path = |index: usize| format!("{INTERNAL}/{}/{index}", route.name);
-        let count =
-            if route.entry.filters.redirect.is_some() { 1 } else { route.entry.clusters.len() };
+        let count = route.entry.clusters.len();
         let mut locations = Vec::new();
         for index in 0..count {
             let path = path(index);

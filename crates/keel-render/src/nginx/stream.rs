@@ -14,7 +14,7 @@ use crate::StreamModule;
 use crate::endpoints::{FOREVER, millis, policy};
 use crate::gaps::Lack;
 use crate::plan::{Group, PlannedRoute};
-use crate::rules::{Alternative, Field, Test};
+use crate::rules::{Alternative, Field, Test, canonical};
 
 /// The first bytes of a connection are waited for this long.
 const HELLO: &str = "5s";
@@ -132,6 +132,11 @@ impl<'a> Writer<'a> {
             block.line("set_real_ip_from unix:");
             if ends_tls {
                 self.tls(&mut block, group.listener, &server_name(route));
+            }
+            let allow = &route.entry.filters.allow;
+            if !allow.is_empty() {
+                block.lines(allow.iter().map(|net| format!("allow {}", canonical(*net))));
+                block.line("deny all");
             }
             self.pass(&mut block, cluster);
             block.close();

@@ -114,6 +114,7 @@ fn matching() -> Vec<Case> {
                 ask("GET C1.example/", &[From("three")]),
                 ask("GET xc1.example/", &[Status(404)]),
                 ask("GET c1.example.org/", &[Status(404)]),
+                ask("GET a.example./", &[From("one")]),
             ],
         ),
         case(
@@ -256,8 +257,12 @@ fn rewrites() -> Vec<Case> {
         ],
         vec![
             ask("GET h/replace/x?q=1", &[Sees("GET /new%20place?q=1 HTTP/1.1")]),
-            ask("GET h/s/a/b?q=%20", &[Sees("GET /b?q=%20 HTTP/1.1")]),
-            ask("GET h/s/ab", &[Sees("GET /ab HTTP/1.1")]),
+            ask(
+                "GET h/s/a/b?q=%20",
+                &[Sees("GET /b?q=%20 HTTP/1.1"), Sees("x-forwarded-prefix: /s/a")],
+            ),
+            ask("GET h/s/ab", &[Sees("GET /ab HTTP/1.1"), Sees("x-forwarded-prefix: /s")]),
+            ask("GET h/add/s", &[SeesNo("x-forwarded-prefix")]),
             ask("GET h/s", &[Sees("GET / HTTP/1.1")]),
             ask("GET h/s/a", &[Sees("GET / HTTP/1.1")]),
             ask("GET h/s//x", &[Sees("GET /x HTTP/1.1")]),
@@ -284,6 +289,7 @@ fn redirects() -> Vec<Case> {
     vec![case(
         "redirects",
         vec![
+            at(1, route("rest", prefix("/"), "one")),
             to("tls", Redirect { scheme: Some(text("https")), status: 301, ..plain.clone() }),
             to("port", Redirect { port: Some(8443), scheme: Some(text("https")), ..plain.clone() }),
             to("host", Redirect { host: Some(text("b.example")), status: 308, ..plain.clone() }),
@@ -307,7 +313,12 @@ fn redirects() -> Vec<Case> {
                 "GET a.example:8080/path/y?z",
                 &[Status(307), Field("location: http://a.example:8080/new/y?z")],
             ),
-            ask("GET a.example/odd", &[Status(302)]),
+            ask("GET a.example:8080/odd", &[Status(302), Field("location: http://a.example/odd")]),
+            ask("GET a.example/odd", &[From("one")]),
+            ask("GET a.example:80/odd", &[From("one")]),
+            ask("GET B.example/host", &[From("one")]),
+            ask("GET a.example/pathology", &[From("one")]),
+            ask("GET a.example/path%2Fx", &[From("one")]),
         ],
     )]
 }
@@ -446,6 +457,12 @@ fn guards() -> Vec<Case> {
                 ask("GET h/header", &[From("one")]),
                 ask("GET h/header", &[From("one")]),
                 ask("GET h/header", &[Status(429)]),
+                Ask {
+                    line: "GET h/header",
+                    fields: "",
+                    from: Ipv4Addr::new(127, 7, 0, 1),
+                    expected: &[From("one")],
+                },
                 ask_with("GET h/cookie", "Cookie: j=1; k=a\r\n", &[From("one")]),
                 ask_with("GET h/cookie", "Cookie: k=a; j=2\r\n", &[From("one")]),
                 ask_with("GET h/cookie", "Cookie: k=a\r\n", &[Status(429)]),
@@ -511,7 +528,16 @@ fn cross_origin() -> Vec<Case> {
     vec![case(
         "scripts of other sites",
         vec![
-            with_filters(route("cors", prefix("/cors"), "one"), |f| f.cors = Some(cors)),
+            with_filters(route("cors", prefix("/cors"), "one"), |f| f.cors = Some(cors.clone())),
+            with_filters(route("guarded", prefix("/guarded"), "one"), |f| {
+                f.cors = Some(cors);
+                f.basic_auth = Some(BasicAuth {
+                    realm: text("r"),
+                    users: vec![text(BCRYPT)],
+                    user_header: None,
+                    remove_header: false,
+                });
+            }),
             with_filters(route("open", prefix("/open"), "one"), |f| f.cors = Some(open)),
         ],
         vec![
@@ -525,7 +551,9 @@ fn cross_origin() -> Vec<Case> {
                     Field("access-control-allow-headers: X-One"),
                     Field("access-control-allow-credentials: true"),
                     Field("access-control-max-age: 600"),
-                    Field("vary: Origin"),
+                    Field(
+                        "vary: Origin, Access-Control-Request-Method, Access-Control-Request-Headers",
+                    ),
                 ],
             ),
             ask_with(
@@ -561,6 +589,20 @@ fn cross_origin() -> Vec<Case> {
                     Field("access-control-allow-methods: GET, HEAD, POST"),
                     Field("access-control-allow-headers: x-a, x-b"),
                 ],
+            ),
+            ask(
+                "GET h/open",
+                &[From("one"), Field("access-control-allow-origin: *"), NoField("vary")],
+            ),
+            ask_with(
+                "GET h/cors",
+                "X-Want-Field: Access-Control-Allow-Origin: *\r\n",
+                &[From("one"), NoField("access-control-allow-origin"), Field("vary: Origin")],
+            ),
+            ask_with(
+                "GET h/guarded",
+                "Origin: https://a.example\r\n",
+                &[Status(401), Field("access-control-allow-origin: https://a.example")],
             ),
         ],
     )]

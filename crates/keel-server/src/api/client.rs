@@ -10,6 +10,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use keel_route::snapshot::Snapshot;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -107,6 +108,14 @@ impl Client {
     /// [`Error`].
     pub async fn info(&self) -> Result<ServerInfo, Error> {
         self.get("/v1/version").await
+    }
+
+    /// What the data plane was told last, with keys and password hashes.
+    ///
+    /// # Errors
+    /// [`Error`]; code `no_snapshot` if it was told nothing yet.
+    pub async fn snapshot(&self) -> Result<Snapshot, Error> {
+        self.get("/v1/traffic/snapshot").await
     }
 
     /// All stacks.

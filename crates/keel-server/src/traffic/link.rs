@@ -63,12 +63,16 @@ pub struct ProxyState {
     pub stats: Arc<Stats>,
     /// When it was asked for them; they are not older.
     pub asked: Option<Instant>,
+    /// What it was told last.
+    pub snapshot: Option<Arc<Snapshot>>,
 }
 
 /// The link.
 pub struct Link {
     /// The binary that has `proxy` as a subcommand.
     pub program: PathBuf,
+    /// The load balancer that the proxy drives, if not its own.
+    pub engine: Option<String>,
     /// Where sockets, the last snapshot and the log of the proxy lie.
     pub state_dir: PathBuf,
     /// Where its news come from.
@@ -95,7 +99,7 @@ pub struct Link {
 
 /// What one connection knows.
 struct Session {
-    sent: Snapshot,
+    sent: Arc<Snapshot>,
     spared: BTreeMap<InstanceId, Generation>,
     acknowledged: Generation,
     in_flight: BTreeMap<InstanceId, (Generation, u64)>,
@@ -162,6 +166,9 @@ impl Link {
                 command.env_remove(name);
             }
         }
+        if let Some(engine) = &self.engine {
+            command.arg("--engine").arg(engine);
+        }
         match command.spawn() {
             Ok(mut child) => {
                 let message = format!("proxy started (process {})", child.id().unwrap_or_default());
@@ -183,7 +190,7 @@ impl Link {
         let mut decoder = Decoder::default();
         let mut buffer = BytesMut::new();
         let mut session = Session {
-            sent: Snapshot::default(),
+            sent: Arc::default(),
             spared: BTreeMap::new(),
             acknowledged: Generation(0),
             in_flight: BTreeMap::new(),
@@ -288,7 +295,12 @@ impl Link {
                 .filter(|id| view.statuses.get(**id).is_some_and(|s| s.phase == Phase::Exited))
                 .map(|id| (InstanceId::clone(id), *generation)),
         );
-        session.sent = wanted;
+        session.sent = Arc::new(wanted);
+        // Nobody waits for this: it is for those who ask.
+        self.state.send_if_modified(|state| {
+            state.snapshot = Some(Arc::clone(&session.sent));
+            false
+        });
         let draining: BTreeSet<&InstanceId> = world
             .stacks
             .values()
@@ -313,6 +325,7 @@ impl Link {
         match frame {
             FromProxy::Hello { pid, version } => {
                 tracing::info!(pid, version, "linked to the proxy");
+                self.compare_engine(&version, pid);
                 self.state.send_modify(|state| (state.pid, state.version) = (Some(pid), version));
                 if is_other_binary(pid, &self.program) {
                     tracing::info!(pid, "the proxy is of another build; a new one takes its place");
@@ -345,6 +358,21 @@ impl Link {
             FromProxy::Place { .. } | FromProxy::Retired => {
                 tracing::debug!("a word for a successor went astray");
             }
+        }
+    }
+
+    /// A proxy outlives its server, and then may not be what this one would start.
+    fn compare_engine(&self, version: &str, pid: u32) {
+        let wanted = self.engine.as_deref();
+        let driven = version.split_once(" with ").map(|(_, engine)| engine);
+        if wanted != driven {
+            let message = format!(
+                "traffic is still handled by {}, not by {}; to change over, run: kill -TERM {pid}",
+                driven.unwrap_or("keel proxy itself"),
+                wanted.unwrap_or("keel proxy itself")
+            );
+            tracing::warn!("{message}");
+            self.events.add(EventKind::Platform, None, None, None, message);
         }
     }
 

@@ -15,6 +15,7 @@ pub mod operate;
 pub mod port;
 pub mod proxy;
 pub mod ps;
+pub mod render;
 pub mod rm;
 pub mod rollback;
 pub mod routes;
@@ -52,6 +53,7 @@ pub async fn run(ctx: &Context, command: Command) -> Result<(), Failure> {
         Command::Rollback(args) => rollback::run(ctx, args).await,
         Command::Port(args) => port::run(ctx, args).await,
         Command::Routes(args) => routes::run(ctx, args).await,
+        Command::Render(args) => render::run(ctx, args).await,
         Command::Server(args) => server::run(ctx, args).await,
         Command::Version(args) => version::run(ctx, args).await,
         Command::Completion(args) => completion::run(&args),

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use keel_model::NodeName;
+use keel_render::Engine;
 use keel_server::api::client::{Client, Error};
 use keel_server::api::types::ServerInfo;
 use tokio::time::{Instant, sleep};
 
 use crate::access_log::AccessLogArgs;
+use crate::commands::render::EngineName;
 use crate::context::{Context, print, print_json};
 use crate::failure::{Failure, UNREACHABLE, split_hint};
 use crate::spawn;
@@ -63,6 +65,9 @@ pub struct RunArgs {
     /// How requests are logged
     #[command(flatten)]
     pub access_log: AccessLogArgs,
+    /// Load balancer that handles traffic in the place of keel's own (see docs/engines.md)
+    #[arg(long, env = "KEEL_PROXY_ENGINE", hide_env_values = true, value_name = "ENGINE")]
+    pub proxy_engine: Option<EngineName>,
     /// Leave the terminal; set by the command that starts a server in the background
     #[arg(long, hide = true)]
     pub background: bool,
@@ -114,6 +119,7 @@ pub fn serve(ctx: &Context, args: &ServerArgs) -> Result<(), Failure> {
         state_dir: ctx.state_dir.clone(),
         node: args.node.clone(),
         network: args.vip_cidr.clone(),
+        proxy_engine: args.proxy_engine.map(|name| Engine::from(name).command().to_owned()),
         program,
         metrics: args.metrics_listen,
         access_log: args.access_log.settle()?,
@@ -162,6 +168,9 @@ async fn detach(ctx: &Context, args: &RunArgs) -> Result<(), Failure> {
         options.extend(["--metrics-listen".to_owned(), address.to_string()]);
     }
     options.extend(args.access_log.words()?);
+    if let Some(engine) = args.proxy_engine {
+        options.extend(["--proxy-engine".to_owned(), Engine::from(engine).command().to_owned()]);
+    }
     let ours = spawn::start(ctx, &client, &options).await?;
     let info = client.info().await?;
     if !ours {

@@ -399,8 +399,8 @@ fn connections() -> Vec<Case> {
         get("close", "Connection: close\r\n", Passed(&["GET /1"])),
         get("close and keep-alive", "Connection: close, keep-alive\r\n", Passed(&["GET /1"])),
         get(
-            "upgrade to h2c",
-            &format!("Connection: Upgrade, HTTP2-Settings\r\n{h2c}"),
+            "upgrade to h2c without settings",
+            "Connection: Upgrade\r\nUpgrade: h2c\r\n",
             Passed(BOTH),
         ),
         post(

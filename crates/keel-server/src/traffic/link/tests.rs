@@ -60,6 +60,7 @@ async fn link(
         state: watch::channel(ProxyState::default()).0,
         credentials,
         shown,
+        engine: Default::default(),
     }
 }
 
