@@ -11,6 +11,7 @@ fn main() -> Result<(), keel_proxy::Error> {
         workers: next().parse().unwrap_or(1),
         hold_timeout: keel_proxy::HOLD_TIMEOUT,
         version: env!("CARGO_PKG_VERSION").into(),
+        access_log: None,
         take_over: false,
     })
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use keel_model::{Generation, InstanceId};
 use keel_route::codec::{Decoder, encode};
-use keel_route::snapshot::{EdgeStats, FromProxy, ListenerFailure, Snapshot, ToProxy};
+use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::SocketAddr;
@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
+use crate::access::Switch;
 use crate::check::Checks;
 use crate::elder::Elder;
 use crate::handover::{self, TakenOver};
@@ -47,6 +48,7 @@ pub struct Control {
     pub shared: std::sync::Arc<Shared>,
     pub control_socket: std::path::PathBuf,
     pub snapshot_file: std::path::PathBuf,
+    pub log: Switch,
     /// From the proxy whose place this one takes.
     pub taken_over: Option<TakenOver>,
 }
@@ -66,6 +68,7 @@ struct Running {
     version: String,
     /// Last numbers in flight that were reported.
     reported: BTreeMap<InstanceId, u64>,
+    log: Switch,
     /// Since when instances drain, at the latest.
     draining_since: BTreeMap<InstanceId, Generation>,
     /// The proxy whose place this one took, until it has ended.
@@ -79,20 +82,9 @@ struct Running {
 
 /// Runs until told to end, and then until the workers have drained.
 pub async fn run(control: Control) -> Result<(), Error> {
-    let Control { version, workers, mut died, mut refused, shared, .. } = control;
+    let Control { version, workers, mut died, mut refused, shared, log, .. } = control;
     let mut signals = Signals::new().map_err(Error::Start)?;
-    let mut running = Running {
-        registry: Registry::new(std::sync::Arc::clone(&shared)),
-        workers,
-        server: None,
-        version,
-        reported: BTreeMap::new(),
-        draining_since: BTreeMap::new(),
-        elder: None,
-        checks: Checks::default(),
-        handing_over: false,
-        retire: false,
-    };
+    let mut running = Running::new(&shared, workers, version, log);
     let mut saver = Saver::new(control.snapshot_file.clone());
     running.begin(control.taken_over, &control.snapshot_file).await?;
     let mut socket = Some(ControlSocket::create(control.control_socket)?);
@@ -224,6 +216,28 @@ enum Report {
 }
 
 impl Running {
+    /// Nothing is known yet.
+    fn new(
+        shared: &std::sync::Arc<Shared>,
+        workers: Vec<mpsc::Sender<Command>>,
+        version: String,
+        log: Switch,
+    ) -> Self {
+        Self {
+            registry: Registry::new(std::sync::Arc::clone(shared)),
+            workers,
+            server: None,
+            version,
+            reported: BTreeMap::new(),
+            log,
+            draining_since: BTreeMap::new(),
+            elder: None,
+            checks: Checks::default(),
+            handing_over: false,
+            retire: false,
+        }
+    }
+
     /// Brings the last known state into force: that of the proxy before, which then retires, or that of the file.
     async fn begin(
         &mut self,
@@ -347,18 +361,24 @@ impl Running {
                 return Ok(false);
             }
             ToProxy::Stats => {
-                let mut stats = self.registry.stats();
-                stats.edges = self.edges().await?;
+                let stats = self.stats().await?;
                 self.send(&FromProxy::Stats(stats)).await;
                 return Ok(false);
             }
             ToProxy::Snapshot(snapshot) => self.replace(snapshot).await?,
-            ToProxy::Cluster { generation, .. } if generation <= self.registry.generation() => {
+            ToProxy::Cluster { generation, .. } | ToProxy::Callers { generation, .. }
+                if generation <= self.registry.generation() =>
+            {
                 tracing::warn!(%generation, "an outdated change is not applied");
                 return Ok(false);
             }
             ToProxy::Cluster { generation, id, cluster } => {
                 let changes = self.registry.replace_cluster(generation, id, cluster);
+                self.apply(changes).await?;
+                Vec::new()
+            }
+            ToProxy::Callers { generation, callers, caller_cgroups } => {
+                let changes = self.registry.replace_callers(generation, callers, caller_cgroups);
                 self.apply(changes).await?;
                 Vec::new()
             }
@@ -409,24 +429,33 @@ impl Running {
     }
 
     async fn replace(&mut self, snapshot: Snapshot) -> Result<Vec<ListenerFailure>, Error> {
-        let (changes, failed) = self.registry.replace(snapshot);
+        let (mut changes, failed) = self.registry.replace(snapshot);
+        if let Some(log) = self.log.turn(self.registry.access_log()) {
+            changes.iter_mut().for_each(|change| change.access_log = Some(log.clone()));
+        }
         for failure in &failed {
             tracing::warn!(bind = %failure.bind, reason = failure.reason, "cannot listen");
         }
         self.apply(changes).await?;
+        self.log.turned();
         Ok(failed)
     }
 
     /// What the workers have counted, added up.
-    async fn edges(&self) -> Result<Vec<EdgeStats>, Error> {
+    async fn stats(&self) -> Result<Stats, Error> {
+        let mut stats = self.registry.stats();
+        (stats.proxy.log_lines, stats.proxy.log_dropped) = self.log.counts();
         let mut parts = Vec::new();
         for (index, worker) in self.workers.iter().enumerate() {
             let (answer, answered) = oneshot::channel();
             let sent = worker.send(Command::Stats(answer)).await;
             sent.map_err(|_| Error::WorkerDied(index))?;
-            parts.extend(answered.await.map_err(|_| Error::WorkerDied(index))?);
+            let counted = answered.await.map_err(|_| Error::WorkerDied(index))?;
+            stats.proxy.connections += counted.connections;
+            parts.extend(counted.edges);
         }
-        Ok(edge::merge(parts))
+        stats.edges = edge::merge(parts);
+        Ok(stats)
     }
 
     /// Brings a change to every worker and waits until all use it.

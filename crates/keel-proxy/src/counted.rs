@@ -1,17 +1,19 @@
 //! One request (or opaque connection) from its first try to the end of its answer: counted, bounded, and remembered
 //! by what it is placed by.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
+use http::HeaderMap;
 use keel_route::balance::Token;
 use keel_route::breaker::{Full, Pass};
 use keel_route::concurrency::Completion;
 use keel_route::retry_after;
 
-use crate::cluster::WorkerCluster;
+use crate::access::{Ended, Entry};
+use crate::cluster::{WorkerCluster, WorkerEndpoint};
 use crate::edge::{Edge, Record};
 use crate::limits::BUSY;
 use crate::reply::Reply;
@@ -36,6 +38,11 @@ pub struct Counted {
     begun: Instant,
     none: Cell<bool>,
     record: Cell<Record>,
+    failed: Cell<bool>,
+    /// When it became a tunnel: what comes then is no waiting for an answer.
+    upgraded_us: Cell<Option<u64>>,
+    /// Its line in the access log, if that is on.
+    log: OnceCell<Box<Entry>>,
     passes: RefCell<Passes>,
 }
 
@@ -61,6 +68,9 @@ impl Counted {
             begun: Instant::now(),
             none: Cell::new(false),
             record: Cell::default(),
+            failed: Cell::default(),
+            upgraded_us: Cell::default(),
+            log: OnceCell::new(),
             passes: RefCell::default(),
         };
         add(&counted.cluster.counters().requests, 1);
@@ -126,16 +136,12 @@ impl Counted {
     /// The platform failed it, and said so with `status` (0: not at all).
     pub fn failed(&self, status: u16) {
         add(&self.cluster.counters().failed, 1);
+        self.failed.set(true);
         self.note(|record| {
             if record.status == 0 {
                 record.status = status;
             }
         });
-    }
-
-    /// The request itself turned out not to be acceptable; the caller is told `status`.
-    pub fn refused(&self, status: u16) {
-        self.note(|record| record.status = status);
     }
 
     pub fn retried(&self) {
@@ -147,7 +153,55 @@ impl Counted {
         if status >= 500 {
             add(&self.cluster.counters().server_errors, 1);
         }
+        if let Some(entry) = self.log.get() {
+            entry.answered();
+        }
         self.note(|record| record.status = status);
+    }
+
+    /// The service agreed to another protocol, or to a tunnel.
+    pub fn upgraded(&self, status: u16) {
+        self.answered(status);
+        self.upgraded_us.set(Some(self.so_far().latency_us));
+    }
+
+    /// How a call of gRPC ended, as far as `fields` (of the head of an answer or behind its body) tell.
+    pub fn grpc(&self, fields: &HeaderMap) {
+        let status = fields.get("grpc-status").and_then(|value| value.to_str().ok()?.parse().ok());
+        if let Some(status @ 0..=16) = status {
+            self.note(|record| record.grpc_status = Some(status));
+        }
+    }
+
+    /// It will be a line of the access log.
+    pub fn log(&self, entry: Option<Box<Entry>>) {
+        if let Some(entry) = entry {
+            // A request has one entry.
+            let _ = self.log.set(entry);
+        }
+    }
+
+    /// It goes to this endpoint now.
+    pub fn tries(&self, endpoint: &Rc<WorkerEndpoint>) {
+        if let Some(entry) = self.log.get() {
+            entry.tries(endpoint);
+        }
+    }
+
+    /// The proxy answers by itself, which goes out as `own` says.
+    pub fn replied(&self, reply: &Reply, own: Record) {
+        self.because(reply.reason());
+        self.note(|record| {
+            let Record { status, grpc_status, bytes_out, .. } = own;
+            *record = Record { status, grpc_status, bytes_out, ..*record };
+        });
+    }
+
+    /// Why the proxy answers by itself or breaks off.
+    pub fn because(&self, reason: &'static str) {
+        if let Some(entry) = self.log.get() {
+            entry.because(reason);
+        }
     }
 
     /// Bytes of bodies passed: from the caller, and to it.
@@ -170,7 +224,12 @@ impl Drop for Counted {
         if self.none.get() {
             return;
         }
-        let record = self.so_far();
+        let mut record = self.so_far();
+        if let Some(entry) = self.log.take() {
+            let (route, cluster) = (&self.edge.key.route, self.cluster.id());
+            entry.end(Ended { record, failed: self.failed.get(), route, cluster });
+        }
+        record.latency_us = self.upgraded_us.get().unwrap_or(record.latency_us);
         let counters = self.cluster.counters();
         add(&counters.total_us, record.latency_us);
         add(&counters.ended, 1);

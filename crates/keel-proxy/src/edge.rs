@@ -26,8 +26,9 @@ pub struct EdgeKey {
 /// Counters of one edge in one worker.
 #[derive(Debug)]
 pub struct Edge {
-    key: EdgeKey,
+    pub key: EdgeKey,
     statuses: RefCell<Vec<(u16, u64)>>,
+    grpc_statuses: RefCell<Vec<(u16, u64)>>,
     retries: Cell<u64>,
     bytes_in: Cell<u64>,
     bytes_out: Cell<u64>,
@@ -40,6 +41,8 @@ pub struct Edge {
 pub struct Record {
     /// 0: none could be sent, or an opaque connection.
     pub status: u16,
+    /// Of a call of gRPC.
+    pub grpc_status: Option<u16>,
     pub retries: u32,
     pub bytes_in: u64,
     pub bytes_out: u64,
@@ -51,6 +54,7 @@ impl Edge {
         Self {
             key,
             statuses: RefCell::default(),
+            grpc_statuses: RefCell::default(),
             retries: Cell::new(0),
             bytes_in: Cell::new(0),
             bytes_out: Cell::new(0),
@@ -67,11 +71,12 @@ impl Edge {
         add(&self.bytes_out, record.bytes_out);
         add(&self.latency_sum, record.latency_us);
         self.latency.borrow_mut()[bucket(record.latency_us)] += 1;
-        let mut statuses = self.statuses.borrow_mut();
-        // The commonest status is mostly the first.
-        match statuses.iter_mut().find(|(status, _)| *status == record.status) {
-            Some((_, count)) => *count += 1,
-            None => statuses.push((record.status, 1)),
+        count(&mut self.statuses.borrow_mut(), record.status);
+        // A request counts as one failure, however often it says so.
+        if let Some(status) = record.grpc_status
+            && record.status < 500
+        {
+            count(&mut self.grpc_statuses.borrow_mut(), status);
         }
     }
 
@@ -81,11 +86,20 @@ impl Edge {
             caller: self.key.caller.to_string(),
             cluster: self.key.cluster.clone(),
             statuses: self.statuses.borrow().iter().copied().collect(),
+            grpc_statuses: self.grpc_statuses.borrow().iter().copied().collect(),
             retries: self.retries.get(),
             bytes_in: self.bytes_in.get(),
             bytes_out: self.bytes_out.get(),
             latency: Histogram::new(self.latency_sum.get(), self.latency.borrow().iter().copied()),
         }
+    }
+}
+
+/// The commonest status is mostly the first.
+fn count(statuses: &mut Vec<(u16, u64)>, status: u16) {
+    match statuses.iter_mut().find(|(known, _)| *known == status) {
+        Some((_, count)) => *count += 1,
+        None => statuses.push((status, 1)),
     }
 }
 
@@ -132,6 +146,9 @@ pub fn merge(parts: impl IntoIterator<Item = EdgeStats>) -> Vec<EdgeStats> {
         for (status, count) in part.statuses {
             *sum.statuses.entry(status).or_default() += count;
         }
+        for (status, count) in part.grpc_statuses {
+            *sum.grpc_statuses.entry(status).or_default() += count;
+        }
         sum.retries += part.retries;
         sum.bytes_in += part.bytes_in;
         sum.bytes_out += part.bytes_out;
@@ -151,7 +168,14 @@ mod tests {
     #[test]
     fn workers_are_added_up() {
         let (one, two) = (Edges::default(), Edges::default());
-        let record = Record { status: 200, retries: 1, bytes_in: 2, bytes_out: 3, latency_us: 40 };
+        let record = Record {
+            status: 200,
+            grpc_status: Some(0),
+            retries: 1,
+            bytes_in: 2,
+            bytes_out: 3,
+            latency_us: 40,
+        };
         one.get(key("a", "x")).add(record);
         one.get(key("a", "x")).add(Record { status: 503, ..record });
         two.get(key("a", "x")).add(record);
@@ -159,6 +183,7 @@ mod tests {
         let sums = merge(one.stats().into_iter().chain(two.stats()));
         assert_eq!(sums.len(), 2);
         assert_eq!(sums[0].statuses, [(200, 2), (503, 1)].into());
+        assert_eq!(sums[0].grpc_statuses, [(0, 2)].into(), "503 says it already");
         assert_eq!((sums[0].retries, sums[0].bytes_in, sums[0].bytes_out), (3, 6, 9));
         assert_eq!((sums[0].latency.sum, sums[0].latency.count()), (120, 3));
         two.forget("a");

@@ -197,9 +197,14 @@ impl State {
                 let (changes, failed) = self.0.replace(snapshot);
                 assert_eq!((changes.len(), failed.len()), (2, listeners));
             }
-            ToProxy::Cluster { generation, .. } if generation <= self.0.generation() => {}
+            ToProxy::Cluster { generation, .. } | ToProxy::Callers { generation, .. }
+                if generation <= self.0.generation() => {}
             ToProxy::Cluster { generation, id, cluster } => {
                 assert_eq!(self.0.replace_cluster(generation, id, cluster).len(), 2);
+            }
+            ToProxy::Callers { generation, callers, caller_cgroups } => {
+                let changes = self.0.replace_callers(generation, callers, caller_cgroups);
+                assert_eq!(changes.len(), 2);
             }
         }
     }

@@ -61,7 +61,7 @@ pub fn take_over(control_socket: &Path) -> io::Result<Option<TakenOver>> {
     stream.write_all(&encode(&ToProxy::TakeOver).map_err(io::Error::other)?)?;
     let (snapshot, counts) = loop {
         match read_frame(&mut stream)? {
-            FromProxy::Place { snapshot, sockets } => break (snapshot, sockets),
+            FromProxy::Place { snapshot, sockets } => break (*snapshot, sockets),
             FromProxy::Hello { .. } => {}
             other => tracing::debug!(?other, "not what was asked for"),
         }
@@ -135,7 +135,7 @@ pub fn give(
 ) -> io::Result<()> {
     stream.set_write_timeout(Some(HANDOVER))?;
     let counts = sockets.iter().map(|(bind, sockets)| (*bind, sockets.len())).collect();
-    let place = FromProxy::Place { snapshot: snapshot.clone(), sockets: counts };
+    let place = FromProxy::Place { snapshot: Box::new(snapshot.clone()), sockets: counts };
     (&mut &*stream).write_all(&encode(&place).map_err(io::Error::other)?)?;
     let all: Vec<BorrowedFd<'_>> = sockets.values().flatten().map(AsFd::as_fd).collect();
     for batch in all.chunks(BATCH) {

@@ -10,8 +10,10 @@
 //! queue and buffer has a bound in `limits`; hostile bytes are an error, never a panic.
 
 mod accept;
+mod access;
 mod bridge;
 mod buffer;
+mod callers;
 mod check;
 mod cluster;
 mod conn;
@@ -36,6 +38,7 @@ mod route;
 mod secure;
 mod session;
 mod shared;
+mod sock_diag;
 mod splice;
 mod stream;
 #[doc(hidden)]
@@ -48,10 +51,12 @@ mod worker;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::{Duration, Instant};
 
+use keel_route::access_log::AccessLog;
 use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
 use tokio::net::UnixListener;
@@ -76,6 +81,8 @@ pub struct ProxyOptions {
     pub hold_timeout: Duration,
     /// Told to the server.
     pub version: String,
+    /// The access log, where the state does not say how it is wanted.
+    pub access_log: Option<AccessLog>,
     /// Take the place of the proxy that serves the control socket, if there is one, without losing a connection.
     pub take_over: bool,
 }
@@ -146,15 +153,16 @@ pub fn run(options: ProxyOptions) -> Result<(), Error> {
         shed: AtomicU64::new(0),
     });
     let (died_tx, died) = mpsc::channel(workers);
+    let log = Rc::new(access::Writer::start().map_err(Error::Start)?);
     let mut senders = Vec::with_capacity(workers);
     for index in 0..workers {
         let (commands, receiver) = mpsc::channel(limits::COMMAND_QUEUE);
-        let (shared, died) = (Arc::clone(&shared), died_tx.clone());
+        let (shared, died, feed) = (Arc::clone(&shared), died_tx.clone(), log.feed());
         std::thread::Builder::new()
             .name(format!("keel-worker-{index}"))
             .spawn(move || {
                 let _guard = DeathNotice { index, died };
-                if let Err(error) = worker::run(index, shared, receiver) {
+                if let Err(error) = worker::run(index, shared, receiver, feed) {
                     tracing::error!(index, %error, "a worker could not start");
                 }
             })
@@ -173,9 +181,13 @@ pub fn run(options: ProxyOptions) -> Result<(), Error> {
             control_socket: options.control_socket.clone(),
             snapshot_file: options.snapshot_file.clone(),
             taken_over,
+            log: access::Switch::new(Rc::clone(&log), options.access_log),
         })
         .await
     });
+    if let Some(log) = Rc::into_inner(log) {
+        log.finish(limits::LOG_END);
+    }
     runtime.shutdown_timeout(limits::CONTROL_WRITE);
     result
 }

@@ -96,6 +96,16 @@ pub const SPARE_PIPES: usize = 32;
 pub const SMALL_TURNS: u32 = 8;
 /// What is left of a body from this length on moves through the kernel.
 pub const SPLICE_BODY: u64 = 128 * 1024;
+/// Lines of the access log that a worker hands over at once; half of it, give or take a line.
+pub const LOG_BLOCK: usize = 128 * 1024;
+/// Such blocks waiting to be written; more are dropped.
+pub const LOG_QUEUE: usize = 64;
+/// Longest text of a client in the access log, before what has to be escaped is.
+pub const MAX_LOG_FIELD: usize = 4 * 1024;
+/// How often it is looked whether the access log is still at its path, or can be opened.
+pub const LOG_LOOK: Duration = Duration::from_secs(1);
+/// The last lines of the access log have this long to be written when the proxy ends.
+pub const LOG_END: Duration = Duration::from_secs(1);
 /// Edges that each worker tells apart.
 pub const MAX_EDGES: usize = 10_000;
 /// Largest piece of a body that is handed to HTTP/2 without asking whether the peer takes it.

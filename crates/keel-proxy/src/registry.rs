@@ -9,15 +9,17 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
 use keel_model::{Balance, Endpoint, EndpointState, Generation, InstanceId, TrafficPolicy};
+use keel_route::access_log::AccessLog;
 use keel_route::balance::{Balancer, EndpointKey};
 use keel_route::concurrency::Limiter;
 use keel_route::memory::Memory;
 use keel_route::snapshot::{
-    Certificate, Challenges, Cluster, ClusterId, ClusterStats, Listener, ListenerFailure,
-    RouteTable, Snapshot, Stats, TableId,
+    Certificate, Challenges, Cluster, ClusterId, ClusterStats, EndpointCounts, Listener,
+    ListenerFailure, RouteTable, Snapshot, Stats, TableId,
 };
 use keel_route::table::Table;
 
+use crate::callers::CallerNames;
 use crate::cluster::ClusterChange;
 use crate::listen::{self, Taken};
 use crate::shared::{ClusterShared, EndpointShared, Shared};
@@ -77,7 +79,7 @@ pub struct Registry {
     /// Certificates and proofs in force.
     certificates: (Vec<Certificate>, Challenges),
     shared: Arc<Shared>,
-    callers: BTreeMap<std::net::IpAddr, String>,
+    callers: Arc<CallerNames>,
     /// Sockets of the proxy before, by address, that are not in use yet.
     adopted: BTreeMap<SocketAddr, Vec<std::net::TcpListener>>,
     /// The clusters that an instance is in.
@@ -104,7 +106,7 @@ impl Registry {
             memory: Memory::new(secret()),
             certificates: Default::default(),
             shared,
-            callers: BTreeMap::new(),
+            callers: Arc::default(),
             adopted: BTreeMap::new(),
             members: HashMap::new(),
             draining: BTreeMap::new(),
@@ -137,6 +139,11 @@ impl Registry {
             generation: self.generation,
             clusters: clusters.map(|(id, known)| (id.clone(), Arc::clone(&known.state))).collect(),
         }
+    }
+
+    /// How requests are to be logged, if the state says so.
+    pub fn access_log(&self) -> Option<&AccessLog> {
+        self.snapshot.access_log.as_ref()
     }
 
     pub fn generation(&self) -> Generation {
@@ -187,6 +194,21 @@ impl Registry {
         self.generation = generation;
         self.set_cluster(&id, Arc::new(cluster), &mut changes);
         self.forget_endpoints();
+        changes
+    }
+
+    /// Takes over what callers are known by.
+    pub fn replace_callers(
+        &mut self,
+        generation: Generation,
+        callers: BTreeMap<std::net::IpAddr, String>,
+        caller_cgroups: BTreeMap<u64, String>,
+    ) -> Vec<Change> {
+        let mut changes: Vec<_> = (0..self.workers).map(|_| Change::default()).collect();
+        self.generation = generation;
+        let snapshot = Arc::make_mut(&mut self.snapshot);
+        (snapshot.callers, snapshot.caller_cgroups) = (callers, caller_cgroups);
+        self.set_callers(&mut changes);
         changes
     }
 
@@ -349,12 +371,10 @@ impl Registry {
     }
 
     fn set_callers(&mut self, changes: &mut [Change]) {
-        let callers = &self.snapshot.callers;
-        if self.callers != *callers {
-            self.callers.clone_from(callers);
-            let by_address: Arc<HashMap<_, _>> =
-                Arc::new(callers.iter().map(|(ip, name)| (*ip, name.clone())).collect());
-            changes.iter_mut().for_each(|c| c.callers = Some(Arc::clone(&by_address)));
+        let callers = CallerNames::new(&self.snapshot);
+        if *self.callers != callers {
+            self.callers = Arc::new(callers);
+            changes.iter_mut().for_each(|c| c.callers = Some(Arc::clone(&self.callers)));
         }
     }
 
@@ -403,12 +423,31 @@ impl Registry {
 
     /// Counters of all clusters.
     pub fn stats(&self) -> Stats {
-        let stats = |known: &Known| -> ClusterStats { known.change.shared.stats() };
+        let now_ms = self.shared.now_ms();
+        let stats = |known: &Known| ClusterStats {
+            endpoints: counts(&known.change.endpoints, now_ms),
+            ..known.change.shared.stats()
+        };
         Stats {
             clusters: self.clusters.iter().map(|(id, k)| (id.clone(), stats(k))).collect(),
-            edges: Vec::new(),
+            ..Stats::default()
         }
     }
+}
+
+/// Endpoints by what they are good for.
+fn counts(endpoints: &[(Arc<EndpointShared>, EndpointState)], now_ms: u64) -> EndpointCounts {
+    let mut counts = EndpointCounts::default();
+    for (endpoint, state) in endpoints {
+        match state {
+            EndpointState::Draining => counts.draining += 1,
+            EndpointState::Ready if endpoint.ejected(now_ms) || endpoint.is_out(now_ms) => {
+                counts.ejected += 1;
+            }
+            EndpointState::Ready => counts.ready += 1,
+        }
+    }
+    counts
 }
 
 fn endpoint(
@@ -428,6 +467,7 @@ fn leads(listener: &Listener, shared: &Shared) -> Result<Leads, String> {
     let tls = listener.tls.as_ref().map(|tls| shared.tls.config(tls)).transpose();
     Ok(Leads {
         protocol: listener.protocol,
+        published: listener.published,
         table: listener.table.clone(),
         tls: tls.map_err(|error| error.to_string())?,
         accept_proxy_from: listener.accept_proxy_from.as_slice().into(),

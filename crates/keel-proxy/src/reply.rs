@@ -5,6 +5,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use keel_route::breaker::Full;
 use keel_route::filter::Answer;
 
+use crate::edge::Record;
 use crate::http1::Refusal;
 use crate::upstream::Unavailable;
 
@@ -12,6 +13,8 @@ use crate::upstream::Unavailable;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
     status: u16,
+    /// One word for programs.
+    reason: &'static str,
     body: String,
     /// Header fields, without the length.
     fields: Vec<(String, String)>,
@@ -22,7 +25,18 @@ impl Reply {
     pub fn new(status: u16, text: impl Into<String>) -> Self {
         let plain = "text/plain; charset=utf-8".to_owned();
         let fields = vec![("Content-Type".to_owned(), plain)];
-        Self { status, body: text.into() + "\n", fields }
+        Self { status, reason: "", body: text.into() + "\n", fields }
+    }
+
+    /// Why, in one word for the access log.
+    pub fn because(mut self, reason: &'static str) -> Self {
+        self.reason = reason;
+        self
+    }
+
+    /// Why, in one word.
+    pub fn reason(&self) -> &'static str {
+        self.reason
     }
 
     /// With the seconds after which another try makes sense.
@@ -35,47 +49,61 @@ impl Reply {
     pub fn proof(key_authorization: String) -> Self {
         let kind = "application/octet-stream".to_owned();
         let fields = vec![("Content-Type".to_owned(), kind)];
-        Self { status: 200, body: key_authorization, fields }
+        Self { status: 200, reason: "proof", body: key_authorization, fields }
     }
 
     /// More is asked of `service` than it takes; another try makes sense after `seconds`.
     pub fn full(service: &str, full: Full, seconds: u64) -> Self {
-        Self::new(503, format!("{service} is busy: {full}.")).retry_after(seconds)
+        let text = format!("{service} is busy: {full}.");
+        Self::new(503, text).because("busy").retry_after(seconds)
     }
 
     /// To a request that is not taken.
     pub fn refused(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::Malformed(why) => Self::new(400, format!("The request was refused: {why}.")),
+            Refusal::Malformed(why) => {
+                Self::new(400, format!("The request was refused: {why}.")).because("malformed")
+            }
             Refusal::TooLarge => {
                 Self::new(431, "The head of the request is over 64 KiB or 128 fields.")
+                    .because("head_too_large")
             }
             Refusal::Expectation => {
                 Self::new(417, "The only expectation that can be met is 100-continue.")
+                    .because("expectation")
             }
-            Refusal::Method => Self::new(405, "CONNECT is not served here."),
-            Refusal::Version => Self::new(505, "HTTP/1.1 and HTTP/2 are spoken here."),
+            Refusal::Method => Self::new(405, "CONNECT is not served here.").because("method"),
+            Refusal::Version => {
+                Self::new(505, "HTTP/1.1 and HTTP/2 are spoken here.").because("version")
+            }
         }
     }
 
     /// The client was too slow.
     pub fn too_slow() -> Self {
-        Self::new(408, "The request did not arrive in time.")
+        Self::new(408, "The request did not arrive in time.").because("client_too_slow")
     }
 
     /// The body of a request is over the limit of its route.
     pub fn too_large(most: u64) -> Self {
         Self::new(413, format!("The body of the request is over {most} bytes."))
+            .because("body_too_large")
     }
 
     /// No route leads anywhere from here.
     pub fn no_route() -> Self {
-        Self::new(404, "No route matches this request.")
+        Self::new(404, "No route matches this request.").because("no_route")
     }
 
     /// There is no memory for it; another try makes sense after `seconds`.
     pub fn short_of_memory(seconds: u64) -> Self {
-        Self::new(503, "The load balancer is short of memory.").retry_after(seconds)
+        let text = "The load balancer is short of memory.";
+        Self::new(503, text).because("short_of_memory").retry_after(seconds)
+    }
+
+    /// Whether a password is right could not be found out.
+    pub fn unverified() -> Self {
+        Self::new(500, "The password could not be checked.").because("unverified")
     }
 
     /// There is no endpoint for `service`.
@@ -87,23 +115,35 @@ impl Reply {
                 format!("Too many requests are waiting for {service} to become ready.")
             }
         };
-        let reply = Self::new(503, text);
+        let reply = Self::new(503, text).because(why.reason());
         if why == Unavailable::NoEndpoint { reply } else { reply.retry_after(1) }
     }
 
     /// An instance of `service` broke the connection or sent something that is not HTTP.
     pub fn broken(service: &str) -> Self {
-        Self::new(502, format!("An instance of {service} gave no valid answer."))
+        Self::new(502, format!("An instance of {service} gave no valid answer.")).because("broken")
     }
 
     /// An instance of `service` did not answer in time.
     pub fn timed_out(service: &str) -> Self {
         Self::new(504, format!("An instance of {service} did not answer in time."))
+            .because("timed_out")
     }
 
     /// Its status.
     pub fn status(&self) -> u16 {
         self.status
+    }
+
+    /// How it is counted.
+    pub fn record(&self) -> Record {
+        let bytes_out = self.body.len() as u64;
+        Record { status: self.status, bytes_out, ..Record::default() }
+    }
+
+    /// How it is counted as an answer to a call of gRPC: in HTTP's terms all is well then.
+    pub fn grpc_record(&self) -> Record {
+        Record { status: 200, grpc_status: Some(self.grpc_status()), ..Record::default() }
     }
 
     /// Its body.
@@ -113,7 +153,7 @@ impl Reply {
 
     /// As bytes of HTTP/1. The answer to a `HEAD` request has no body.
     pub fn write(&self, keep_alive: bool, is_head: bool) -> Vec<u8> {
-        let mut text = format!("HTTP/1.1 {} {}\r\n", self.status, self.reason());
+        let mut text = format!("HTTP/1.1 {} {}\r\n", self.status, self.phrase());
         for (name, value) in &self.fields {
             text.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -127,7 +167,7 @@ impl Reply {
         text.into_bytes()
     }
 
-    fn reason(&self) -> &'static str {
+    fn phrase(&self) -> &'static str {
         let status = StatusCode::from_u16(self.status).ok();
         status.and_then(|status| status.canonical_reason()).unwrap_or("Unknown")
     }
@@ -156,10 +196,10 @@ impl Reply {
         }
     }
 
-    /// The fields of an answer to a gRPC call (a response of trailers only): the status in gRPC's terms, as its
-    /// document "HTTP to gRPC Status Code Mapping" has it, but for what is known better here.
-    pub fn grpc_headers(&self) -> HeaderMap {
-        let code: u16 = match self.status {
+    /// Its status in gRPC's terms, as the document "HTTP to gRPC Status Code Mapping" has it, but for what is known
+    /// better here.
+    pub fn grpc_status(&self) -> u16 {
+        match self.status {
             400 | 431 => 13,
             401 => 16,
             403 => 7,
@@ -168,7 +208,12 @@ impl Reply {
             413 => 8,
             429 | 502 | 503 => 14,
             _ => 2,
-        };
+        }
+    }
+
+    /// The fields of an answer to a gRPC call (a response of trailers only).
+    pub fn grpc_headers(&self) -> HeaderMap {
+        let code = self.grpc_status();
         let mut headers = HeaderMap::new();
         self.add_fields(&mut headers);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
@@ -182,7 +227,18 @@ impl Reply {
 
 impl From<Answer> for Reply {
     fn from(answer: Answer) -> Self {
-        Self { status: answer.status, body: answer.body, fields: answer.headers }
+        let reason = match answer.status {
+            204 => "preflight",
+            300..400 => "redirected",
+            400 => "malformed",
+            401 => "unauthorized",
+            403 => "forbidden",
+            413 => "body_too_large",
+            429 => "rate_limited",
+            503 => "busy",
+            _ => "route",
+        };
+        Self { status: answer.status, reason, body: answer.body, fields: answer.headers }
     }
 }
 

@@ -12,8 +12,10 @@ use keel_route::request::{Headers, RequestView, cookie_value};
 use keel_route::sticky;
 use keel_route::table::{Route, Table};
 
+use crate::access::Entry;
 use crate::cluster::{WorkerCluster, WorkerEndpoint};
 use crate::counted::{Affinity, Counted};
+use crate::edge::Record;
 use crate::reply::Reply;
 use crate::session::Session;
 
@@ -171,9 +173,19 @@ impl Session {
         self.worker.proof(token)
     }
 
-    /// Counts a request that was answered here.
-    pub fn answered_here(&self, reply: &Reply, route: Option<&RouteAt>) {
-        self.worker.count_own(self.caller(), route.map(RouteAt::name), reply.status());
+    /// Counts a request that was answered here as `own` says, and writes its line of the access log.
+    pub fn answered_here(
+        &self,
+        reply: &Reply,
+        own: Record,
+        route: Option<&RouteAt>,
+        entry: Option<Box<Entry>>,
+    ) {
+        let route = route.map(RouteAt::name);
+        self.worker.count_own(self.caller(), route, own);
+        if let Some(entry) = entry {
+            entry.replied(reply, own, route.map_or("", |name| name));
+        }
     }
 }
 

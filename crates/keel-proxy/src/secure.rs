@@ -97,5 +97,9 @@ fn facts(tls: &Tls) -> Secure {
     let lines = certificate.and_then(ClientCertificate::from_der).map_or_else(Vec::new, |c| {
         format!("{CLIENT_CERTIFICATE_HEADER}: {}\r\n", c.forwarded(Detail::Facts)).into_bytes()
     });
-    Secure { sni: tls.sni().map(str::to_owned), lines }
+    Secure {
+        sni: tls.sni().map(str::to_owned),
+        version: tls.version().and_then(|v| v.as_str()),
+        lines,
+    }
 }

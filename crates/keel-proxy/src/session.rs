@@ -1,6 +1,6 @@
 //! What is known of a client's connection, whatever is spoken on it.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::rc::Rc;
@@ -8,6 +8,7 @@ use std::rc::Rc;
 use keel_model::ProxyVersion;
 use keel_route::{proxy_protocol, retry_after};
 
+use crate::callers::Caller;
 use crate::cluster::WorkerCluster;
 use crate::conn::Conn;
 use crate::counted::{Affinity, Counted};
@@ -32,7 +33,7 @@ pub struct Session {
     pub secure: Option<Secure>,
     /// It came when memory was short.
     late: bool,
-    caller: OnceCell<Rc<str>>,
+    caller: RefCell<Caller>,
     /// The edge of the request before: mostly that of the next one, too.
     last_edge: RefCell<Option<LastEdge>>,
 }
@@ -42,6 +43,8 @@ pub struct Session {
 pub struct Secure {
     /// The name that the client asked for.
     pub sni: Option<String>,
+    /// `TLSv1.2` or `TLSv1.3`.
+    pub version: Option<&'static str>,
     /// Header lines about the client's certificate.
     pub lines: Vec<u8>,
 }
@@ -50,6 +53,8 @@ pub struct Secure {
 struct LastEdge {
     cluster: Rc<WorkerCluster>,
     route: Option<Rc<str>>,
+    /// What was known of callers then.
+    callers: u64,
     edge: Rc<Edge>,
 }
 
@@ -69,7 +74,7 @@ impl Session {
             target,
             worker,
             secure,
-            caller: OnceCell::new(),
+            caller: RefCell::default(),
             last_edge: RefCell::default(),
         }
     }
@@ -95,17 +100,19 @@ impl Session {
         if let Some(last) = &*last
             && Rc::ptr_eq(&last.cluster, cluster)
             && last.route.as_ref() == route
+            && last.callers == self.worker.callers.version()
         {
             return Rc::clone(&last.edge);
         }
         let edge = self.worker.edges.get(EdgeKey {
             route: route.cloned().unwrap_or_default(),
-            caller: Rc::clone(self.caller()),
+            caller: self.caller(),
             cluster: cluster.id().clone(),
         });
         *last = Some(LastEdge {
             cluster: Rc::clone(cluster),
             route: route.cloned(),
+            callers: self.worker.callers.version(),
             edge: Rc::clone(&edge),
         });
         edge
@@ -119,8 +126,9 @@ impl Session {
     }
 
     /// `stack/service` of the client; empty for one outside.
-    pub fn caller(&self) -> &Rc<str> {
-        self.caller.get_or_init(|| self.worker.caller(self.peer.ip().to_canonical()))
+    pub fn caller(&self) -> Rc<str> {
+        let virtual_address = self.target.virtual_address();
+        self.worker.callers.name(&mut self.caller.borrow_mut(), self.peer, virtual_address)
     }
 
     /// The scheme of requests.

@@ -311,6 +311,7 @@ impl ClusterShared {
             held: sum(|c| &c.held),
             in_flight: requests.saturating_sub(ended),
             total_us: sum(|c| &c.total_us),
+            ..ClusterStats::default()
         }
     }
 }

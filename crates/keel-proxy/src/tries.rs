@@ -76,6 +76,7 @@ pub struct Trial {
 
 impl Trial {
     pub fn begin(request: &Counted, endpoint: &Rc<WorkerEndpoint>) -> Self {
+        request.tries(endpoint);
         let begun = request.cluster.is_timed().then(Instant::now);
         Self { endpoint: Rc::clone(endpoint), begun }
     }

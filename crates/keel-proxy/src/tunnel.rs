@@ -15,6 +15,7 @@ use keel_route::balance;
 use keel_route::detect::Wire;
 
 use crate::accept;
+use crate::access::Entry;
 use crate::buffer::Buffer;
 use crate::conn::Conn;
 use crate::counted::{Affinity, Counted};
@@ -49,8 +50,10 @@ fn by_source(client: &Client) -> Affinity {
 }
 
 async fn place_and_pass(client: &Client, counted: &Counted, first: Buffer) {
+    counted.log(Entry::of_connection(&client.session, "TCP"));
     if counted.enter().is_err() || client.shed().is_some() {
         counted.failed(0);
+        counted.because("busy");
         return client.stream.reset_on_close();
     }
     counted.is_tunnel();
@@ -66,6 +69,7 @@ async fn place_and_pass(client: &Client, counted: &Counted, first: Buffer) {
 /// the connection moves on when its endpoint drains.
 pub async fn serve_silent(client: Client) -> Option<(Client, Buffer)> {
     let counted = client.session.count(client.target.cluster(), None, by_source(&client));
+    counted.log(Entry::of_connection(&client.session, "TCP"));
     let silence = Deadline::never(&client.worker.deadlines);
     silence.set_idle(CLIENT_IDLE);
     let mut moves = 0;
@@ -135,9 +139,13 @@ async fn first_to_speak(
 async fn place(client: &Client, counted: &Counted) -> Option<Upstream> {
     let mut placement = Placement::default();
     match placement.acquire(&client.worker, counted, Reuse::No).await {
-        Ok(upstream) => Some(upstream),
+        Ok(upstream) => {
+            counted.tries(&upstream.in_flight.endpoint);
+            Some(upstream)
+        }
         Err(why) => {
             counted.failed(0);
+            counted.because(why.reason());
             tracing::debug!(cluster = counted.cluster.id(), ?why, "a connection found no endpoint");
             client.stream.reset_on_close();
             None
@@ -148,6 +156,7 @@ async fn place(client: &Client, counted: &Counted) -> Option<Upstream> {
 async fn pass(client: &Client, counted: &Counted, upstream: &Upstream, first: Buffer) {
     let passed = both_ways(client, counted, &upstream.line, first, Buffer::default()).await;
     if let Err(error) = passed {
+        counted.because("broken");
         tracing::debug!(cluster = counted.cluster.id(), %error, "a connection broke");
         client.stream.reset_on_close();
         upstream.line.reset_on_close();

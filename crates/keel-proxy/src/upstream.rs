@@ -146,6 +146,17 @@ pub enum Unavailable {
     TooManyHeld,
 }
 
+impl Unavailable {
+    /// The same in one word.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::NoEndpoint => "no_endpoint",
+            Self::HeldTooLong => "held_too_long",
+            Self::TooManyHeld => "too_many_held",
+        }
+    }
+}
+
 /// The search for a place for one request, over all its attempts.
 #[derive(Debug, Default)]
 pub struct Placement {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use keel_model::Protocol;
+use keel_route::access_log::AccessLog;
 use keel_route::balance::Random;
 use keel_route::snapshot::{ClusterId, EdgeStats, TableId};
 use keel_route::table::Table;
@@ -20,7 +21,9 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{JoinHandle, LocalSet};
 
 use crate::accept;
+use crate::access::{Feed, Log};
 use crate::buffer::Buffers;
+use crate::callers::{CallerNames, Callers};
 use crate::cluster::{ClusterChange, WorkerCluster};
 use crate::deadline::Deadlines;
 use crate::edge::{EdgeKey, Edges, Record};
@@ -36,7 +39,7 @@ pub enum Command {
     /// Apply, then confirm.
     Apply(Change, oneshot::Sender<()>),
     /// Say what was counted.
-    Stats(oneshot::Sender<Vec<EdgeStats>>),
+    Stats(oneshot::Sender<WorkerStats>),
     /// Give copies of the listening sockets.
     Lend(oneshot::Sender<Vec<(SocketAddr, OwnedFd)>>),
     /// Accept no more.
@@ -48,6 +51,14 @@ pub enum Command {
         /// To be told when the last connection has ended.
         ended: oneshot::Sender<()>,
     },
+}
+
+/// What a worker has counted.
+#[derive(Debug)]
+pub struct WorkerStats {
+    pub edges: Vec<EdgeStats>,
+    /// Open connections of clients.
+    pub connections: u64,
 }
 
 /// How a proxy ends.
@@ -77,7 +88,9 @@ pub struct Change {
     /// Listeners that are gone.
     pub removed_listeners: Vec<SocketAddr>,
     /// Who calls from where, if that changed.
-    pub callers: Option<Arc<HashMap<IpAddr, String>>>,
+    pub callers: Option<Arc<CallerNames>>,
+    /// The access log, if that changed.
+    pub access_log: Option<Option<Arc<AccessLog>>>,
 }
 
 /// A listener that is new or leads elsewhere now.
@@ -94,6 +107,8 @@ pub struct ListenerChange {
 #[derive(Clone, Debug)]
 pub struct Leads {
     pub protocol: Protocol,
+    /// Open for clients outside.
+    pub published: bool,
     pub table: Option<TableId>,
     pub tls: Option<ListenerConfig>,
     pub accept_proxy_from: Arc<[IpNet]>,
@@ -102,6 +117,7 @@ pub struct Leads {
 /// Where connections to a listener lead; changes while they are open.
 #[derive(Debug)]
 pub struct Target {
+    bind: SocketAddr,
     leads: RefCell<Leads>,
     cluster: RefCell<Rc<WorkerCluster>>,
     table: RefCell<Option<Rc<WorkerTable>>>,
@@ -115,6 +131,16 @@ impl Target {
     /// Where what no route wants goes; with a table perhaps nowhere (its id is empty then).
     pub fn cluster(&self) -> Rc<WorkerCluster> {
         Rc::clone(&self.cluster.borrow())
+    }
+
+    /// It is open for clients outside.
+    pub fn is_published(&self) -> bool {
+        self.leads.borrow().published
+    }
+
+    /// Where it listens, if that is an address of a service.
+    pub fn virtual_address(&self) -> Option<SocketAddr> {
+        (!self.is_published()).then_some(self.bind)
     }
 
     pub fn table(&self) -> Option<Rc<WorkerTable>> {
@@ -159,8 +185,8 @@ pub struct Worker {
     pub pipes: Pipes,
     pub random: RefCell<Random>,
     pub edges: Edges,
-    /// Services by the address that they call from.
-    callers: RefCell<Arc<HashMap<IpAddr, String>>>,
+    pub callers: Callers,
+    pub log: Log,
     proofs: RefCell<Arc<BTreeMap<String, String>>>,
     /// Open client connections.
     pub connections: Cell<usize>,
@@ -173,9 +199,8 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// `stack/service` of who calls from `address`; empty if it is outside.
-    pub fn caller(&self, address: IpAddr) -> Rc<str> {
-        self.callers.borrow().get(&address).map_or_else(|| "".into(), |name| name.as_str().into())
+    fn stats(&self) -> WorkerStats {
+        WorkerStats { edges: self.edges.stats(), connections: self.connections.get() as u64 }
     }
 
     /// The proof that belongs to a certificate authority's token.
@@ -184,13 +209,9 @@ impl Worker {
     }
 
     /// Counts an answer of the proxy itself.
-    pub fn count_own(&self, caller: &Rc<str>, route: Option<&Rc<str>>, status: u16) {
-        let edge = self.edges.get(EdgeKey {
-            route: route.cloned().unwrap_or_default(),
-            caller: Rc::clone(caller),
-            cluster: ClusterId::new(),
-        });
-        edge.add(Record { status, ..Record::default() });
+    pub fn count_own(&self, caller: Rc<str>, route: Option<&Rc<str>>, record: Record) {
+        let route = route.cloned().unwrap_or_default();
+        self.edges.get(EdgeKey { route, caller, cluster: ClusterId::new() }).add(record);
     }
 }
 
@@ -202,6 +223,7 @@ pub fn run(
     index: usize,
     shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
+    log: Feed,
 ) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let worker = Rc::new(Worker {
@@ -212,7 +234,8 @@ pub fn run(
         pipes: Pipes::default(),
         random: RefCell::new(Random::new(u64::from(std::process::id()) << 16 | index as u64)),
         edges: Edges::default(),
-        callers: RefCell::default(),
+        callers: Callers::default(),
+        log: Log::new(log),
         proofs: RefCell::default(),
         connections: Cell::new(0),
         ended: Notify::new(),
@@ -249,7 +272,7 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
                 }
                 Some(Command::Stats(answer)) => {
                     // Nobody waits any more if the server is gone.
-                    let _ = answer.send(worker.edges.stats());
+                    let _ = answer.send(worker.stats());
                 }
                 Some(Command::Lend(answer)) => {
                     // As above.
@@ -265,6 +288,7 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
             _ = ticks.tick() => {
                 let now = worker.shared.now_ms();
                 worker.deadlines.tick(now);
+                worker.log.flush();
                 state.clusters.values().for_each(|c| c.close_idle(now));
             }
         }
@@ -317,7 +341,10 @@ impl State {
             self.worker.proofs.replace(proofs);
         }
         if let Some(callers) = change.callers {
-            self.worker.callers.replace(callers);
+            self.worker.callers.set(callers);
+        }
+        if let Some(log) = change.access_log {
+            self.worker.log.set(log.as_ref());
         }
     }
 
@@ -357,6 +384,7 @@ impl State {
             return;
         }
         let target = Rc::new(Target {
+            bind: change.bind,
             leads: RefCell::new(change.leads),
             cluster: RefCell::new(cluster),
             table: RefCell::new(table),

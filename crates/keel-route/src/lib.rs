@@ -7,6 +7,7 @@
 //! [`active_check`]); what may be tried again ([`retry`]); what is refused ([`breaker`], [`concurrency`], [`shed`]) and
 //! until when ([`retry_after`]). Time and randomness are handed in.
 
+pub mod access_log;
 pub mod active_check;
 pub mod balance;
 pub mod breaker;
@@ -14,6 +15,7 @@ pub mod client_key;
 pub mod codec;
 pub mod concurrency;
 pub mod detect;
+pub mod edges;
 pub mod eject;
 pub mod ewma;
 pub mod filter;

@@ -2,8 +2,8 @@
 //!
 //! The proxy listens on a Unix socket; the server connects and sends [`ToProxy`] frames, the proxy answers with
 //! [`FromProxy`] frames. A frame is a 4-byte big-endian length followed by that many bytes of JSON, at most
-//! [`MAX_FRAME`]. The first frame on a connection is always a full [`Snapshot`]; updates of single clusters may
-//! follow, each with a higher generation. The proxy keeps the last state when the connection ends, and writes
+//! [`MAX_FRAME`]. The first frame on a connection is always a full [`Snapshot`]; updates of single clusters and of
+//! the callers may follow, each with a higher generation. The proxy keeps the last state when the connection ends, and writes
 //! it to a file so that a restarted proxy serves at once.
 
 use std::collections::BTreeMap;
@@ -16,6 +16,7 @@ use keel_model::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::access_log::AccessLog;
 use crate::histogram::Histogram;
 
 /// Largest frame that either side accepts, in bytes.
@@ -47,6 +48,13 @@ pub struct Snapshot {
     /// Who calls from an address of its own, as `stack/service`; others call from outside.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub callers: BTreeMap<std::net::IpAddr, String>,
+    /// Who calls from the host's addresses, as `stack/service`, by the id of the cgroup (version 2) that a process opens
+    /// its sockets in.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub caller_cgroups: BTreeMap<u64, String>,
+    /// The access log that is wanted; without one, that of the proxy's own options, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_log: Option<AccessLog>,
     /// The zone of this node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
@@ -209,6 +217,15 @@ pub enum ToProxy {
         /// Its new state.
         cluster: Cluster,
     },
+    /// Replaces what callers are known by: instances come and go more often than anything else does.
+    Callers {
+        /// The generation after this change.
+        generation: Generation,
+        /// See [`Snapshot::callers`].
+        callers: BTreeMap<std::net::IpAddr, String>,
+        /// See [`Snapshot::caller_cgroups`].
+        caller_cgroups: BTreeMap<u64, String>,
+    },
     /// Asks for [`FromProxy::Stats`].
     Stats,
     /// A new proxy asks the running one for its place: [`FromProxy::Place`] is the answer, the listening sockets
@@ -256,7 +273,7 @@ pub enum FromProxy {
     /// The place of the proxy, for its successor.
     Place {
         /// The state in force.
-        snapshot: Snapshot,
+        snapshot: Box<Snapshot>,
         /// How many sockets of each address follow, as ancillary data of one-byte messages.
         sockets: Vec<(SocketAddr, usize)>,
     },
@@ -281,6 +298,21 @@ pub struct Stats {
     /// Per route, caller and cluster.
     #[serde(default)]
     pub edges: Vec<EdgeStats>,
+    /// Of the process.
+    #[serde(default)]
+    pub proxy: ProxyStats,
+}
+
+/// What a proxy counts that belongs to no cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ProxyStats {
+    /// Connections of clients that are open now.
+    pub connections: u64,
+    /// Lines of the access log that were written.
+    pub log_lines: u64,
+    /// Lines that were not: the file could not be written, or not fast enough.
+    pub log_dropped: u64,
 }
 
 /// Counters of the traffic from one caller over one route to one cluster, since the proxy started.
@@ -297,13 +329,16 @@ pub struct EdgeStats {
     pub cluster: ClusterId,
     /// Answers by status (0: none could be sent, or an opaque connection).
     pub statuses: BTreeMap<u16, u64>,
+    /// Of these, calls of gRPC by their status.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub grpc_statuses: BTreeMap<u16, u64>,
     /// Tries beyond the first.
     pub retries: u64,
     /// Bytes of bodies from callers.
     pub bytes_in: u64,
     /// Bytes of bodies to callers.
     pub bytes_out: u64,
-    /// Microseconds to the end of the answer.
+    /// Microseconds to the end of the answer; of a request that is upgraded, to its answer.
     pub latency: Histogram,
 }
 
@@ -324,4 +359,19 @@ pub struct ClusterStats {
     pub in_flight: u64,
     /// Sum of the time to the end of the answer, in microseconds.
     pub total_us: u64,
+    /// Its endpoints by what they are good for.
+    #[serde(default)]
+    pub endpoints: EndpointCounts,
+}
+
+/// Endpoints of one cluster by what they are good for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EndpointCounts {
+    /// Take new requests.
+    pub ready: u64,
+    /// Would, but are left out for a while because they failed.
+    pub ejected: u64,
+    /// Finish what they have.
+    pub draining: u64,
 }

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -231,6 +232,11 @@ impl Group {
     /// The directory in the unified hierarchy, into which a process can be born.
     pub(crate) fn unified(&self) -> Option<&Path> {
         self.dirs.get(UNIFIED).map(PathBuf::as_path)
+    }
+
+    /// The kernel's number for the group in the unified hierarchy: the inode of its directory.
+    pub(crate) fn id(&self) -> Option<u64> {
+        fs::metadata(self.unified()?).ok().map(|metadata| metadata.ino())
     }
 
     fn limit(&self, limits: &Limits) -> Vec<String> {

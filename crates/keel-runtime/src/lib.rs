@@ -30,5 +30,6 @@ pub use process::{ProcessOptions, ProcessRuntime};
 pub use shim::shim_main;
 pub use types::{
     Capabilities, Capability, Error, ExecOutput, ExecRequest, ExecSpec, Identity, Launch, LogLine,
-    LogQuery, LogStream, Namespaces, Resources, Runtime, Seen, StartError, Started, VolumeInfo,
+    LogQuery, LogStream, Namespaces, Origin, Resources, Runtime, Seen, StartError, Started,
+    VolumeInfo,
 };

@@ -75,6 +75,15 @@ pub struct Seen {
     pub not_enforced: Vec<String>,
 }
 
+/// By what the calls of an instance are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// They come from an address that nobody else has.
+    Address(IpAddr),
+    /// Its sockets belong to the (version 2) cgroup with this id.
+    Cgroup(u64),
+}
+
 /// Whether this machine (and our rights on it) can do something.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capability {
@@ -335,6 +344,11 @@ pub trait Runtime: Send + Sync {
 
     /// What is known of one instance, without looking.
     fn seen(&self, id: &InstanceId) -> Option<Seen>;
+
+    /// By what the calls of a running instance can be told from those of others; `None` where they can't.
+    fn origin(&self, _id: &InstanceId) -> Option<Origin> {
+        None
+    }
 
     /// Fires within a few milliseconds whenever any instance started or ended. Carries no data.
     fn changed(&self) -> watch::Receiver<u64>;

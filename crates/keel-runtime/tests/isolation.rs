@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use keel_model::{Content, FileMount, Mount, MountSource, NetworkMode, Probe};
 use keel_runtime::conformance::{Harness, PATIENCE, ended, logged};
-use keel_runtime::{LogQuery, Runtime};
+use keel_runtime::{LogQuery, Origin, Runtime};
 use support::{Process, inside, kill, root, shell, wait};
 
 fn mount(source: MountSource, target: impl Into<PathBuf>, read_only: bool) -> Mount {
@@ -271,6 +271,29 @@ async fn memory_process_and_cpu_limits_hold() {
     runtime.remove(&busy.id).await.unwrap();
 }
 
+/// What the kernel says of the sockets of a process is what the runtime says of the instance.
+#[tokio::test]
+async fn calls_of_an_instance_are_known_by_its_cgroup() {
+    let process = Process::new();
+    let runtime = process.get();
+    let launch = shell("calls", "exec sleep 1000");
+    let started = runtime.start(launch.clone()).await.unwrap();
+    let groups = fs::read_to_string(format!("/proc/{}/cgroup", started.pid)).unwrap();
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/keel/"));
+    let Some(group) = group else {
+        println!("skipped: cgroups: there is no unified hierarchy, or no right to use it");
+        assert_eq!(runtime.origin(&launch.id), None);
+        return;
+    };
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 ")).unwrap();
+    let path = Path::new(mount.split(' ').nth(4).unwrap()).join("keel").join(group);
+    let id = fs::metadata(path).unwrap().ino();
+    assert_eq!(runtime.origin(&launch.id), Some(Origin::Cgroup(id)));
+    runtime.stop(&launch.id, 9, PATIENCE).await.unwrap();
+    assert_eq!(runtime.origin(&launch.id), None, "it calls nobody any more");
+}
+
 #[tokio::test]
 async fn the_order_of_sacrifice_is_set() {
     let process = Process::new();
@@ -355,6 +378,7 @@ async fn an_isolated_instance_has_its_own_address_and_fixed_port() {
     let output = inside(&runtime, &first, &format!("python3 -c \"{dial}\"")).await;
     assert_eq!(output.code, 0, "{}", output.output);
     assert_eq!(accept.await.unwrap().ip(), address.ip(), "with its own address");
+    assert_eq!(runtime.origin(&first.id), Some(Origin::Address(address.ip())));
     // A restart, even one after the server's, keeps the address; removal takes all away.
     drop(runtime);
     process.reopen();

@@ -26,6 +26,16 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// Metrics can't be served where they were asked for.
+    #[error(
+        "can't serve metrics at {address}: {source}; hint: name a free address of this machine with --metrics-listen"
+    )]
+    Metrics {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// The network of virtual addresses can't be used.
     #[error("can't use {network} for virtual addresses: {reason}")]
     Network {

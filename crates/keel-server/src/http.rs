@@ -4,16 +4,17 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use bytes::Bytes;
-use keel_model::{Event, InstanceId, StackName};
+use keel_model::{Event, InstanceId, StackName, Timestamp};
 use keel_route::snapshot::Snapshot;
 use keel_runtime::{ExecSpec, Runtime};
 use serde::Serialize;
@@ -21,22 +22,23 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, mpsc};
 
 use crate::api::types::{
-    Applied, ApplyRequest, ChangeView, DownRequest, ErrorBody, EventsQuery, HistoryEntry,
-    LogsQuery, RollbackRequest, RouteView, ScaleRequest, ServerInfo, ServicesRequest, StackSummary,
-    StackView,
+    Applied, ApplyRequest, ChangeView, DownRequest, EdgesView, ErrorBody, EventsQuery,
+    HistoryEntry, LogsQuery, RollbackRequest, RouteView, ScaleRequest, ServerInfo, ServicesRequest,
+    StackSummary, StackView,
 };
 use crate::changes::{Changes, Operation};
 use crate::error::Refusal;
 use crate::events::EventLog;
-use crate::logs;
+use crate::traffic::Figures;
 use crate::views::Viewer;
+use crate::{clock, logs};
 
 /// Largest request body, in bytes: a stack with its secrets and configs.
 const MAX_BODY: usize = 64 << 20;
 /// Lines of a stream that wait for their reader.
 const STREAM_QUEUE: usize = 64;
 /// Shortest time between two lines of a stack's watch.
-const WATCH_PAUSE: std::time::Duration = std::time::Duration::from_millis(40);
+const WATCH_PAUSE: Duration = Duration::from_millis(40);
 
 /// What handlers use.
 pub struct Api {
@@ -48,6 +50,8 @@ pub struct Api {
     pub events: Arc<EventLog>,
     /// For logs and exec.
     pub runtime: Arc<dyn Runtime>,
+    /// What the proxy has counted.
+    pub figures: Figures,
     /// Who this server is.
     pub info: ServerInfo,
     /// Ends the server.
@@ -86,6 +90,8 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/version", get(version))
         .route("/v1/shutdown", post(shutdown))
         .route("/v1/events", get(events))
+        .route("/v1/edges", get(edges))
+        .route("/metrics", get(metrics))
         .route("/v1/routes", get(routes))
         .route("/v1/traffic/snapshot", get(snapshot))
         .route("/v1/stacks", get(stacks))
@@ -122,6 +128,19 @@ async fn version(State(api): Shared) -> Json<ServerInfo> {
 async fn shutdown(State(api): Shared) -> Json<serde_json::Value> {
     api.shutdown.notify_one();
     Json(serde_json::json!({}))
+}
+
+async fn metrics(State(api): Shared, headers: HeaderMap) -> Response {
+    let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let (kind, page) = crate::metrics::page(&api.figures, accept).await;
+    ([(CONTENT_TYPE, kind)], page).into_response()
+}
+
+async fn edges(State(api): Shared) -> Json<EdgesView> {
+    let state = api.figures.now().await;
+    let age = state.asked.map_or(Duration::ZERO, |asked| asked.elapsed());
+    let at = Timestamp(clock::now().0.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(0)));
+    Json(EdgesView { at, proxy: state.pid, edges: state.stats.edges.clone() })
 }
 
 /// With keys and password hashes: whoever may open the socket may see them.

@@ -19,6 +19,7 @@ mod http;
 mod issuance;
 mod keys;
 mod logs;
+mod metrics;
 mod names;
 mod network;
 mod preflight;

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use keel_model::{EventKind, NodeName};
+use keel_route::access_log::AccessLog;
 use keel_runtime::{ProcessOptions, ProcessRuntime, Runtime};
 use keel_store::{RedbStore, Store};
 use tokio::net::UnixListener;
@@ -24,10 +26,10 @@ use crate::events::EventLog;
 use crate::http::{Api, router};
 use crate::issuance::Issuance;
 use crate::network::{Network, system_resolvers};
-use crate::traffic::{CertificateFiles, Credentials, Link, ProxyState};
+use crate::traffic::{CertificateFiles, Credentials, Figures, Link, ProxyState};
 use crate::views::Viewer;
 use crate::world::WorldReader;
-use crate::{Error, clock, names};
+use crate::{Error, clock, metrics, names};
 
 /// Threads of the control plane. It decides and waits; the data plane has its own process.
 const WORKER_THREADS: usize = 2;
@@ -47,6 +49,10 @@ pub struct ServerOptions {
     pub network: Option<String>,
     /// The binary that has `shim` and `proxy` as subcommands.
     pub program: PathBuf,
+    /// Where metrics are served over TCP, besides the server's socket.
+    pub metrics: Option<SocketAddr>,
+    /// How requests are logged, if they are.
+    pub access_log: Option<AccessLog>,
     /// The load balancer that handles traffic in the place of our own: `haproxy` or `nginx`.
     pub proxy_engine: Option<String>,
 }
@@ -85,6 +91,7 @@ fn make_state_dir(path: &Path) -> Result<(), Error> {
 
 async fn serve(options: &ServerOptions) -> Result<(), Error> {
     let store: Arc<dyn Store> = Arc::new(RedbStore::open(&options.state_dir)?);
+    let metrics = metrics::bind(options.metrics).await?;
     let (network, limitation) = Network::open(options.network.as_deref(), &*store).await?;
     let network = Arc::new(network);
     let node = node_name(options.node.clone());
@@ -112,12 +119,9 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
     tasks.spawn(board.clone().persist(store.clone()));
     tasks.spawn(events.clone().persist(store.clone()));
     start_dns(&network, &worlds, &board, &events, &mut tasks).await;
-    let credentials = Arc::new(Credentials::default());
-    let mut files = CertificateFiles::new(worlds.clone(), events.clone(), credentials.clone());
-    // Before the link: a proxy that runs must not lose its certificates to a new server that has not looked yet.
-    files.look();
-    tasks.spawn(files.run());
-    start_link(options, &agent, credentials, proxy_sender, &mut tasks).await?;
+    let figures = Figures { ask: Arc::default(), state: proxy.clone() };
+    start_link(options, &agent, &figures, proxy_sender, &mut tasks).await?;
+    let metrics = metrics::start(metrics, &figures, &mut tasks);
     tasks.spawn(controller(&agent).run());
     tasks.spawn(agent.run());
 
@@ -141,7 +145,8 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
         },
         events: events.clone(),
         runtime,
-        info: info(options, node, &network, limitations),
+        figures,
+        info: ServerInfo { metrics, ..info(options, node, &network, limitations) },
         shutdown: shutdown.clone(),
     });
     let listener = listen(&socket_path(&options.state_dir))?;
@@ -158,10 +163,16 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
 async fn start_link(
     options: &ServerOptions,
     shared: &Context,
-    credentials: Arc<Credentials>,
+    figures: &Figures,
     state: watch::Sender<ProxyState>,
     tasks: &mut JoinSet<()>,
 ) -> Result<(), Error> {
+    let credentials = Arc::new(Credentials::default());
+    let mut files =
+        CertificateFiles::new(shared.worlds.clone(), shared.events.clone(), credentials.clone());
+    // Before the link: a proxy that runs must not lose its certificates to a new server that has not looked yet.
+    files.look();
+    tasks.spawn(files.run());
     let (shown_sender, shown) = watch::channel(0);
     let issuance = Issuance {
         worlds: shared.worlds.clone(),
@@ -180,6 +191,9 @@ async fn start_link(
         board: shared.board.clone(),
         events: shared.events.clone(),
         network: shared.network.clone(),
+        runtime: shared.runtime.clone(),
+        access_log: options.access_log.clone(),
+        ask: figures.ask.clone(),
         credentials,
         state,
         shown: shown_sender,
@@ -317,6 +331,8 @@ fn info(
         node,
         network: network.text().to_owned(),
         dns: network.dns(),
+        metrics: None,
+        access_log: options.access_log.as_ref().map(|log| log.path.clone()),
         limitations,
     }
 }

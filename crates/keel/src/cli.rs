@@ -128,6 +128,8 @@ pub enum Command {
     Diff(commands::diff::DiffArgs),
     /// Check the Compose files and print them in canonical form
     Config(commands::config::ConfigArgs),
+    /// Show who calls whom, how often, how fast and with what success
+    Edges(commands::edges::EdgesArgs),
     /// Show what happened
     Events(commands::events::EventsArgs),
     /// List past changes of a stack
@@ -182,6 +184,7 @@ impl Command {
             Self::Rm(args) => &args.files.file,
             Self::Events(args) => &args.files.file,
             Self::Ls(_)
+            | Self::Edges(_)
             | Self::Server(_)
             | Self::Proxy(_)
             | Self::Render(_)

@@ -2,6 +2,7 @@
 //!
 //! `keel shim` is one small process per instance, so it is told apart before anything else is set up.
 
+mod access_log;
 mod attach;
 mod change;
 mod cli;

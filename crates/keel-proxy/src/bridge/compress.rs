@@ -4,7 +4,6 @@
 //! events arrive as they happen. Levels are low: the point is the wire, not the last percent.
 
 use std::io::{self, Write};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
@@ -16,6 +15,7 @@ use crate::bridge::endpoint::{at_hand, awaited_piece};
 use crate::bridge::sink::Sink;
 use crate::bridge::source::{Piece, Source};
 use crate::bridge::upload::Broken;
+use crate::counted::Counted;
 use crate::deadline::Deadline;
 use crate::route::{MappedFields, RouteAt, Way};
 
@@ -132,25 +132,32 @@ impl Encoder {
         })
     }
 
-    /// Sends what has come out so far; its length.
-    async fn send(&mut self, sink: &mut Sink<'_>, deadline: &Deadline) -> Result<u64, Broken> {
+    /// Sends what has come out so far.
+    async fn send(
+        &mut self,
+        sink: &mut Sink<'_>,
+        deadline: &Deadline,
+        counted: &Counted,
+    ) -> Result<(), Broken> {
         let out = self.take();
         let n = out.len() as u64;
         if n > 0 {
             sink.data(out, false, deadline).await.map_err(|_| Broken::Sink)?;
+            counted.moved(0, n);
         }
-        Ok(n)
+        Ok(())
     }
 
-    /// Passes a body on; its length as it went out.
+    /// Passes a body on, counted as it goes out.
     pub async fn relay(
         mut self,
         source: &mut Source<'_>,
         sink: &mut Sink<'_>,
         deadline: &Deadline,
-        idle: Duration,
-    ) -> Result<u64, Broken> {
-        let (mut total, mut trailers) = (0, None);
+        counted: &Counted,
+    ) -> Result<(), Broken> {
+        let idle = counted.cluster.times().idle;
+        let mut trailers = None;
         // Writing to memory fails only for want of it.
         let failed = |_: io::Error| Broken::Source;
         let gone = |_| Broken::Sink;
@@ -159,20 +166,21 @@ impl Encoder {
                 Some(piece) => piece?,
                 None => {
                     self.writer().flush().map_err(failed)?;
-                    total += self.send(sink, deadline).await?;
+                    self.send(sink, deadline, counted).await?;
                     awaited_piece(source, sink, deadline, idle).await?
                 }
             };
             match piece {
                 Piece::Data(data) => {
                     self.writer().write_all(&data).map_err(failed)?;
-                    total += self.send(sink, deadline).await?;
+                    self.send(sink, deadline, counted).await?;
                     source.passed(data.len());
                     if source.is_over() {
                         break;
                     }
                 }
                 Piece::Trailers(last) => {
+                    counted.grpc(&last);
                     trailers = Some(last);
                     break;
                 }
@@ -180,7 +188,7 @@ impl Encoder {
             }
         }
         let rest = self.finish().map_err(failed)?;
-        total += rest.len() as u64;
+        counted.moved(0, rest.len() as u64);
         match trailers {
             None => sink.data(rest, true, deadline).await.map_err(gone)?,
             Some(trailers) => {
@@ -188,6 +196,6 @@ impl Encoder {
                 sink.finish(Some(trailers), deadline).await.map_err(gone)?;
             }
         }
-        Ok(total)
+        Ok(())
     }
 }

@@ -15,6 +15,7 @@ use crate::bridge::source::{Cut, Http1Source, Piece, Source};
 use crate::bridge::upload::{Broken, Upload};
 use crate::bridge::{Exchange, failure_of};
 use crate::buffer::Buffer;
+use crate::counted::Counted;
 use crate::deadline::Deadline;
 use crate::http1::{self, Body, Next, Request, response};
 use crate::http2::Lane;
@@ -92,7 +93,6 @@ impl Exchange<'_> {
             let answering = self.answer_http1(&upstream, &waiting, on_the_way);
             both(sending, answering).await
         };
-        self.counted.moved(upload.total, 0);
         match outcome {
             Passed::Answered(next, reusable) => {
                 if reusable && uploaded.get() {
@@ -265,7 +265,6 @@ impl Exchange<'_> {
             let answering = self.answer_http2(&mut response, &waiting, on_the_way);
             both(sending, answering).await
         };
-        self.counted.moved(upload.total, 0);
         match outcome {
             Passed::Answered(next, _) => Outcome::Answered(next),
             Passed::Not(outcome) => outcome,
@@ -353,6 +352,7 @@ impl Exchange<'_> {
         }
         let Some(caller) = self.caller.take() else { return (Next::Reset, source) };
         self.counted.answered(status.as_u16());
+        self.counted.grpc(&headers);
         let mut encoder = None;
         if let Some(compression) = self.compression.take() {
             let is_head = self.head.method == Method::HEAD;
@@ -366,16 +366,20 @@ impl Exchange<'_> {
             return (Next::Reset, source);
         };
         if extent == Extent::Some {
-            let idle = self.counted.cluster.times().idle;
+            let counted = &self.counted;
             let relayed = match encoder {
-                Some(encoder) => encoder.relay(&mut source, &mut sink, waiting, idle).await,
-                None => relay(&mut source, &mut sink, waiting, idle).await,
+                Some(encoder) => encoder.relay(&mut source, &mut sink, waiting, counted).await,
+                None => relay(&mut source, &mut sink, waiting, counted).await,
             };
             match relayed {
-                Ok(total) => self.counted.moved(0, total),
-                Err(Broken::Sink) => return (Next::Reset, source),
+                Ok(()) => {}
+                Err(Broken::Sink) => {
+                    self.counted.because("client_gone");
+                    return (Next::Reset, source);
+                }
                 Err(Broken::Source | Broken::Malformed | Broken::TooLarge(_)) => {
                     self.counted.failed(0);
+                    self.counted.because("cut_off");
                     return (sink.abort().await, source);
                 }
             }
@@ -435,9 +439,9 @@ pub(super) async fn relay(
     source: &mut Source<'_>,
     sink: &mut Sink<'_>,
     deadline: &Deadline,
-    idle: Duration,
-) -> Result<u64, Broken> {
-    let mut total = 0;
+    counted: &Counted,
+) -> Result<(), Broken> {
+    let idle = counted.cluster.times().idle;
     loop {
         match next_piece(source, sink, deadline, idle).await? {
             Piece::Data(data) => {
@@ -446,18 +450,19 @@ pub(super) async fn relay(
                 let sent = source.beside(sink.data(data, last, deadline)).await;
                 sent.map_err(|_| Broken::Sink)?;
                 source.passed(n);
-                total += n as u64;
+                counted.moved(0, n as u64);
                 if last {
-                    return Ok(total);
+                    return Ok(());
                 }
             }
             Piece::Trailers(trailers) => {
+                counted.grpc(&trailers);
                 sink.finish(Some(trailers), deadline).await.map_err(|_| Broken::Sink)?;
-                return Ok(total);
+                return Ok(());
             }
             Piece::End => {
                 sink.finish(None, deadline).await.map_err(|_| Broken::Sink)?;
-                return Ok(total);
+                return Ok(());
             }
         }
     }

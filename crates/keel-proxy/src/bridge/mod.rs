@@ -22,6 +22,7 @@ use http::{HeaderMap, Request};
 use keel_model::Protocol;
 use keel_route::retry::Failure;
 
+use crate::access::Entry;
 use crate::bridge::compress::Compressing;
 use crate::bridge::endpoint::Outcome;
 use crate::bridge::head::RequestHead;
@@ -47,29 +48,38 @@ pub async fn serve_http2(
 ) -> Next {
     let (parts, body) = request.into_parts();
     let mut caller = Caller::Http2(respond);
+    let protocol = "HTTP/2.0";
     let is_head = parts.method == http::Method::HEAD;
     let complete = body.is_end_stream();
     let mut head = match RequestHead::from_http2(parts) {
         Ok(head) => head,
         Err(refusal) => {
             let reply = Reply::refused(refusal);
-            session.answered_here(&reply, None);
+            let entry = Entry::of_connection(session, protocol);
+            session.answered_here(&reply, reply.record(), None, entry);
             return caller.reply(&reply, false, is_head, complete).await;
         }
     };
+    let ids = Ids::new(&mut session.worker.random.borrow_mut());
+    // As the client sent it, before the route changes it.
+    let entry = Entry::of_head(session, protocol, &head, &ids);
     if let Some(reply) = session.shed() {
-        session.answered_here(&reply, None);
+        session.answered_here(&reply, caller.record(&reply, head.is_grpc()), None, entry);
         return caller.reply(&reply, head.is_grpc(), is_head, complete).await;
     }
     let way = match decide(session, &head).await {
         Ok(way) => way,
         Err((reply, route)) => {
-            session.answered_here(&reply, route.as_ref());
+            session.answered_here(
+                &reply,
+                caller.record(&reply, head.is_grpc()),
+                route.as_ref(),
+                entry,
+            );
             return caller.reply(&reply, head.is_grpc(), is_head, complete).await;
         }
     };
     head.change(&way);
-    let ids = Ids::new(&mut session.worker.random.borrow_mut());
     head.complete(session, &ids);
     if head.expects_continue && !complete {
         // The expectation is of one hop: it is met here, and the endpoint hears nothing of it.
@@ -80,7 +90,7 @@ pub async fn serve_http2(
         }
     }
     let source = Source::http2(body);
-    run(session, &head, caller, way, source).await.0
+    run(session, &head, caller, (way, entry), source).await.0
 }
 
 /// Where a request goes, or what it is answered here.
@@ -103,7 +113,7 @@ async fn decide(session: &Session, head: &RequestHead) -> Result<Way, (Reply, Op
             // The password was checked a moment ago.
             Decided::Verify(_) => {}
         }
-        return Err((Reply::new(500, "The password could not be checked."), None));
+        return Err((Reply::unverified(), None));
     }
 }
 
@@ -117,12 +127,14 @@ pub async fn serve_http1(
     way: Way,
 ) -> Next {
     let session = &client.session;
-    head.change(&way);
     let ids = Ids::new(&mut session.worker.random.borrow_mut());
+    let protocol = if request.http10 { "HTTP/1.0" } else { "HTTP/1.1" };
+    let entry = Entry::of_head(session, protocol, &head, &ids);
+    head.change(&way);
     head.complete(session, &ids);
     let caller = Caller::Http1(Http1Caller { client, request });
     if request.body.is_over() {
-        return run(session, &head, caller, way, Source::Empty).await.0;
+        return run(session, &head, caller, (way, entry), Source::Empty).await.0;
     }
     if request.expects_continue {
         let permission = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -138,7 +150,7 @@ pub async fn serve_http1(
         input: std::mem::take(input),
         trailers: Vec::new(),
     });
-    let (next, source) = run(session, &head, caller, way, source).await;
+    let (next, source) = run(session, &head, caller, (way, entry), source).await;
     if let Source::Http1(source) = source {
         *input = source.input;
     }
@@ -150,12 +162,14 @@ async fn run<'a, 's>(
     session: &'a Rc<Session>,
     head: &'a RequestHead,
     caller: Caller<'a>,
-    way: Way,
+    (way, entry): (Way, Option<Box<Entry>>),
     source: Source<'s>,
 ) -> (Next, Source<'s>) {
     let counted = way.count(session);
+    counted.log(entry);
     if let Err(full) = counted.enter() {
         let reply = counted.full(full);
+        counted.replied(&reply, caller.record(&reply, head.is_grpc()));
         let is_head = head.method == http::Method::HEAD;
         let next = caller.reply(&reply, head.is_grpc(), is_head, source.is_over()).await;
         return (next, source);
@@ -209,6 +223,7 @@ impl Exchange<'_> {
                 self.failed(&text, upload.is_over()).await
             }
         };
+        self.counted.moved(upload.total, 0);
         (next, upload.source)
     }
 
@@ -242,7 +257,10 @@ impl Exchange<'_> {
                     let text = Reply::unavailable(self.counted.cluster.id(), why);
                     return self.failed(&text, upload.is_over()).await;
                 }
-                Err(Unplaced::CallerGone) => return Next::Reset,
+                Err(Unplaced::CallerGone) => {
+                    self.counted.because("client_gone");
+                    return Next::Reset;
+                }
             };
             let (failure, decided) = match outcome {
                 Outcome::Answered(next) => return next,
@@ -251,17 +269,20 @@ impl Exchange<'_> {
                 Outcome::TimedOut => (Failure::TimedOut, false),
                 Outcome::Malformed => {
                     let refusal = Refusal::Malformed("its body is not properly chunked");
-                    return self.refused(&Reply::refused(refusal), false).await;
+                    return self.reply(&Reply::refused(refusal), false).await;
                 }
                 Outcome::TooLarge(most) => {
-                    return self.refused(&Reply::too_large(most), false).await;
+                    return self.reply(&Reply::too_large(most), false).await;
                 }
                 Outcome::NoForm => {
                     let refusal = Refusal::Malformed("its host is not a host");
-                    return self.refused(&Reply::refused(refusal), upload.is_over()).await;
+                    return self.reply(&Reply::refused(refusal), upload.is_over()).await;
                 }
                 // It failed itself.
-                Outcome::CallerGone => return Next::Reset,
+                Outcome::CallerGone => {
+                    self.counted.because("client_gone");
+                    return Next::Reset;
+                }
             };
             self.trial = None;
             trial.failed(&self.counted, failure);
@@ -336,18 +357,15 @@ impl Exchange<'_> {
     /// Tells the caller that the platform failed it.
     async fn failed(&mut self, text: &Reply, complete: bool) -> Next {
         self.counted.failed(text.status());
+        self.counted.because(text.reason());
         self.reply(text, complete).await
     }
 
-    /// Tells the caller that its request is not acceptable, unless a part of an answer was sent.
-    async fn refused(&mut self, text: &Reply, complete: bool) -> Next {
-        if self.caller.is_some() {
-            self.counted.refused(text.status());
-        }
-        self.reply(text, complete).await
-    }
-
+    /// Tells the caller, unless a part of an answer was sent.
     async fn reply(&mut self, text: &Reply, complete: bool) -> Next {
+        if let Some(caller) = &self.caller {
+            self.counted.replied(text, caller.record(text, self.head.is_grpc()));
+        }
         let is_head = self.head.method == http::Method::HEAD;
         match self.caller.take() {
             Some(caller) => caller.reply(text, self.head.is_grpc(), is_head, complete).await,

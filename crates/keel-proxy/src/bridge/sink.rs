@@ -10,6 +10,7 @@ use http::{HeaderMap, Response, StatusCode, Version, header};
 
 use crate::bridge::head::write_fields;
 use crate::deadline::Deadline;
+use crate::edge::Record;
 use crate::http1::{Next, Request};
 use crate::limits::{BODY_STALL, MAX_H2_PIECE};
 use crate::reply::Reply;
@@ -126,6 +127,14 @@ impl<'a> Caller<'a> {
                 }
                 Ok(Sink::Http1(sink))
             }
+        }
+    }
+
+    /// How an answer of our own is counted: as it goes out here.
+    pub fn record(&self, reply: &Reply, is_grpc: bool) -> Record {
+        match self {
+            Self::Http2(_) if is_grpc => reply.grpc_record(),
+            Self::Http2(_) | Self::Http1(_) => reply.record(),
         }
     }
 

@@ -53,6 +53,7 @@ impl Exchange<'_> {
         };
         let (status, mut headers, body) = answer;
         headers.remove(ACCEPT);
+        let agreed = status == StatusCode::SWITCHING_PROTOCOLS;
         if let Some(changes) = &self.changes {
             changes.apply(&mut headers);
         }
@@ -63,7 +64,11 @@ impl Exchange<'_> {
         let Some(caller) = self.caller.take() else { return Outcome::CallerGone };
         trial.answered(&self.counted, status.as_u16());
         self.counted.is_tunnel();
-        self.counted.answered(status.as_u16());
+        if agreed {
+            self.counted.upgraded(status.as_u16());
+        } else {
+            self.counted.answered(status.as_u16());
+        }
         let extent = if body.is_over() { Extent::None } else { Extent::Some };
         let Ok(mut sink) = caller.head(status, headers, extent, waiting).await else {
             return Outcome::CallerGone;
@@ -80,18 +85,16 @@ impl Exchange<'_> {
             trailers: Vec::new(),
         };
         let mut source = Source::Http1(source);
-        let idle = self.counted.cluster.times().idle;
         let passed = {
             let up = async {
                 let sent = upload.send_http1(&upstream.line, false, &never[0]).await;
                 sent.and_then(|()| upstream.line.shutdown_write().map_err(|_| Broken::Sink))
             };
-            let down = relay(&mut source, &mut sink, &never[1], idle);
+            let down = relay(&mut source, &mut sink, &never[1], &self.counted);
             until_both_end(up, down).await
         };
-        self.counted.moved(upload.total, *passed.as_ref().unwrap_or(&0));
         match passed {
-            Ok(_) => Outcome::Answered(sink.done(true)),
+            Ok(()) => Outcome::Answered(sink.done(true)),
             Err(_) => {
                 upstream.line.reset_on_close();
                 Outcome::Answered(sink.abort().await)
@@ -136,10 +139,10 @@ impl Exchange<'_> {
 /// Waits for both directions; one that breaks ends both.
 async fn until_both_end(
     up: impl Future<Output = Result<(), Broken>>,
-    down: impl Future<Output = Result<u64, Broken>>,
-) -> Result<u64, Broken> {
+    down: impl Future<Output = Result<(), Broken>>,
+) -> Result<(), Broken> {
     let (mut up, mut down) = (pin!(up), pin!(down));
-    let (mut up_ended, mut total) = (false, None);
+    let mut up_ended = false;
     poll_fn(|cx| {
         if !up_ended && let Poll::Ready(sent) = up.as_mut().poll(cx) {
             up_ended = true;
@@ -147,19 +150,8 @@ async fn until_both_end(
                 return Poll::Ready(Err(broken));
             }
         }
-        if total.is_none()
-            && let Poll::Ready(relayed) = down.as_mut().poll(cx)
-        {
-            match relayed {
-                Ok(n) => total = Some(n),
-                Err(broken) => return Poll::Ready(Err(broken)),
-            }
-        }
-        match total {
-            // What the client still says after the service has ended, nobody hears.
-            Some(n) => Poll::Ready(Ok(n)),
-            None => Poll::Pending,
-        }
+        // What the client still says after the service has ended, nobody hears.
+        down.as_mut().poll(cx)
     })
     .await
 }

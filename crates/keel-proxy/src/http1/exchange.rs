@@ -80,28 +80,37 @@ struct Upload<'a> {
     sent: &'a mut Vec<u8>,
     /// All that was sent is in `sent`.
     repeatable: bool,
-    /// Bytes of the body so far.
-    total: u64,
+    /// Bytes of it that have come.
+    moved: Cell<u64>,
 }
 
 /// Serves one request.
 pub async fn run(connection: &mut Connection, request: Request) -> Next {
-    let Connection { client, input, request: sent, response, bridged, way, .. } = connection;
+    let Connection { client, input, request: sent, response, bridged, way, log, .. } = connection;
     let Some(way) = way.take() else { return Next::Close };
     if let Some(head) = bridged.take() {
         return Box::pin(bridge::serve_http1(client, &request, *head, input, way)).await;
     }
     let head = sent.len();
-    let mut upload = Upload { input, body: request.body.clone(), sent, repeatable: true, total: 0 };
+    let mut upload = Upload {
+        input,
+        body: request.body.clone(),
+        sent,
+        repeatable: true,
+        moved: Cell::default(),
+    };
     if upload.take_what_is_there().is_err() {
-        let refusal = Refusal::Malformed("its body is not properly chunked");
-        return reply(client, &request, false, &Reply::refused(refusal)).await;
+        let text = Reply::refused(Refusal::Malformed("its body is not properly chunked"));
+        client.session.answered_here(&text, text.record(), way.route.as_ref(), log.take());
+        return reply(client, &request, false, &text).await;
     }
     let counted = way.count(&client.session);
+    counted.log(log.take());
     let limit = way.time_limit();
     if let Err(full) = counted.enter() {
-        let reply_text = counted.full(full);
-        return reply(client, &request, upload.body.is_over(), &reply_text).await;
+        let text = counted.full(full);
+        counted.replied(&text, text.record());
+        return reply(client, &request, upload.body.is_over(), &text).await;
     }
     counted.cluster.budget.borrow_mut().request();
     let mut exchange = Exchange {
@@ -114,11 +123,14 @@ pub async fn run(connection: &mut Connection, request: Request) -> Next {
         tries: Tries::default(),
         trial: None,
         answered: false,
+        passed: Cell::default(),
     };
-    match limit {
+    let next = match limit {
         None => exchange.until_answered(&mut upload).await,
         Some(limit) => Box::pin(exchange.within(limit, &mut upload)).await,
-    }
+    };
+    exchange.counted.moved(upload.moved.get(), exchange.passed.get());
+    next
 }
 
 struct Exchange<'a> {
@@ -136,6 +148,8 @@ struct Exchange<'a> {
     trial: Option<Trial>,
     /// The client has been sent (a part of) an answer.
     answered: bool,
+    /// Bytes of the body of the answer so far.
+    passed: Cell<u64>,
 }
 
 impl Exchange<'_> {
@@ -145,6 +159,7 @@ impl Exchange<'_> {
             Ok(next) => next,
             Err(_) if self.answered => {
                 self.counted.failed(0);
+                self.counted.because("timed_out");
                 Next::Reset
             }
             Err(_) => {
@@ -188,10 +203,13 @@ impl Exchange<'_> {
                 Attempt::Failed(failure) => failure,
                 Attempt::Nonsense => Failure::Answering,
                 Attempt::TimedOut => Failure::TimedOut,
-                Attempt::Client(None) => return Next::Reset,
+                Attempt::Client(None) => {
+                    self.counted.because("client_gone");
+                    return Next::Reset;
+                }
                 Attempt::Client(Some(refusal)) => {
                     let text = Reply::refused(refusal);
-                    self.counted.refused(text.status());
+                    self.counted.replied(&text, text.record());
                     return reply(self.client, self.request, false, &text).await;
                 }
             };
@@ -224,6 +242,7 @@ impl Exchange<'_> {
     /// Tells the client that the platform failed it.
     async fn failed(&self, upload: &Upload<'_>, text: &Reply) -> Next {
         self.counted.failed(text.status());
+        self.counted.replied(text, text.record());
         reply(self.client, self.request, upload.body.is_over(), text).await
     }
 
@@ -246,7 +265,6 @@ impl Exchange<'_> {
         } else {
             Box::pin(self.both_ways(upload, &upstream, trial, &waiting)).await
         };
-        self.counted.moved(upload.total, 0);
         match attempt {
             Attempt::Answered(next, Connected::Reusable) => {
                 let Upstream { line, in_flight, .. } = upstream;
@@ -396,7 +414,7 @@ impl Exchange<'_> {
         if head.status == 101 {
             return self.upgrade(head, input).await;
         }
-        let Self { client, counted, response, answered, .. } = self;
+        let Self { client, counted, response, answered, passed, .. } = self;
         let mut body = head.body;
         let mut content = Vec::new();
         let bytes = &input.bytes()[head.head..];
@@ -404,6 +422,7 @@ impl Exchange<'_> {
             if head.unchunk { body.take_content(bytes, &mut content) } else { body.take(bytes) };
         let Ok(taken) = taken else { return Attempt::Nonsense };
         counted.answered(head.status);
+        passed.set(if head.unchunk { content.len() } else { taken } as u64);
         progress.answered.set(true);
         *answered = true;
         // Two deadlines: an upload may be waiting for the client at the same time.
@@ -417,7 +436,6 @@ impl Exchange<'_> {
         if written.is_err() {
             return Attempt::Client(None);
         }
-        counted.moved(0, taken as u64);
         input.consume(head.head + taken);
         if !body.is_over() {
             let mut relay = Relay {
@@ -427,15 +445,14 @@ impl Exchange<'_> {
                 deadline: waiting,
                 idle: counted.cluster.times().idle,
                 unchunk: head.unchunk,
-                moved: 0,
+                moved: passed,
             };
-            let moved = Box::pin(relay.run(&mut body, input)).await;
-            counted.moved(0, relay.moved);
-            match moved {
+            match Box::pin(relay.run(&mut body, input)).await {
                 Ok(()) => {}
                 Err(Broken::Sink) => return Attempt::Client(None),
                 Err(Broken::Source | Broken::Malformed) => {
                     counted.failed(0);
+                    counted.because("cut_off");
                     return Attempt::Answered(Next::Reset, Connected::Used);
                 }
             }
@@ -452,6 +469,7 @@ impl Exchange<'_> {
     async fn upgrade(&self, head: Response, input: &mut Buffer) -> Attempt {
         let bytes = if head.rewritten { &self.response[..] } else { &input.bytes()[..head.head] };
         let deadline = &self.client.deadline;
+        self.counted.upgraded(head.status);
         if stream::write_all(&self.client.stream, bytes, deadline).await.is_err() {
             return Attempt::Client(None);
         }
@@ -466,7 +484,7 @@ impl Upload<'_> {
         let taken = self.body.take(self.input.bytes())?;
         self.sent.extend_from_slice(&self.input.bytes()[..taken]);
         self.input.consume(taken);
-        self.total += taken as u64;
+        self.moved.set(taken as u64);
         Ok(())
     }
 
@@ -484,7 +502,7 @@ impl Upload<'_> {
             // What is in `sent` is out of `input` before anything is awaited: this may end at any await.
             self.sent.extend_from_slice(&self.input.bytes()[..taken]);
             self.input.consume(taken);
-            self.total += taken as u64;
+            self.moved.set(self.moved.get() + taken as u64);
             self.repeatable = self.sent.len() - head <= MAX_REPEATABLE_BODY;
             let write = stream::write_all(to, &self.sent[from..], &client.deadline);
             write.await.map_err(|_| Broken::Sink)?;
@@ -496,11 +514,9 @@ impl Upload<'_> {
             deadline: &client.deadline,
             idle: BODY_STALL,
             unchunk: false,
-            moved: 0,
+            moved: &self.moved,
         };
-        let sent = relay.run(&mut self.body, self.input).await;
-        self.total += relay.moved;
-        sent
+        relay.run(&mut self.body, self.input).await
     }
 }
 

@@ -17,6 +17,7 @@ use keel_model::Protocol;
 use keel_route::filter::{AuthCheck, Verified};
 use keel_route::request::RequestView;
 
+use crate::access::Entry;
 use crate::bridge::head::RequestHead;
 use crate::buffer::Buffer;
 pub use crate::http1::body::Body;
@@ -60,6 +61,8 @@ struct Connection {
     way: Option<Way>,
     /// The request, as the first of a connection of HTTP/2.
     upgrade: Option<Box<Upgrade>>,
+    /// The request's line in the access log, if that is on.
+    log: Option<Box<Entry>>,
 }
 
 /// Serves a connection until it ends; `first` was read from it already.
@@ -72,6 +75,7 @@ pub async fn serve(client: Client, first: Buffer) {
         bridged: None,
         way: None,
         upgrade: None,
+        log: None,
     };
     let next = loop {
         match connection.turn().await {
@@ -113,7 +117,8 @@ impl Connection {
             }
             Ok(None) => Next::Close,
             Err(reply) => {
-                self.client.answered_here(&reply, None);
+                let entry = Entry::of_connection(&self.client.session, "HTTP/1.1");
+                self.client.answered_here(&reply, reply.record(), None, entry);
                 self.last_words(&reply).await
             }
         }
@@ -171,8 +176,10 @@ impl Connection {
         let read = request::read(self.input.bytes(), &mut fields).map_err(Reply::refused)?;
         let Some((request, head)) = read else { return Ok(Head::Incomplete) };
         let session = &self.client.session;
+        let ids = Ids::new(&mut session.worker.random.borrow_mut());
+        let entry = || Entry::of_http1(session, &request, &head, &ids);
         if let Some(reply) = session.shed() {
-            session.answered_here(&reply, None);
+            session.answered_here(&reply, reply.record(), None, entry());
             return Ok(Head::Taken(Taken::Answered(request, reply)));
         }
         if !session.is_secure()
@@ -187,7 +194,7 @@ impl Connection {
                 Decided::Go(way) => way,
                 Decided::Verify(check) => return Ok(Head::Verify(check)),
                 Decided::Answer(reply, route) => {
-                    session.answered_here(&reply, route.as_ref());
+                    session.answered_here(&reply, reply.record(), route.as_ref(), entry());
                     return Ok(Head::Taken(Taken::Answered(request, reply)));
                 }
             },
@@ -206,8 +213,9 @@ impl Connection {
             local: &local,
             secure: session.is_secure(),
             lines: session.secure.as_ref().map_or(&[][..], |secure| &secure.lines),
-            ids: Some(Ids::new(&mut session.worker.random.borrow_mut())),
+            ids: Some(ids),
         };
+        self.log = entry();
         if way.changes_nothing() {
             forward::write(&head, &request, origin, Changes::default(), &mut self.request);
         } else {
@@ -227,13 +235,11 @@ impl Connection {
     /// Checks a password where it holds up nobody, and decides again.
     async fn verified(&mut self, check: AuthCheck) -> Result<Option<Taken>, Reply> {
         let checked = tokio::task::spawn_blocking(move || check.run()).await;
-        let checked = checked.map_err(|_| Reply::new(500, "The password could not be checked."))?;
+        let checked = checked.map_err(|_| Reply::unverified())?;
         match self.take_head(Some(&checked))? {
             Head::Taken(taken) => Ok(Some(taken)),
             // The same head, and a password that was checked a moment ago.
-            Head::Incomplete | Head::Verify(_) => {
-                Err(Reply::new(500, "The password could not be checked."))
-            }
+            Head::Incomplete | Head::Verify(_) => Err(Reply::unverified()),
         }
     }
 

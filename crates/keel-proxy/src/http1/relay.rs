@@ -3,6 +3,7 @@
 //! Bytes go through the worker's one scratch buffer in a read and a write; only what the other side does not take
 //! at once is copied to a buffer of its own, and then nothing more is read until that is gone.
 
+use std::cell::Cell;
 use std::io;
 use std::time::Duration;
 
@@ -36,8 +37,8 @@ pub struct Relay<'a> {
     pub idle: Duration,
     /// Leave the chunking out.
     pub unchunk: bool,
-    /// Bytes so far, chunking included.
-    pub moved: u64,
+    /// Counts what was moved.
+    pub moved: &'a Cell<u64>,
 }
 
 impl Relay<'_> {
@@ -76,7 +77,7 @@ impl Relay<'_> {
             Ok(Turn::Moved(0)) | Err(splice::Broken::Source(_)) => Err(Broken::Source),
             Ok(Turn::Moved(n)) => {
                 *left = left.saturating_sub(n as u64);
-                self.moved += n as u64;
+                self.moved.set(self.moved.get() + n as u64);
                 Ok(true)
             }
             Ok(Turn::Nothing) => {
@@ -110,8 +111,8 @@ impl Relay<'_> {
         };
         let taken = taken.map_err(|_| Broken::Malformed)?;
         beyond.extend(&scratch[taken..read]);
-        self.moved += taken as u64;
         let bytes = if self.unchunk { &content } else { &scratch[..taken] };
+        self.moved.set(self.moved.get() + bytes.len() as u64);
         let written = match self.to.try_write(bytes, &[]) {
             Ok(n) => n,
             Err(e) if is_passing(&e) => 0,

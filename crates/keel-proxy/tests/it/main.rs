@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
 
+mod access;
 mod attacks;
 mod backend;
+mod callers;
 mod client;
 mod control;
 mod frames;
@@ -29,4 +31,11 @@ mod tcp;
 #[ignore = "is started by the tests as a process of its own"]
 fn proxy_process() {
     proxy::run_as_told();
+}
+
+/// Not a test: a caller in a cgroup of its own.
+#[test]
+#[ignore = "is started by a test as a process of its own"]
+fn caller_process() {
+    callers::call_as_told();
 }

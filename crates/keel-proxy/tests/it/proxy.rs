@@ -13,7 +13,7 @@ use keel_model::{Endpoint, EndpointState, Generation, InstanceId, Protocol};
 use keel_proxy::ProxyOptions;
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{
-    Cluster, ClusterStats, FromProxy, Listener, ListenerFailure, Snapshot, ToProxy,
+    Cluster, ClusterStats, FromProxy, Listener, ListenerFailure, Snapshot, Stats, ToProxy,
 };
 
 /// Everything that a test waits for comes within this time, or the test fails.
@@ -39,6 +39,7 @@ pub fn run_as_told() {
         workers: 2,
         hold_timeout: Duration::from_millis(hold_ms),
         version: "test".into(),
+        access_log: None,
         take_over: std::env::var_os(TAKE_OVER).is_some(),
     });
     if let Err(error) = result {
@@ -181,9 +182,13 @@ impl Proxy {
     }
 
     pub fn stats(&mut self) -> ClusterStats {
+        self.all_stats().clusters.remove(CART).expect("the cluster is known")
+    }
+
+    pub fn all_stats(&mut self) -> Stats {
         self.server.send(&ToProxy::Stats);
         self.server.until("statistics", |message| match message {
-            FromProxy::Stats(stats) => stats.clusters.get(CART).cloned(),
+            FromProxy::Stats(stats) => Some(stats.clone()),
             _ => None,
         })
     }
@@ -306,6 +311,14 @@ impl Server {
         self.generation += 1;
         let generation = Generation(self.generation);
         self.send(&ToProxy::Cluster { generation, id: CART.into(), cluster });
+        assert_eq!(self.acknowledged(), []);
+    }
+
+    /// Sends what callers are known by and waits for its acknowledgement.
+    pub fn callers(&mut self, caller_cgroups: BTreeMap<u64, String>) {
+        self.generation += 1;
+        let generation = Generation(self.generation);
+        self.send(&ToProxy::Callers { generation, callers: BTreeMap::new(), caller_cgroups });
         assert_eq!(self.acknowledged(), []);
     }
 

@@ -30,7 +30,7 @@ use crate::cgroup::{Group, Hierarchies, Slice};
 use crate::record::{self, Ended, Running};
 use crate::types::{
     Capabilities, Capability, Error, ExecOutput, ExecRequest, ExecSpec, Identity, Launch, LogLine,
-    LogQuery, Namespaces, Resources, Runtime, Seen, StartError, Started, VolumeInfo,
+    LogQuery, Namespaces, Origin, Resources, Runtime, Seen, StartError, Started, VolumeInfo,
 };
 use ports::Ports;
 
@@ -355,6 +355,18 @@ impl Runtime for ProcessRuntime {
 
     fn seen(&self, id: &InstanceId) -> Option<Seen> {
         self.inner.entries().get(id).map(|entry| entry.seen(id))
+    }
+
+    fn origin(&self, id: &InstanceId) -> Option<Origin> {
+        let group = {
+            let entries = self.inner.entries();
+            let entry = entries.get(id).filter(|entry| entry.exit.is_none())?;
+            if let Some(network) = &entry.kept.network {
+                return Some(Origin::Address(network.address.into()));
+            }
+            entry.running.as_ref()?.group.clone()
+        };
+        group.id().map(Origin::Cgroup)
     }
 
     fn changed(&self) -> watch_channel::Receiver<u64> {

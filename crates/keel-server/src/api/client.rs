@@ -17,9 +17,9 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 use super::types::{
-    Applied, ApplyRequest, ChangeView, DownRequest, ErrorBody, EventsQuery, HistoryEntry,
-    LogRecord, LogsQuery, RollbackRequest, RouteView, ScaleRequest, ServerInfo, ServicesRequest,
-    StackSummary, StackView,
+    Applied, ApplyRequest, ChangeView, DownRequest, EdgesView, ErrorBody, EventsQuery,
+    HistoryEntry, LogRecord, LogsQuery, RollbackRequest, RouteView, ScaleRequest, ServerInfo,
+    ServicesRequest, StackSummary, StackView,
 };
 
 /// Time for a connection and for the head of an answer.
@@ -148,6 +148,14 @@ impl Client {
     /// [`Error`].
     pub async fn watch(&self, name: &str) -> Result<Lines<StackView>, Error> {
         self.stream(&format!("/v1/stacks/{name}/watch")).await
+    }
+
+    /// What was counted on each edge.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn edges(&self) -> Result<EdgesView, Error> {
+        self.get("/v1/edges").await
     }
 
     /// Makes the stack as described.

@@ -13,6 +13,18 @@ use keel_model::{
 use serde::{Deserialize, Serialize};
 
 pub use keel_plan::FieldChange;
+pub use keel_route::snapshot::EdgeStats;
+
+/// Answer to `GET /v1/edges`: what was counted since the proxy started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EdgesView {
+    /// When it was counted, at the earliest.
+    pub at: Timestamp,
+    /// Process id of the proxy; absent when none is linked, and what follows is what the last one said.
+    pub proxy: Option<u32>,
+    /// Every edge that has had traffic, in order of its cluster, route and caller.
+    pub edges: Vec<EdgeStats>,
+}
 
 /// Answer to `GET /v1/version`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +43,12 @@ pub struct ServerInfo {
     pub network: String,
     /// Where its DNS server listens, if it could.
     pub dns: Option<SocketAddr>,
+    /// Where metrics are served over TCP.
+    #[serde(default)]
+    pub metrics: Option<SocketAddr>,
+    /// The file that requests are logged in.
+    #[serde(default)]
+    pub access_log: Option<PathBuf>,
     /// What this server cannot do here, and why (no rights, …).
     pub limitations: Vec<String>,
 }

@@ -4,7 +4,7 @@
 //! when nothing answers. While there is no proxy nothing can be in flight, but nothing may be taken for drained
 //! either: a new proxy starts with the last snapshot of the old one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -13,15 +13,18 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use keel_model::{EventKind, Generation, Goal, InstanceId, Phase};
+use keel_route::access_log::AccessLog;
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
+use keel_runtime::Runtime;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
-use super::Credentials;
-use super::snapshot::{Sources, drained, same_shape, snapshot};
+use super::snapshot::{Sources, drained, snapshot};
+use super::{Credentials, callers};
 use crate::board::Board;
 use crate::clock;
 use crate::events::EventLog;
@@ -36,6 +39,10 @@ const START_TIME: Duration = Duration::from_secs(3);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often counters are asked for.
 const STATS_INTERVAL: Duration = Duration::from_secs(5);
+/// Questions for counters that wait for their answer; a proxy that leaves so many open is not asked again.
+const MAX_QUESTIONS: usize = 8;
+/// What the proxy would otherwise take from the server's environment. How it logs it is told, and can be told anew.
+const NOT_INHERITED: &str = "KEEL_ACCESS_LOG";
 /// A log of the proxy larger than this, in bytes, is begun anew with the next proxy.
 const MAX_LOG: u64 = 10 << 20;
 /// Bytes read at a time.
@@ -50,8 +57,12 @@ pub struct ProxyState {
     pub acknowledged: Generation,
     /// Listeners that it could not open.
     pub failed: Vec<ListenerFailure>,
+    /// Its version.
+    pub version: String,
     /// Its last counters.
-    pub stats: Stats,
+    pub stats: Arc<Stats>,
+    /// When it was asked for them; they are not older.
+    pub asked: Option<Instant>,
     /// What it was told last.
     pub snapshot: Option<Arc<Snapshot>>,
 }
@@ -72,6 +83,12 @@ pub struct Link {
     pub events: Arc<EventLog>,
     /// Virtual addresses.
     pub network: Arc<Network>,
+    /// Who calls from where.
+    pub runtime: Arc<dyn Runtime>,
+    /// How requests are to be logged.
+    pub access_log: Option<AccessLog>,
+    /// Has the proxy asked for its counters.
+    pub ask: Arc<Notify>,
     /// Certificates and proofs.
     pub credentials: Arc<Credentials>,
     /// What the rest of the server may know of the proxy.
@@ -88,6 +105,8 @@ struct Session {
     in_flight: BTreeMap<InstanceId, (Generation, u64)>,
     /// Instances that ended, and since which generation they are no endpoints.
     withdrawn: Vec<(InstanceId, Generation)>,
+    /// When the questions for counters were asked that are not answered yet.
+    questions: VecDeque<Instant>,
     /// The revision of what is issued in `sent`, and since which generation it is there.
     issued: (Generation, u64),
 }
@@ -102,7 +121,7 @@ impl Link {
         // Above every generation that an earlier server gave, unless the clock was set back; then the proxy
         // takes the first snapshot of a connection all the same.
         let mut generation = Generation(clock::now().0 << 10);
-        let mut started: Option<tokio::time::Instant> = None;
+        let mut started: Option<Instant> = None;
         loop {
             match UnixStream::connect(self.socket()).await {
                 Ok(stream) => {
@@ -114,7 +133,7 @@ impl Link {
                 }
                 Err(_) if started.is_some_and(|at| at.elapsed() < START_TIME) => {}
                 Err(_) => {
-                    started = Some(tokio::time::Instant::now());
+                    started = Some(Instant::now());
                     self.start(Place::Empty);
                     continue;
                 }
@@ -142,6 +161,11 @@ impl Link {
             .stdout(Stdio::null())
             .stderr(log.map_or_else(|_| Stdio::null(), Stdio::from))
             .kill_on_drop(false);
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with(NOT_INHERITED) {
+                command.env_remove(name);
+            }
+        }
         if let Some(engine) = &self.engine {
             command.arg("--engine").arg(engine);
         }
@@ -171,6 +195,7 @@ impl Link {
             acknowledged: Generation(0),
             in_flight: BTreeMap::new(),
             withdrawn: Vec::new(),
+            questions: VecDeque::new(),
             issued: (Generation(0), 0),
         };
         let mut worlds = self.worlds.subscribe();
@@ -208,7 +233,12 @@ impl Link {
                 _ = stats.tick() => {
                     // The proxy tries a listener that failed again with the next whole snapshot.
                     first = !self.state.borrow().failed.is_empty();
-                    if let Err(reason) = send(&mut writer, vec![ToProxy::Stats]).await {
+                    if let Err(reason) = ask(&mut session, &mut writer).await {
+                        return reason;
+                    }
+                }
+                () = self.ask.notified() => {
+                    if let Err(reason) = ask(&mut session, &mut writer).await {
                         return reason;
                     }
                 }
@@ -235,9 +265,12 @@ impl Link {
             ipv6,
         };
         let mut wanted = snapshot(&sources, next);
+        callers::add(&mut wanted, &world, &view, &*self.runtime);
+        wanted.access_log.clone_from(&self.access_log);
         let revision = self.credentials.issued_revision();
         let mut frames = Vec::new();
-        if first || revision != session.issued.1 || !same_shape(&wanted, &session.sent) {
+        let parts = callers::sent_by_parts(&wanted, &session.sent);
+        if first || revision != session.issued.1 || !parts {
             *generation = next;
             session.issued = (next, revision);
             frames.push(ToProxy::Snapshot(wanted.clone()));
@@ -252,6 +285,7 @@ impl Link {
                     });
                 }
             }
+            frames.extend(callers::news(&wanted, &session.sent, generation));
         }
         wanted.generation = *generation;
         let (before, after) = (instances(&session.sent), instances(&wanted));
@@ -292,7 +326,7 @@ impl Link {
             FromProxy::Hello { pid, version } => {
                 tracing::info!(pid, version, "linked to the proxy");
                 self.compare_engine(&version, pid);
-                self.state.send_modify(|state| state.pid = Some(pid));
+                self.state.send_modify(|state| (state.pid, state.version) = (Some(pid), version));
                 if is_other_binary(pid, &self.program) {
                     tracing::info!(pid, "the proxy is of another build; a new one takes its place");
                     self.start(Place::Taken);
@@ -315,7 +349,12 @@ impl Link {
             }
             // The runtime sees an exit and the probes see a hang sooner than anything done here could.
             FromProxy::Refused { instance } => tracing::debug!(%instance, "refused a connection"),
-            FromProxy::Stats(stats) => self.state.send_modify(|state| state.stats = stats),
+            FromProxy::Stats(stats) => {
+                let asked = session.questions.pop_front();
+                self.state.send_modify(|state| {
+                    (state.stats, state.asked) = (Arc::new(stats), asked);
+                });
+            }
             FromProxy::Place { .. } | FromProxy::Retired => {
                 tracing::debug!("a word for a successor went astray");
             }
@@ -387,6 +426,15 @@ fn is_other_binary(pid: u32, program: &std::path::Path) -> bool {
 fn instances(snapshot: &Snapshot) -> BTreeSet<&InstanceId> {
     let endpoints = snapshot.clusters.values().flat_map(|cluster| &cluster.endpoints);
     endpoints.map(|endpoint| &endpoint.instance).collect()
+}
+
+/// Asks for counters. Answers come in the order of the questions.
+async fn ask(session: &mut Session, writer: &mut OwnedWriteHalf) -> Result<(), String> {
+    if session.questions.len() >= MAX_QUESTIONS {
+        return Ok(());
+    }
+    session.questions.push_back(Instant::now());
+    send(writer, vec![ToProxy::Stats]).await
 }
 
 async fn send(writer: &mut OwnedWriteHalf, frames: Vec<ToProxy>) -> Result<(), String> {

@@ -1,6 +1,8 @@
 //! What the proxy is told: the snapshot, and the link that carries it.
 
+mod callers;
 mod credentials;
+mod figures;
 mod files;
 mod link;
 mod snapshot;
@@ -9,6 +11,7 @@ mod tables;
 mod tests;
 
 pub use credentials::Credentials;
+pub use figures::Figures;
 pub use files::CertificateFiles;
 pub use link::{Link, ProxyState};
 pub use snapshot::tcp_ports;

@@ -69,18 +69,6 @@ pub fn snapshot(sources: &Sources<'_>, generation: Generation) -> Snapshot {
     snapshot
 }
 
-/// Whether two snapshots differ in nothing but what single clusters hold, which has a frame of its own.
-pub fn same_shape(a: &Snapshot, b: &Snapshot) -> bool {
-    a.listeners == b.listeners
-        && a.tables == b.tables
-        && a.certificates == b.certificates
-        && a.challenges == b.challenges
-        && a.callers == b.callers
-        && a.zone == b.zone
-        && a.clusters.len() == b.clusters.len()
-        && a.clusters.keys().eq(b.clusters.keys())
-}
-
 /// Instances that call from an address of their own.
 fn callers(name: &StackName, stack: &StackState, board: &BoardView) -> BTreeMap<IpAddr, String> {
     stack
@@ -228,8 +216,6 @@ pub fn drained(
 
 #[cfg(test)]
 mod tests {
-    use keel_route::snapshot::{Certificate, RouteTable};
-
     use super::*;
 
     #[test]
@@ -246,34 +232,5 @@ mod tests {
         assert!(!drained(5, counted(5, 1)), "busy");
         assert!(drained(5, counted(5, 0)));
         assert!(drained(9, counted(7, 0)));
-    }
-
-    #[test]
-    fn endpoints_travel_alone_and_everything_else_with_the_whole() {
-        let cluster = |expected| Cluster { expected, ..Cluster::default() };
-        let snapshot = |expected| Snapshot {
-            clusters: BTreeMap::from([("s/a:80".to_owned(), cluster(expected))]),
-            ..Snapshot::default()
-        };
-        assert!(same_shape(&snapshot(true), &snapshot(false)));
-        let differ = |edit: &dyn Fn(&mut Snapshot)| {
-            let mut other = snapshot(true);
-            edit(&mut other);
-            !same_shape(&snapshot(true), &other)
-        };
-        assert!(differ(&|s| s.clusters.clear()));
-        assert!(differ(&|s| s.listeners.push(Listener::default())));
-        assert!(differ(&|s| {
-            s.tables.insert("0.0.0.0:80".to_owned(), RouteTable::default());
-        }));
-        assert!(differ(&|s| s.certificates.push(certificate())));
-        assert!(differ(&|s| s.challenges.tls_alpn.push(certificate())));
-        assert!(differ(&|s| {
-            s.callers.insert(Ipv4Addr::LOCALHOST.into(), "s/a".to_owned());
-        }));
-    }
-
-    fn certificate() -> Certificate {
-        Certificate { names: Vec::new(), chain: String::new(), key: String::new() }
     }
 }

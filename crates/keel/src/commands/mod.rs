@@ -4,6 +4,7 @@ pub mod completion;
 pub mod config;
 pub mod diff;
 pub mod down;
+pub mod edges;
 pub mod events;
 pub mod exec;
 pub mod history;
@@ -46,6 +47,7 @@ pub async fn run(ctx: &Context, command: Command) -> Result<(), Failure> {
         Command::Exec(args) => exec::run(ctx, args).await,
         Command::Diff(args) => diff::run(ctx, args).await,
         Command::Config(args) => config::run(ctx, &args),
+        Command::Edges(args) => edges::run(ctx, args).await,
         Command::Events(args) => events::run(ctx, args).await,
         Command::History(args) => history::run(ctx, args).await,
         Command::Rollback(args) => rollback::run(ctx, args).await,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
+use crate::access_log::AccessLogArgs;
 use crate::commands::version::VERSION;
 use crate::failure::Failure;
 use crate::log;
@@ -27,6 +28,9 @@ pub struct ProxyArgs {
     /// How long a request waits for a service that has no ready endpoint but is expected to
     #[arg(long, value_name = "TIME", value_parser = time::parse_seconds)]
     pub hold_timeout: Option<Duration>,
+    /// How requests are logged where the server does not say
+    #[command(flatten)]
+    pub access_log: AccessLogArgs,
 }
 
 /// Runs the data plane until it is told to end.
@@ -44,6 +48,7 @@ pub fn run(args: ProxyArgs) -> Result<(), Failure> {
         workers: args.workers.unwrap_or_else(|| available_parallelism().map_or(1, usize::from)),
         hold_timeout: args.hold_timeout.unwrap_or(keel_proxy::HOLD_TIMEOUT),
         version: VERSION.to_owned(),
+        access_log: args.access_log.settle()?,
         take_over: args.take_over,
     };
     keel_proxy::run(options).map_err(|error| Failure::unreachable(error.to_string()))

@@ -1,5 +1,6 @@
 //! `keel server`: runs, stops and describes the server.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -9,6 +10,7 @@ use keel_server::api::client::{Client, Error};
 use keel_server::api::types::ServerInfo;
 use tokio::time::{Instant, sleep};
 
+use crate::access_log::AccessLogArgs;
 use crate::commands::render::EngineName;
 use crate::context::{Context, print, print_json};
 use crate::failure::{Failure, UNREACHABLE, split_hint};
@@ -56,12 +58,29 @@ pub struct RunArgs {
     /// Network of the virtual addresses (default: 10.77.0.0/16 for root, else 127.77.0.0/16)
     #[arg(long, env = "KEEL_VIP_CIDR", hide_env_values = true, value_name = "CIDR")]
     pub vip_cidr: Option<String>,
+    /// Serve metrics for Prometheus at this address too; a port alone is one of 127.0.0.1
+    #[arg(long, env = "KEEL_METRICS_LISTEN", hide_env_values = true, value_name = "[ADDR:]PORT")]
+    #[arg(value_parser = parse_address)]
+    pub metrics_listen: Option<SocketAddr>,
+    /// How requests are logged
+    #[command(flatten)]
+    pub access_log: AccessLogArgs,
     /// Load balancer that handles traffic in the place of keel's own (see docs/engines.md)
     #[arg(long, env = "KEEL_PROXY_ENGINE", hide_env_values = true, value_name = "ENGINE")]
     pub proxy_engine: Option<EngineName>,
     /// Leave the terminal; set by the command that starts a server in the background
     #[arg(long, hide = true)]
     pub background: bool,
+}
+
+/// An address with its port, or a port of the loopback address.
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    let port = text.strip_prefix(':').unwrap_or(text).parse::<u16>();
+    match (port, text.parse::<SocketAddr>()) {
+        (Ok(port), _) => Ok((Ipv4Addr::LOCALHOST, port).into()),
+        (_, Ok(address)) => Ok(address),
+        _ => Err(format!("{text:?} is no address: write 9090, 10.0.0.5:9090 or [::]:9090")),
+    }
 }
 
 impl ServerArgs {
@@ -102,6 +121,8 @@ pub fn serve(ctx: &Context, args: &ServerArgs) -> Result<(), Failure> {
         network: args.vip_cidr.clone(),
         proxy_engine: args.proxy_engine.map(|name| Engine::from(name).command().to_owned()),
         program,
+        metrics: args.metrics_listen,
+        access_log: args.access_log.settle()?,
     };
     keel_server::run(&options).map_err(|error| failure(&error))
 }
@@ -143,6 +164,10 @@ async fn detach(ctx: &Context, args: &RunArgs) -> Result<(), Failure> {
     if let Some(network) = &args.vip_cidr {
         options.extend(["--vip-cidr".to_owned(), network.clone()]);
     }
+    if let Some(address) = &args.metrics_listen {
+        options.extend(["--metrics-listen".to_owned(), address.to_string()]);
+    }
+    options.extend(args.access_log.words()?);
     if let Some(engine) = args.proxy_engine {
         options.extend(["--proxy-engine".to_owned(), Engine::from(engine).command().to_owned()]);
     }
@@ -234,6 +259,8 @@ async fn status(ctx: &Context) -> Result<(), Failure> {
         ("network", info.network.clone()),
         ("dns", dns),
     ];
+    rows.extend(info.metrics.map(|at| ("metrics", format!("http://{at}/metrics"))));
+    rows.extend(info.access_log.iter().map(|path| ("log", path.display().to_string())));
     rows.extend(info.limitations.iter().map(|limitation| ("limited", limitation.clone())));
     print(&rows.iter().map(|(key, value)| format!("{key:<8} {value}\n")).collect::<String>())
 }
@@ -247,6 +274,25 @@ fn json(info: &ServerInfo) -> serde_json::Value {
         "node": info.node,
         "network": info.network,
         "dns": info.dns,
+        "metrics": info.metrics,
+        "access_log": info.access_log,
         "limitations": info.limitations,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_alone_is_for_this_machine() {
+        let read = |text: &str| parse_address(text).unwrap().to_string();
+        assert_eq!(read("9090"), "127.0.0.1:9090");
+        assert_eq!(read(":9090"), "127.0.0.1:9090");
+        assert_eq!(read("0.0.0.0:9090"), "0.0.0.0:9090");
+        assert_eq!(read("[::1]:9090"), "[::1]:9090");
+        for bad in ["", "x", "localhost:9090", "10.0.0.1", "99999"] {
+            assert!(parse_address(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -7,6 +7,7 @@ pub mod diagnostic;
 pub mod paint;
 pub mod prefix;
 pub mod progress;
+pub mod quantity;
 pub mod status;
 pub mod table;
 pub mod time;

@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long anything may take before a test gives up.
@@ -121,8 +122,11 @@ impl Running {
     pub fn new(compose: &str) -> Self {
         let sandbox = Sandbox::new();
         sandbox.write("compose.yaml", compose);
+        static NEXT: AtomicU8 = AtomicU8::new(0);
         let id = std::process::id();
-        let network = format!("127.{}.{}.0/24", 64 + id / 256 % 128, id % 256);
+        // Tests of one process run at the same time; what one calls is not to be answered by the other.
+        let part = NEXT.fetch_add(1, Ordering::Relaxed) % 16 * 16;
+        let network = format!("127.{}.{}.{part}/28", 64 + id / 256 % 128, id % 256);
         Self { sandbox, network }
     }
 
