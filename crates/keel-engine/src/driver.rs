@@ -215,7 +215,7 @@ impl Driver {
                     Driven::Haproxy(haproxy) => haproxy.stats().await,
                     Driven::Nginx(_) => BTreeMap::new(),
                 };
-                let stats = Stats { clusters, edges: Vec::new() };
+                let stats = Stats { clusters, ..Stats::default() };
                 return self.server.send(&FromProxy::Stats(stats)).await;
             }
             ToProxy::Snapshot(snapshot) => self.wanted = Some(snapshot),
@@ -226,6 +226,18 @@ impl Driver {
                 }
                 wanted.generation = generation;
                 wanted.clusters.insert(id, cluster);
+            }
+            ToProxy::Callers { generation, callers, caller_cgroups } => {
+                let wanted = self.wanted.get_or_insert_default();
+                if generation <= wanted.generation {
+                    return tracing::warn!(%generation, "an outdated change is not applied");
+                }
+                wanted.generation = generation;
+                (wanted.callers, wanted.caller_cgroups) = (callers, caller_cgroups);
+            }
+            // An engine hands its sockets over by means of its own, when another driver adopts it.
+            ToProxy::TakeOver | ToProxy::Retire => {
+                return tracing::warn!("a driven engine gives its place to no other proxy");
             }
         }
         self.save.get_or_insert_with(|| Instant::now() + SAVE_DELAY);

@@ -52,6 +52,7 @@ impl Report {
                         in_flight: number("scur"),
                         // Only the mean over the last 1024 is known.
                         total_us: number("ttime").saturating_mul(1000).saturating_mul(requests),
+                        ..ClusterStats::default()
                     };
                     report.numbers.insert(backend, numbers);
                 }
