@@ -93,7 +93,7 @@ impl Workspace {
             let name = text(&package.context("a node without package")?["name"])?.to_owned();
             let needs = list(&node["deps"])?
                 .iter()
-                .filter(|dep| !only_for_tests(dep))
+                .filter(|dep| !only_for_tests_or_builds(dep))
                 .map(|dep| text(&dep["pkg"]).map(str::to_owned))
                 .collect::<Result<_>>()?;
             resolved.push(Resolved { id, name, needs });
@@ -155,9 +155,11 @@ fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn only_for_tests(dependency: &Value) -> bool {
+/// Whether a dependency is only there while tests run or the package is built.
+fn only_for_tests_or_builds(dependency: &Value) -> bool {
+    let is_aside = |kind: &Value| kind["kind"] == "dev" || kind["kind"] == "build";
     let kinds = dependency["dep_kinds"].as_array();
-    kinds.is_some_and(|kinds| kinds.iter().all(|kind| kind["kind"] == "dev"))
+    kinds.is_some_and(|kinds| kinds.iter().all(is_aside))
 }
 
 fn text(value: &Value) -> Result<&str> {

@@ -251,7 +251,10 @@ impl Haproxy {
             reports.extend(self.ask_report(*worker).await.ok());
         }
         let here = |pid: &u32| workers.iter().any(|worker| worker.pid == *pid);
-        for (_, ended) in self.known.extract_if(.., |pid, _| !here(pid)) {
+        let (here, ended): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut self.known).into_iter().partition(|(pid, _)| here(pid));
+        self.known = here;
+        for ended in ended.into_values() {
             for (backend, numbers) in ended.numbers {
                 if let Some(id) = ended.backends.get(&backend) {
                     add(self.past.entry(id.clone()).or_default(), &numbers);

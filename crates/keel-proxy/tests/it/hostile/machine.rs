@@ -126,7 +126,7 @@ fn a_full_disk_costs_the_newest_state_and_nothing_else() {
     proxy.server.update(cluster(&endpoints, true));
     assert_eq!(get(address, "/").body, "new:0");
     until("the state is kept again", || saved(new.address.port()));
-    assert!(fs::read_to_string(disk.0.join("log")).unwrap().contains("replaces the old one"));
+    assert!(fs::read_to_string(disk.0.join("log")).unwrap().contains("the server is gone"));
     // The file system goes before the directory that it is mounted on.
     drop(disk);
 }
