@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::limits::{LOOK, START};
 use crate::listeners;
-use crate::place::Place;
+use crate::place::{Place, rendered_part};
 use crate::process::{Process, children, title};
 use crate::program::Error;
 
@@ -59,7 +59,7 @@ impl Nginx {
 
     /// Brings nginx in step with `snapshot`; when it returns, the workers that take new connections have it.
     pub async fn apply(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
-        let wanted = told(snapshot);
+        let wanted = rendered_part(snapshot);
         if self.master.is_some() && self.applied.as_ref() == Some(&wanted) {
             return Ok(());
         }
@@ -185,15 +185,6 @@ impl Nginx {
             master.signal(Signal::TERM);
         }
     }
-}
-
-/// What of a snapshot is in a configuration.
-fn told(snapshot: &Snapshot) -> Snapshot {
-    let mut told = snapshot.clone();
-    told.generation = keel_model::Generation(0);
-    told.callers.clear();
-    told.clusters.values_mut().for_each(|cluster| cluster.expected = false);
-    told
 }
 
 /// The lines of a log that say why something was not done.

@@ -126,6 +126,21 @@ impl Place {
     }
 }
 
+/// What of a snapshot a configuration is made from. What is not named here changes nothing in it.
+pub fn rendered_part(snapshot: &Snapshot) -> Snapshot {
+    let mut part = Snapshot {
+        listeners: snapshot.listeners.clone(),
+        clusters: snapshot.clusters.clone(),
+        tables: snapshot.tables.clone(),
+        certificates: snapshot.certificates.clone(),
+        challenges: snapshot.challenges.clone(),
+        zone: snapshot.zone.clone(),
+        ..Snapshot::default()
+    };
+    part.clusters.values_mut().for_each(|cluster| cluster.expected = false);
+    part
+}
+
 fn remove(directory: &Path) -> io::Result<()> {
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

@@ -319,11 +319,8 @@ impl Haproxy {
 
 /// A snapshot without what can be changed without a reload.
 fn structure(snapshot: &Snapshot) -> Snapshot {
-    let mut structure = snapshot.clone();
-    structure.generation = keel_model::Generation(0);
-    structure.callers.clear();
+    let mut structure = crate::place::rendered_part(snapshot);
     for cluster in structure.clusters.values_mut() {
-        cluster.expected = false;
         // Whether an endpoint is a reserve is a property of its server.
         if !cluster.policy.as_ref().is_some_and(|policy| policy.prefer_zone) {
             cluster.endpoints.clear();
