@@ -14,6 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::control::{self, ControlSocket, Server};
+use crate::files;
 use crate::haproxy::Haproxy;
 use crate::limits::{
     ACCEPT_PAUSE, DRAIN, IN_FLIGHT_LOOK, IN_FLIGHT_REPORT, RELOAD_PAUSE, RESTART, RESTART_MOST,
@@ -60,7 +61,7 @@ pub fn run(options: &DriverOptions) -> Result<(), Error> {
         lock = control::lock(path, control::PATIENCE * 5).map_err(failed)?;
     }
     let lock = lock.ok_or_else(|| Error::AlreadyServed { path: path.clone() })?;
-    std::fs::write(&note, std::process::id().to_string()).map_err(failed)?;
+    files::put(&note, std::process::id().to_string().as_bytes(), files::PLAIN).map_err(failed)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(failed)?.block_on(async {
         let signals = Signals::new().map_err(failed)?;
@@ -253,7 +254,7 @@ impl Driver {
     async fn apply(&mut self) {
         self.due = None;
         let Some(wanted) = self.wanted.clone() else { return };
-        let (fit, mut failed) = listeners::without_failing(&wanted, &self.driven.open());
+        let (fit, mut failed) = listeners::without_failing(&wanted, self.driven.open());
         let result = self.driven.apply(&fit).await;
         self.told = Some(Instant::now());
         match result {
@@ -263,7 +264,8 @@ impl Driver {
                 tracing::error!("{engine}: {error}");
                 self.due = Some(Instant::now() + RETRY);
                 let reason = first_line(&error);
-                if !self.keep_serving(&wanted).await {
+                if !self.keep_serving(&wanted).await && !self.driven.is_gone() {
+                    // It may go on as it was, and nobody knows how that is.
                     return;
                 }
                 failed.extend(not_in_force(&fit, self.applied.as_ref(), &reason));
@@ -371,7 +373,7 @@ impl Driven {
         }
     }
 
-    fn open(&self) -> std::collections::BTreeSet<std::net::SocketAddr> {
+    fn open(&self) -> &std::collections::BTreeSet<std::net::SocketAddr> {
         match self {
             Self::Haproxy(haproxy) => haproxy.open(),
             Self::Nginx(nginx) => nginx.open(),
@@ -383,6 +385,11 @@ impl Driven {
             Self::Haproxy(haproxy) => haproxy.process(),
             Self::Nginx(nginx) => nginx.process(),
         }
+    }
+
+    /// Nothing is served.
+    fn is_gone(&self) -> bool {
+        self.process().is_none_or(Process::has_ended)
     }
 
     async fn forget(&mut self) {

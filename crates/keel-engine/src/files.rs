@@ -13,7 +13,7 @@ pub(crate) const SECRET: u32 = 0o600;
 /// Rights of a file that one more group reads.
 const SHARED: u32 = 0o640;
 /// Rights of other files.
-const PLAIN: u32 = 0o644;
+pub(crate) const PLAIN: u32 = 0o644;
 
 /// Writes a configuration into `directory`, which is made if it is not there. Files that are there are replaced, others
 /// are left alone. Members of `group` may read the secrets that the engine's workers need.

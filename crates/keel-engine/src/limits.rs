@@ -6,6 +6,8 @@ use std::time::Duration;
 pub const START: Duration = Duration::from_secs(10);
 /// Between two looks at whether it has.
 pub const LOOK: Duration = Duration::from_millis(5);
+/// Workers of an engine that was killed have this long to give up their listeners.
+pub const RELEASE: Duration = Duration::from_secs(1);
 /// nginx is told to reload at most this often.
 pub const RELOAD_PAUSE: Duration = Duration::from_millis(200);
 /// A configuration that was not accepted is tried again after this, if nothing changes before.

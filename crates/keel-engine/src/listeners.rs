@@ -7,6 +7,9 @@ use std::net::SocketAddr;
 
 use keel_route::snapshot::{ListenerFailure, Snapshot};
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::time::{Instant, sleep};
+
+use crate::limits::{LOOK, RELEASE};
 
 /// Leaves out the listeners that can't be opened, as far as an engine that has `open` can find out; they are returned
 /// with the reason.
@@ -29,6 +32,15 @@ pub fn without_failing(
         fits
     });
     (snapshot, failed)
+}
+
+/// Waits until these addresses can be listened on again, at most [`RELEASE`].
+pub async fn released(addresses: &BTreeSet<SocketAddr>) {
+    let until = Instant::now() + RELEASE;
+    let none = BTreeSet::new();
+    while Instant::now() < until && addresses.iter().any(|bind| problem(*bind, &none).is_some()) {
+        sleep(LOOK).await;
+    }
 }
 
 /// Why an address can't be listened on.

@@ -13,7 +13,8 @@ use rustix::process::{Pid, Signal};
 use tokio::time::{Instant, sleep};
 
 use crate::limits::{LOOK, START};
-use crate::place::Place;
+use crate::listeners;
+use crate::place::{Place, rendered_part};
 use crate::process::{Process, children, title};
 use crate::program::Error;
 
@@ -24,6 +25,8 @@ pub struct Nginx {
     master: Option<Process>,
     /// What the configuration in force was made from.
     applied: Option<Snapshot>,
+    /// Addresses that are listened on.
+    open: BTreeSet<SocketAddr>,
     /// The endpoints in it; those of an earlier driver are not known.
     current: Option<BTreeSet<SocketAddr>>,
     /// The endpoints in the configuration of each worker; a worker of an earlier driver may have any.
@@ -37,8 +40,9 @@ impl Nginx {
         if let Some(master) = &master {
             tracing::info!(pid = master.pid().as_raw_nonzero(), "nginx runs already");
         }
+        let open = master.as_ref().map(|_| place.noted_open()).unwrap_or_default();
         let mut nginx =
-            Self { place, master, applied: None, current: None, workers: HashMap::new() };
+            Self { place, master, applied: None, open, current: None, workers: HashMap::new() };
         nginx.look();
         nginx
     }
@@ -49,14 +53,13 @@ impl Nginx {
     }
 
     /// Addresses that are listened on.
-    pub fn open(&self) -> BTreeSet<SocketAddr> {
-        let applied = self.applied.iter().flat_map(|snapshot| &snapshot.listeners);
-        applied.map(|listener| listener.bind).collect()
+    pub fn open(&self) -> &BTreeSet<SocketAddr> {
+        &self.open
     }
 
     /// Brings nginx in step with `snapshot`; when it returns, the workers that take new connections have it.
     pub async fn apply(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
-        let wanted = told(snapshot);
+        let wanted = rendered_part(snapshot);
         if self.master.is_some() && self.applied.as_ref() == Some(&wanted) {
             return Ok(());
         }
@@ -89,6 +92,8 @@ impl Nginx {
             let said = self.place.files.logged_since(from);
             return Err(Error::NotTaken { engine: Engine::Nginx, said: reasons(&said) });
         }
+        self.open = wanted.listeners.iter().map(|listener| listener.bind).collect();
+        self.place.note_open(&self.open);
         self.applied = Some(wanted);
         Ok(())
     }
@@ -156,16 +161,15 @@ impl Nginx {
         addresses.iter().map(count).collect()
     }
 
-    /// The process has ended. Workers that outlive it would serve what nobody can change any more.
+    /// The process has ended. Workers that outlive it would serve what nobody can change any more: they are told to end
+    /// what they have.
     pub async fn ended(&mut self) {
-        self.master = None;
-        self.applied = None;
-        self.current = None;
-        for pid in std::mem::take(&mut self.workers).into_keys() {
-            if title(pid).starts_with("nginx: worker process") {
-                let _ = rustix::process::kill_process(pid, Signal::QUIT);
-            }
+        if let Some(master) = self.master.take() {
+            master.signal_group(Signal::QUIT);
         }
+        (self.applied, self.current) = (None, None);
+        self.workers.clear();
+        listeners::released(&std::mem::take(&mut self.open)).await;
     }
 
     /// Tells it to end when all requests have.
@@ -181,15 +185,6 @@ impl Nginx {
             master.signal(Signal::TERM);
         }
     }
-}
-
-/// What of a snapshot is in a configuration.
-fn told(snapshot: &Snapshot) -> Snapshot {
-    let mut told = snapshot.clone();
-    told.generation = keel_model::Generation(0);
-    told.callers.clear();
-    told.clusters.values_mut().for_each(|cluster| cluster.expected = false);
-    told
 }
 
 /// The lines of a log that say why something was not done.

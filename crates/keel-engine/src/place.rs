@@ -1,7 +1,9 @@
 //! The engine's private directory: the configuration in force, the next one, sockets, log and process id.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use keel_render::{Engine, Options, Rendered, render};
@@ -104,9 +106,39 @@ impl Place {
         Ok(rendered)
     }
 
+    /// Notes the addresses on which the engine listens, for a driver that takes over.
+    pub fn note_open(&self, open: &BTreeSet<SocketAddr>) {
+        let lines: String = open.iter().map(|bind| format!("{bind}\n")).collect();
+        let path = self.path("engine.open");
+        if let Err(error) = files::put(&path, lines.as_bytes(), files::PLAIN) {
+            tracing::warn!(path = %path.display(), %error, "cannot note the open addresses");
+        }
+    }
+
+    /// The addresses that an earlier driver noted.
+    pub fn noted_open(&self) -> BTreeSet<SocketAddr> {
+        let text = fs::read_to_string(self.path("engine.open")).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
     fn failed(&self, source: io::Error) -> Error {
         Error::Directory { path: self.directory.clone(), source }
     }
+}
+
+/// What of a snapshot a configuration is made from. What is not named here changes nothing in it.
+pub fn rendered_part(snapshot: &Snapshot) -> Snapshot {
+    let mut part = Snapshot {
+        listeners: snapshot.listeners.clone(),
+        clusters: snapshot.clusters.clone(),
+        tables: snapshot.tables.clone(),
+        certificates: snapshot.certificates.clone(),
+        challenges: snapshot.challenges.clone(),
+        zone: snapshot.zone.clone(),
+        ..Snapshot::default()
+    };
+    part.clusters.values_mut().for_each(|cluster| cluster.expected = false);
+    part
 }
 
 fn remove(directory: &Path) -> io::Result<()> {
@@ -155,7 +187,8 @@ fn max_connections() -> u32 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_ok();
     let descriptors = if raised { maximum } else { current }.unwrap_or(u64::MAX);
-    let connections = descriptors.saturating_sub(SPARE_DESCRIPTORS) / 2;
+    // One for each side, and one for HAProxy's share of pipes.
+    let connections = descriptors.saturating_sub(SPARE_DESCRIPTORS) / 3;
     u32::try_from(connections.clamp(64, MAX_CONNECTIONS)).unwrap_or(64)
 }
 

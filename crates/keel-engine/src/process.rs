@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open};
 use tokio::sync::watch;
 
+use crate::files;
 use crate::limits::{LOG_TAIL, MAX_LOG};
 
 /// A process that is not necessarily our child.
@@ -39,10 +40,20 @@ impl Process {
         self.pid
     }
 
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        *self.has_ended.borrow()
+    }
+
     /// Waits until it has ended.
     pub async fn ended(&self) {
         // An error means that the thread has ended, and so has the process.
         let _ = self.has_ended.clone().wait_for(|ended| *ended).await;
+    }
+
+    /// Sends a signal to it and all that it has started, also after its end.
+    pub fn signal_group(&self, signal: Signal) {
+        let _ = kill_process_group(self.pid, signal);
     }
 
     /// Sends it a signal. That it has ended is no error.
@@ -87,7 +98,7 @@ impl Files {
         // Waited for so that it leaves no zombie.
         tokio::spawn(async move { child.wait().await });
         let note = format!("{} {}", pid.as_raw_nonzero(), started_at(pid).unwrap_or_default());
-        fs::write(&self.note, note)?;
+        files::put(&self.note, note.as_bytes(), files::PLAIN)?;
         Ok(process)
     }
 

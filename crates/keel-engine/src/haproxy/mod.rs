@@ -14,13 +14,14 @@ use std::net::SocketAddr;
 use keel_model::EndpointState;
 use keel_render::Engine;
 use keel_route::snapshot::{Cluster, ClusterId, ClusterStats, Snapshot};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout};
 
 use self::report::{Report, Worker, workers};
 use crate::limits::{ANSWER, LOOK, MAX_ANSWER, START};
+use crate::listeners;
 use crate::place::Place;
 use crate::process::Process;
 use crate::program::Error;
@@ -32,6 +33,8 @@ pub struct Haproxy {
     master: Option<Process>,
     /// The configuration in force without its endpoints.
     structure: Option<Snapshot>,
+    /// Addresses that are listened on.
+    open: BTreeSet<SocketAddr>,
     /// Backends of each cluster in that configuration.
     backends: BTreeMap<ClusterId, Vec<String>>,
     known: BTreeMap<u32, Known>,
@@ -58,7 +61,9 @@ impl Haproxy {
         if let Some(master) = &master {
             tracing::info!(pid = master.pid().as_raw_nonzero(), "haproxy runs already");
         }
+        let open = master.as_ref().map(|_| place.noted_open()).unwrap_or_default();
         Self {
+            open,
             place,
             master,
             structure: None,
@@ -74,9 +79,8 @@ impl Haproxy {
     }
 
     /// Addresses that are listened on.
-    pub fn open(&self) -> BTreeSet<SocketAddr> {
-        let structure = self.structure.iter().flat_map(|snapshot| &snapshot.listeners);
-        structure.map(|listener| listener.bind).collect()
+    pub fn open(&self) -> &BTreeSet<SocketAddr> {
+        &self.open
     }
 
     /// Brings HAProxy in step with `snapshot`; when it returns, no new request goes to an endpoint that is not ready.
@@ -100,6 +104,8 @@ impl Haproxy {
             Some(_) => self.reload().await?,
             None => self.start().await?,
         }
+        self.open = structure.listeners.iter().map(|listener| listener.bind).collect();
+        self.place.note_open(&self.open);
         self.structure = Some(structure);
         self.close_leaving(snapshot).await
     }
@@ -289,15 +295,14 @@ impl Haproxy {
         all
     }
 
-    /// The process has ended: workers that outlive it would serve what nobody can change any more.
+    /// The process has ended. Workers that outlive it would serve what nobody can change any more: they are told to end
+    /// what they have.
     pub async fn ended(&mut self) {
-        self.master = None;
-        self.structure = None;
-        for pid in self.known.keys().filter_map(|pid| Pid::from_raw(i32::try_from(*pid).ok()?)) {
-            if crate::process::title(pid).contains("haproxy") {
-                let _ = kill_process(pid, Signal::USR1);
-            }
+        if let Some(master) = self.master.take() {
+            master.signal_group(Signal::USR1);
         }
+        self.structure = None;
+        listeners::released(&std::mem::take(&mut self.open)).await;
     }
 
     /// Tells it to end when all connections have.
@@ -317,11 +322,8 @@ impl Haproxy {
 
 /// A snapshot without what can be changed without a reload.
 fn structure(snapshot: &Snapshot) -> Snapshot {
-    let mut structure = snapshot.clone();
-    structure.generation = keel_model::Generation(0);
-    structure.callers.clear();
+    let mut structure = crate::place::rendered_part(snapshot);
     for cluster in structure.clusters.values_mut() {
-        cluster.expected = false;
         // Whether an endpoint is a reserve is a property of its server.
         if !cluster.policy.as_ref().is_some_and(|policy| policy.prefer_zone) {
             cluster.endpoints.clear();

@@ -5,8 +5,9 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use crate::access_log::AccessLogArgs;
+use crate::commands::render::EngineName;
 use crate::commands::version::VERSION;
-use crate::failure::Failure;
+use crate::failure::{Failure, split_hint};
 use crate::log;
 use crate::ui::time;
 
@@ -25,6 +26,12 @@ pub struct ProxyArgs {
     /// Take the place of the proxy that serves the control socket, without losing a connection
     #[arg(long)]
     pub take_over: bool,
+    /// Drive this load balancer instead of handling traffic itself
+    #[arg(long, value_name = "ENGINE")]
+    pub engine: Option<EngineName>,
+    /// Directory of its configuration (default: `engine` beside the snapshot file)
+    #[arg(long, value_name = "DIR")]
+    pub engine_dir: Option<PathBuf>,
     /// How long a request waits for a service that has no ready endpoint but is expected to
     #[arg(long, value_name = "TIME", value_parser = time::parse_seconds)]
     pub hold_timeout: Option<Duration>,
@@ -42,6 +49,9 @@ pub fn run(args: ProxyArgs) -> Result<(), Failure> {
     // leader of a process group, which is on its own already.
     let _ = rustix::process::setsid();
     log::start();
+    if let Some(engine) = args.engine {
+        return drive(engine, args);
+    }
     let options = keel_proxy::ProxyOptions {
         control_socket: args.control_socket,
         snapshot_file: args.snapshot_file,
@@ -52,4 +62,26 @@ pub fn run(args: ProxyArgs) -> Result<(), Failure> {
         take_over: args.take_over,
     };
     keel_proxy::run(options).map_err(|error| Failure::unreachable(error.to_string()))
+}
+
+fn drive(engine: EngineName, args: ProxyArgs) -> Result<(), Failure> {
+    let beside = args.snapshot_file.with_file_name("engine");
+    let options = keel_engine::DriverOptions {
+        engine: engine.into(),
+        directory: args.engine_dir.unwrap_or(beside),
+        control_socket: args.control_socket,
+        snapshot_file: args.snapshot_file,
+        workers: args.workers,
+        version: VERSION.to_owned(),
+        take_over: false,
+    };
+    keel_engine::run(&options).map_err(|error| {
+        let text = error.to_string();
+        let (message, hint) = split_hint(&text);
+        let failure = Failure::unreachable(message);
+        match hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    })
 }
