@@ -202,12 +202,8 @@ impl Server {
         let path = dir.join("control");
         let stream = until("the control socket", || UnixStream::connect(&path).ok());
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut server = Self {
-            stream,
-            decoder: Decoder::default(),
-            generation: 0,
-            dir: dir.to_owned(),
-        };
+        let mut server =
+            Self { stream, decoder: Decoder::default(), generation: 0, dir: dir.to_owned() };
         match server.receive() {
             FromProxy::Hello { version, .. } => {
                 assert_eq!(version, format!("test with {}", engine.command()));
