@@ -128,11 +128,13 @@ async fn serve(mut client: Client) {
                 Ok(Wire::Tls) if client.target.table().is_some() => {
                     Box::pin(secure::pass_through(client, first)).await;
                 }
-                Ok(_) if first.is_empty() => {
-                    if let Some((client, first)) = Box::pin(tunnel::serve_silent(client)).await {
-                        http1::serve(client, first).await;
+                Ok(_) if first.is_empty() => match Box::pin(tunnel::serve_silent(client)).await {
+                    Some((client, Wire::Http2, first)) => {
+                        Box::pin(http2::serve(client, first)).await;
                     }
-                }
+                    Some((client, _, first)) => http1::serve(client, first).await,
+                    None => {}
+                },
                 Ok(_) => Box::pin(tunnel::serve(client, first)).await,
                 Err(_) => {}
             }

@@ -65,9 +65,9 @@ async fn place_and_pass(client: &Client, counted: &Counted, first: Buffer) {
 /// Serves a connection on which the client has said nothing for a while: the server may have to speak first.
 ///
 /// It may also be a client of HTTP that connects in advance, or was held up. So the first to speak decides; a
-/// client that speaks HTTP/1 after all is handed back with its first bytes. While nobody has spoken,
+/// client that speaks HTTP after all is handed back with its first bytes. While nobody has spoken,
 /// the connection moves on when its endpoint drains.
-pub async fn serve_silent(client: Client) -> Option<(Client, Buffer)> {
+pub async fn serve_silent(client: Client) -> Option<(Client, Wire, Buffer)> {
     let counted = client.session.count(client.target.cluster(), None, by_source(&client));
     counted.log(Entry::of_connection(&client.session, "TCP"));
     let silence = Deadline::never(&client.worker.deadlines);
@@ -83,9 +83,9 @@ pub async fn serve_silent(client: Client) -> Option<(Client, Buffer)> {
             Ok(Event::Client) => {
                 let mut first = Buffer::default();
                 match accept::wire(&client, &mut first).await {
-                    Ok(Wire::Http1) => {
+                    Ok(wire @ (Wire::Http1 | Wire::Http2)) => {
                         counted.was_none();
-                        return Some((client, first));
+                        return Some((client, wire, first));
                     }
                     // It has ended without a word; the server may still have one.
                     Ok(_) => pass(&client, &counted, &upstream, first).await,

@@ -153,14 +153,15 @@ impl Endpoint {
     }
 }
 
-/// One listener before endpoints that declare what they speak; its address.
+/// One listener before endpoints that declare what they speak; its address. A client may take its time there, as it
+/// does on a busy machine.
 pub fn serve(proxy: &mut Proxy, protocol: Protocol, endpoints: &[SocketAddr]) -> SocketAddr {
     let bind = proxy.address();
     let ready: Vec<_> = endpoints.iter().map(|e| (*e, EndpointState::Ready)).collect();
     let mut cluster = cluster(&ready, true);
     cluster.protocol = protocol;
     let clusters = [(CART.to_owned(), cluster)].into();
-    assert_eq!(proxy.server.replace(vec![listener(bind, Protocol::Auto)], clusters), []);
+    assert_eq!(proxy.server.replace(vec![listener(bind, protocol)], clusters), []);
     bind
 }
 

@@ -15,7 +15,7 @@ use super::client::{Call, Http2Client, part, read, request};
 use super::either::{Endpoint, serve};
 use super::endpoint::{Exchange, Http2Endpoint};
 use super::websocket;
-use crate::frames::{ACK, Frames, GOAWAY, PING};
+use crate::frames::{ACK, Frame, Frames, GOAWAY, PING};
 use crate::proxy::{Process, Proxy, Server, cluster, until};
 
 use EndpointState::{Draining, Ready};
@@ -170,6 +170,31 @@ fn told_to_end_it_says_farewell_and_finishes_what_is_open() {
         assert!(proxy.process.wait().success());
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     });
+}
+
+#[test]
+#[ignore = "takes as long as a client may be idle: 75 s"]
+fn an_idle_connection_ends_with_a_farewell() {
+    let endpoint = Http2Endpoint::named("a");
+    let mut proxy = Proxy::start();
+    let address = serve(&mut proxy, Protocol::Http2, &[endpoint.address]);
+    let begun = Instant::now();
+    let mut client = Frames::connect(address, &[]);
+    client.get(1);
+    client.until("an answer", Frame::is_ok);
+    client.stream().set_read_timeout(Some(Duration::from_secs(90))).unwrap();
+    // First without a last stream, so that nothing under way is lost; then the end.
+    let farewell = client.until("a farewell", |frame| frame.kind == GOAWAY);
+    assert_eq!(
+        (farewell.error(), &farewell.payload[..4]),
+        (Some(0), &[0x7f, 0xff, 0xff, 0xff][..])
+    );
+    let question = client.until("the question", |frame| frame.kind == PING && frame.flags != ACK);
+    client.get(3);
+    client.send(PING, ACK, 0, &question.payload);
+    client.until("an answer to what was under way", |frame| frame.stream == 3 && frame.is_ok());
+    client.end();
+    assert!((70..90).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
 }
 
 #[test]

@@ -78,7 +78,8 @@ fn treated(treatment: Treatment, method: &str) -> (Vec<u16>, usize) {
         let client = Http2Client::connect(address).await;
         for _ in 0..20 {
             let mut call = client.begin(request(method, "/"), false).await;
-            call.send("body", true).await.unwrap();
+            // The answer may be faster.
+            let _ = call.send("body", true).await;
             let answer = call.answer().await.unwrap();
             assert!(answer.status != 200 || answer.text() == "good:4", "with its body");
             statuses.push(answer.status.as_u16());

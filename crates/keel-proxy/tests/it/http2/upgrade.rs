@@ -1,8 +1,11 @@
 //! HTTP/2 in clear from a connection of HTTP/1.1 (RFC 7540, 3.2), and what else may be said on a connection.
 
-use std::io::Write;
+use std::io::{BufReader, Write};
+use std::net::TcpStream;
+use std::sync::atomic::Ordering;
 
-use keel_model::Protocol;
+use keel_model::{EndpointState, Protocol};
+use keel_route::snapshot::Cluster;
 
 use super::either::{Endpoint, dechunk, serve};
 use super::endpoint::Http2Endpoint;
@@ -12,7 +15,7 @@ use crate::frames::{
     ACK, DATA, END_HEADERS, END_STREAM, Frames, HEADERS, PADDED, PING, PREFACE, PRIORITY, SETTINGS,
     WINDOW_UPDATE, block, fields, frame, setting,
 };
-use crate::proxy::Proxy;
+use crate::proxy::{CART, Proxy, cluster, listener, until};
 
 const ASKING: &str = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n";
 
@@ -105,6 +108,27 @@ fn what_does_not_go_on_in_http2_after_the_upgrade_is_cut_off() {
         let _ = Frames::new(client.reader).end();
     }
     assert_eq!(proxy.stats().requests, 0);
+}
+
+#[test]
+fn a_client_that_speaks_late_is_served_in_what_it_speaks() {
+    let backend = first_line();
+    let mut proxy = Proxy::start();
+    let bind = proxy.address();
+    // Nothing is said of what the listener speaks, so that the endpoint may have to speak first.
+    let state = cluster(&[(backend.address, EndpointState::Ready)], true);
+    let clusters = [(CART.to_owned(), Cluster { protocol: Protocol::Http, ..state })].into();
+    assert_eq!(proxy.server.replace(vec![listener(bind, Protocol::Auto)], clusters), []);
+    let stream = TcpStream::connect(bind).unwrap();
+    let connected = || backend.connections.load(Ordering::SeqCst) > 0;
+    until("the endpoint is asked whether it speaks first", || connected().then_some(()));
+    let mut client = Frames::new(BufReader::new(stream));
+    client.write(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).unwrap();
+    for stream in [1, 3] {
+        client.get(stream);
+        assert_eq!(body(&mut client, stream), "GET / HTTP/1.1");
+    }
+    assert_eq!(proxy.stats().requests, 2);
 }
 
 #[test]
