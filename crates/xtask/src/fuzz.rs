@@ -219,7 +219,8 @@ impl Engine<'_> {
         fs::create_dir_all(&chosen)?;
         let merged = self
             .command()?
-            .arg("-set_cover_merge=1")
+            // What code is reached counts, not how often, or there would be thousands.
+            .args(["-set_cover_merge=1", "-use_counters=0"])
             .args([&chosen, &self.committed(), &self.gathered()])
             .status()?;
         if !merged.success() {
@@ -229,12 +230,17 @@ impl Engine<'_> {
         for name in names(&committed)?.iter().filter(|name| is_hash(name)) {
             fs::remove_file(committed.join(name))?;
         }
-        let mut kept = 0;
-        for name in names(&chosen)?.iter().take(MAX_KEPT) {
-            fs::copy(chosen.join(name), committed.join(name))?;
-            kept += 1;
+        // The engine writes those first that reach the most that is new.
+        let mut inputs = Vec::new();
+        for name in names(&chosen)? {
+            inputs.push((fs::metadata(chosen.join(&name))?.modified()?, name));
         }
-        Ok(format!("{}: {kept} inputs kept", self.target))
+        inputs.sort();
+        inputs.truncate(MAX_KEPT);
+        for (_, name) in &inputs {
+            fs::copy(chosen.join(name), committed.join(name))?;
+        }
+        Ok(format!("{}: {} inputs kept", self.target, inputs.len()))
     }
 }
 
