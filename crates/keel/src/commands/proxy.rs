@@ -73,7 +73,7 @@ fn drive(engine: EngineName, args: ProxyArgs) -> Result<(), Failure> {
         snapshot_file: args.snapshot_file,
         workers: args.workers,
         version: VERSION.to_owned(),
-        take_over: false,
+        take_over: args.take_over,
     };
     keel_engine::run(&options).map_err(|error| {
         let text = error.to_string();
