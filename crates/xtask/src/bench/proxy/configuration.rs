@@ -42,6 +42,9 @@ pub fn keel(rig: &Rig, doors: Doors) -> Result<Value, Error> {
     };
     let mut https = listener(doors.https, "auto", "web:80");
     https["tls"] = json!({});
+    // Said, as HAProxy and nginx are told: in clear, a service that says nothing hears what its client speaks.
+    let mut web = cluster("web", &rig.backends.http);
+    web["protocol"] = json!("http");
     Ok(json!({
         "generation": 1,
         "listeners": [
@@ -52,7 +55,7 @@ pub fn keel(rig: &Rig, doors: Doors) -> Result<Value, Error> {
             listener(doors.bulk, "tcp", "bulk:9"),
         ],
         "clusters": {
-            "bench/web:80": cluster("web", &rig.backends.http),
+            "bench/web:80": web,
             "bench/echo:7": cluster("echo", &[rig.backends.echo]),
             "bench/bulk:9": cluster("bulk", &[rig.backends.bulk]),
         },
