@@ -338,8 +338,8 @@ impl Exchange<'_> {
         trial
     }
 
-    /// What the service is spoken to in. Where nothing is declared it hears what the client chose to speak in clear;
-    /// a browser that speaks HTTP/2 over TLS has not chosen for the service, but a client of gRPC has.
+    /// What the service is spoken to in. Where nothing is declared it hears HTTP/1, which nearly all services speak,
+    /// whatever the client has chosen for its own side; but a call of gRPC means a service of gRPC.
     fn speaks_http2(&self) -> bool {
         if self.head.protocol.is_some() {
             return false;
@@ -347,10 +347,7 @@ impl Exchange<'_> {
         match self.counted.cluster.protocol() {
             Protocol::Http2 => true,
             Protocol::Http | Protocol::Tcp => false,
-            Protocol::Auto => match self.caller {
-                Some(Caller::Http1(_)) | None => false,
-                Some(Caller::Http2(_)) => !self.session.is_secure() || self.head.is_grpc(),
-            },
+            Protocol::Auto => matches!(self.caller, Some(Caller::Http2(_))) && self.head.is_grpc(),
         }
     }
 
