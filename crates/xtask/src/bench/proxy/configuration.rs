@@ -42,7 +42,7 @@ pub fn keel(rig: &Rig, doors: Doors) -> Result<Value, Error> {
     };
     let mut https = listener(doors.https, "auto", "web:80");
     https["tls"] = json!({});
-    // Said, as HAProxy and nginx are told: in clear, a service that says nothing hears what its client speaks.
+    // Said, as HAProxy and nginx are told.
     let mut web = cluster("web", &rig.backends.http);
     web["protocol"] = json!("http");
     Ok(json!({
