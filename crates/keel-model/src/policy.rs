@@ -205,7 +205,7 @@ pub struct AdaptiveConcurrency {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct UpstreamTls {
-    /// The name that its certificate must have; the host of the request when absent.
+    /// The name that its certificate must have; the name of the service when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_name: Option<String>,
     /// PEM file with the authorities that are trusted; those of the system when absent.

@@ -6,9 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use keel_model::{
-    Entrypoint, Protocol, Route, RouteKind, Rule, Service, ServiceName, Stack, StackName,
-};
+use keel_model::{Entrypoint, Protocol, Route, RouteKind, Service, ServiceName, Stack, StackName};
 use keel_route::snapshot::{ClusterId, Listener, ListenerTls, RouteEntry, RouteTable, TableId};
 
 use super::snapshot::{cluster_id, tcp_ports};
@@ -21,14 +19,7 @@ pub fn table_id(entrypoint: &Entrypoint) -> TableId {
     entrypoint.bind.to_string()
 }
 
-/// The priority of a route that names none: as in Traefik the length of its rule, so that the more specific one wins;
-/// what takes every request comes last.
-pub fn default_priority(rule: &Rule) -> i64 {
-    match rule {
-        Rule::All(rules) if rules.is_empty() => 0,
-        rule => i64::try_from(rule.to_string().len()).unwrap_or(i64::MAX),
-    }
-}
+pub use keel_route::rule_text::default_priority;
 
 /// Adds the entrypoints of a stack, with its routes, to what other stacks have.
 pub fn add(
