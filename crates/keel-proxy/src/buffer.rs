@@ -88,6 +88,25 @@ impl Buffers {
     }
 }
 
+/// Memory for the heads of requests while they are written, recycled.
+#[derive(Debug, Default)]
+pub struct Heads(RefCell<Vec<u8>>);
+
+impl Heads {
+    /// Empty memory.
+    pub fn take(&self) -> Vec<u8> {
+        self.0.take()
+    }
+
+    /// Takes memory back, unless it has grown large.
+    pub fn give(&self, mut memory: Vec<u8>) {
+        if memory.capacity() <= BUFFER {
+            memory.clear();
+            self.0.replace(memory);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

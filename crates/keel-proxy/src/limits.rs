@@ -134,6 +134,8 @@ pub const MAX_H2_GIVEN_UP: u64 = 500;
 pub const H2_GIVEN_UP_PER_SECOND: u64 = 50;
 /// A request that is given up later than this was meant.
 pub const H2_SOON: Duration = Duration::from_secs(1);
+/// Tasks of a worker that have served a request of HTTP/2 and rest until the next. Each is some kilobytes large.
+pub const MAX_RESTING: usize = 1024;
 /// Bytes of a request that may be on their way on one stream of HTTP/2.
 pub const H2_STREAM_WINDOW: u32 = 256 * 1024;
 /// Bytes of all requests that may be on their way on one connection of HTTP/2.

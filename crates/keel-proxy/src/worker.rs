@@ -22,11 +22,12 @@ use tokio::task::{JoinHandle, LocalSet};
 
 use crate::accept;
 use crate::access::{Feed, Log};
-use crate::buffer::Buffers;
+use crate::buffer::{Buffers, Heads};
 use crate::callers::{CallerNames, Callers};
 use crate::cluster::{ClusterChange, WorkerCluster};
 use crate::deadline::Deadlines;
 use crate::edge::{EdgeKey, Edges, Record};
+use crate::http2::Runners;
 use crate::limits::{CLIENT_IDLE_ENDING, SCRATCH, TICK};
 use crate::route::WorkerTable;
 use crate::shared::{ClusterShared, Shared};
@@ -181,8 +182,11 @@ pub struct Worker {
     pub buffers: Buffers,
     /// Bytes on their way through; never in use across an `await`.
     pub scratch: RefCell<Vec<u8>>,
+    /// Memory for the heads of requests.
+    pub heads: Heads,
     /// For bulk.
     pub pipes: Pipes,
+    pub runners: Runners,
     pub random: RefCell<Random>,
     pub edges: Edges,
     pub callers: Callers,
@@ -231,7 +235,9 @@ pub fn run(
         deadlines: Rc::default(),
         buffers: Buffers::default(),
         scratch: RefCell::new(vec![0; SCRATCH]),
+        heads: Heads::default(),
         pipes: Pipes::default(),
+        runners: Runners::default(),
         random: RefCell::new(Random::new(u64::from(std::process::id()) << 16 | index as u64)),
         edges: Edges::default(),
         callers: Callers::default(),
@@ -288,6 +294,7 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
             _ = ticks.tick() => {
                 let now = worker.shared.now_ms();
                 worker.deadlines.tick(now);
+                worker.runners.tick();
                 worker.log.flush();
                 state.clusters.values().for_each(|c| c.close_idle(now));
             }

@@ -6,20 +6,20 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap};
 use http::{Method, StatusCode};
 use keel_route::retry::Failure;
 
+use crate::bridge::received::{Answer, Received};
 use crate::bridge::sink::{Extent, Sink};
 use crate::bridge::source::{Cut, Http1Source, Piece, Source};
 use crate::bridge::upload::{Broken, Upload};
 use crate::bridge::{Exchange, failure_of};
-use crate::buffer::Buffer;
 use crate::counted::Counted;
 use crate::deadline::Deadline;
-use crate::http1::{self, Body, Next, Request, response};
+use crate::http1::{Body, Next, Request};
 use crate::http2::Lane;
-use crate::limits::{MAX_HEAD, MAX_INTERIM};
+use crate::limits::MAX_INTERIM;
 use crate::stream;
 use crate::tries::{Repeatable, Trial};
 use crate::upstream::Upstream;
@@ -44,14 +44,6 @@ pub enum Outcome {
     NoForm,
 }
 
-/// The head of an answer of HTTP/1.
-pub(super) struct Answer {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub body: Body,
-    reusable: bool,
-}
-
 impl Exchange<'_> {
     /// Sends the request to an endpoint of HTTP/1.
     pub async fn try_http1(
@@ -60,38 +52,40 @@ impl Exchange<'_> {
         trial: &Trial,
         upload: &mut Upload<'_>,
     ) -> Outcome {
-        let waiting = self.deadline();
+        let waiting = self.waiting;
         let is_tunnel = self.head.protocol.is_some();
         let chunked = !is_tunnel && !upload.is_none() && self.head.length.is_none();
         let framing: &[u8] = if chunked { b"Transfer-Encoding: chunked\r\n" } else { b"" };
         if is_tunnel {
-            return self.try_tunnel(upstream, trial, upload, &waiting).await;
+            return Box::pin(self.try_tunnel(upstream, trial, upload, waiting)).await;
         }
-        let mut first = self.head.to_http1(framing);
+        let heads = &self.session.worker.heads;
+        let mut first = heads.take();
+        self.head.to_http1(framing, &self.origin(), &mut first);
         let ended = match upload.begin_http1(chunked, &mut first).await {
             Ok(ended) => ended,
             Err(Cut::Malformed) => return Outcome::Malformed,
             Err(Cut::TooLarge(most)) => return Outcome::TooLarge(most),
             Err(Cut::Gone) => return Outcome::CallerGone,
         };
-        if let Err((0, _)) = stream::write_all(&upstream.line, &first, &waiting).await {
+        if let Err((0, _)) = stream::write_all(&upstream.line, &first, waiting).await {
             return Outcome::Failed(Failure::NothingSent);
         }
-        let sending_deadline = self.deadline();
+        heads.give(first);
         let uploaded = std::cell::Cell::new(ended);
         let state = self.repeatable(upload);
         let on_the_way = OnTheWay { trial, uploaded: &uploaded, state };
-        let outcome = {
+        let outcome = if ended {
+            self.answer_http1(&upstream, waiting, on_the_way).await
+        } else {
+            let deadline = self.deadline();
             let sending = async {
-                if ended {
-                    return Ok(());
-                }
-                let sent = upload.send_http1(&upstream.line, chunked, &sending_deadline).await;
+                let sent = upload.send_http1(&upstream.line, chunked, &deadline).await;
                 uploaded.set(sent.is_ok());
                 sent
             };
-            let answering = self.answer_http1(&upstream, &waiting, on_the_way);
-            both(sending, answering).await
+            let answering = self.answer_http1(&upstream, waiting, on_the_way);
+            Box::pin(both(sending, answering)).await
         };
         match outcome {
             Passed::Answered(next, reusable) => {
@@ -112,7 +106,7 @@ impl Exchange<'_> {
         waiting: &Deadline,
         on_the_way: OnTheWay<'_>,
     ) -> Passed {
-        let mut input = self.session.worker.buffers.take();
+        let mut input = Received::default();
         let answer = match self.http1_head(upstream, waiting, on_the_way, &mut input).await {
             Ok(answer) => answer,
             Err(outcome) => return Passed::Not(outcome),
@@ -124,7 +118,8 @@ impl Exchange<'_> {
             worker: &self.session.worker,
             conn: &upstream.line,
             body: answer.body,
-            input,
+            ahead: input.ahead,
+            input: input.buffer,
             trailers: Vec::new(),
         };
         let Answer { status, headers, reusable, .. } = answer;
@@ -133,7 +128,7 @@ impl Exchange<'_> {
         let Source::Http1(source) = source else {
             return Passed::Answered(next, false);
         };
-        let reusable = reusable && source.body.is_over() && source.input.is_empty();
+        let reusable = reusable && source.body.is_over() && source.is_drained();
         self.session.worker.buffers.give(source.input);
         Passed::Answered(next, reusable)
     }
@@ -144,7 +139,7 @@ impl Exchange<'_> {
         upstream: &Upstream,
         waiting: &Deadline,
         on_the_way: OnTheWay<'_>,
-        input: &mut Buffer,
+        input: &mut Received,
     ) -> Result<Answer, Outcome> {
         let request = self.as_http1();
         let mut interim = 0;
@@ -168,8 +163,8 @@ impl Exchange<'_> {
                 Err(e) if e.kind() == io::ErrorKind::TimedOut => return Err(Outcome::TimedOut),
                 Err(_) => {}
             }
-            match upstream.line.try_read(input.room(MAX_HEAD)) {
-                Ok(n @ 1..) => input.filled(n),
+            match input.read(&upstream.line, &self.session.worker) {
+                Ok(1..) => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Ok(0) | Err(_) if interim > 0 || !input.is_empty() => {
@@ -178,10 +173,9 @@ impl Exchange<'_> {
                 Ok(0) | Err(_) if upstream.reused => return Err(Outcome::Failed(Failure::Stale)),
                 Ok(_) | Err(_) => return Err(Outcome::Failed(Failure::CutOff)),
             }
-            while let Some((head, answer)) =
-                read_head(input, &request).map_err(|()| Outcome::Failed(Failure::Answering))?
+            while let Some(answer) =
+                input.head(&request).map_err(|()| Outcome::Failed(Failure::Answering))?
             {
-                input.consume(head);
                 if !answer.status.is_informational() {
                     return Ok(answer);
                 }
@@ -235,7 +229,9 @@ impl Exchange<'_> {
         upload: &mut Upload<'_>,
     ) -> Outcome {
         let secure = self.counted.cluster.policy().tls.is_some();
-        let Ok(request) = self.head.to_http2(secure) else { return Outcome::NoForm };
+        let Ok(request) = self.head.to_http2(secure, &self.origin()) else {
+            return Outcome::NoForm;
+        };
         let send = &mut upstream.line.send;
         let ready = poll_fn(|cx| send.poll_ready(cx)).await;
         let ended = upload.is_none();
@@ -248,22 +244,21 @@ impl Exchange<'_> {
                 return Outcome::Failed(Failure::NothingSent);
             }
         };
-        let waiting = self.deadline();
-        let sending_deadline = self.deadline();
+        let waiting = self.waiting;
         let uploaded = std::cell::Cell::new(ended);
         let state = self.repeatable(upload);
         let on_the_way = OnTheWay { trial, uploaded: &uploaded, state };
-        let outcome = {
+        let outcome = if ended {
+            self.answer_http2(&mut response, waiting, on_the_way).await
+        } else {
+            let deadline = self.deadline();
             let sending = async {
-                if ended {
-                    return Ok(());
-                }
-                let sent = upload.send_http2(&mut body, &sending_deadline).await;
+                let sent = upload.send_http2(&mut body, &deadline).await;
                 uploaded.set(sent.is_ok());
                 sent
             };
-            let answering = self.answer_http2(&mut response, &waiting, on_the_way);
-            both(sending, answering).await
+            let answering = self.answer_http2(&mut response, waiting, on_the_way);
+            Box::pin(both(sending, answering)).await
         };
         match outcome {
             Passed::Answered(next, _) => Outcome::Answered(next),
@@ -368,7 +363,9 @@ impl Exchange<'_> {
         if extent == Extent::Some {
             let counted = &self.counted;
             let relayed = match encoder {
-                Some(encoder) => encoder.relay(&mut source, &mut sink, waiting, counted).await,
+                Some(encoder) => {
+                    Box::pin(encoder.relay(&mut source, &mut sink, waiting, counted)).await
+                }
                 None => relay(&mut source, &mut sink, waiting, counted).await,
             };
             match relayed {
@@ -447,8 +444,10 @@ pub(super) async fn relay(
             Piece::Data(data) => {
                 let n = data.len();
                 let last = source.is_over();
-                let sent = source.beside(sink.data(data, last, deadline)).await;
-                sent.map_err(|_| Broken::Sink)?;
+                if !(last && sink.takes_last(&data)) {
+                    let sending = Box::pin(sink.data(data, last, deadline));
+                    source.beside(sending).await.map_err(|_| Broken::Sink)?;
+                }
                 source.passed(n);
                 counted.moved(0, n as u64);
                 if last {
@@ -517,23 +516,4 @@ fn broken(cut: Cut) -> Broken {
         Cut::Gone => Broken::Source,
         Cut::Malformed | Cut::TooLarge(_) => Broken::Malformed,
     }
-}
-
-/// The head at the start of `input` and its length, once it is complete.
-pub(super) fn read_head(input: &Buffer, request: &Request) -> Result<Option<(usize, Answer)>, ()> {
-    let mut fields = http1::request::fields();
-    let read = response::read(input.bytes(), request, true, &mut fields).map_err(|_| ())?;
-    let Some((response, head)) = read else { return Ok(None) };
-    let mut headers = HeaderMap::with_capacity(head.headers.len());
-    for field in head.headers.iter().filter(|field| !head.is_of_this_hop(field)) {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| ())?;
-        let value = HeaderValue::from_bytes(field.value).map_err(|_| ())?;
-        if name == header::CONTENT_LENGTH && headers.contains_key(&name) {
-            continue;
-        }
-        headers.append(name, value);
-    }
-    let status = StatusCode::from_u16(response.status).map_err(|_| ())?;
-    let answer = Answer { status, headers, body: response.body, reusable: response.reusable };
-    Ok(Some((response.head, answer)))
 }

@@ -5,8 +5,8 @@ use http::{Method, request, uri};
 use keel_route::request::RequestView;
 
 use crate::http1::fields::Field;
-use crate::http1::{self, Refusal, forward};
-use crate::ids::Ids;
+use crate::http1::forward::{self, Origin};
+use crate::http1::{self, Refusal};
 use crate::limits::MAX_FIELDS;
 use crate::route::{self, MappedFields, Way};
 use crate::session::Session;
@@ -41,13 +41,13 @@ impl RequestHead {
             return Err(Refusal::TooLarge);
         }
         let uri::Parts { authority, path_and_query, .. } = uri.into_parts();
-        let target = path_and_query.map_or_else(|| "/".to_owned(), |path| path.to_string());
+        let target = path_and_query.as_ref().map_or("/", |path| path.as_str()).to_owned();
         if !target.starts_with('/') && target != "*" {
             return Err(Refusal::Malformed("its path does not begin with a slash"));
         }
         let named = headers.remove(header::HOST);
         let host = match (authority, named) {
-            (Some(authority), _) => authority.to_string(),
+            (Some(authority), _) => authority.as_str().to_owned(),
             (None, Some(host)) => text(&host),
             (None, None) => return Err(Refusal::Malformed("it names no host")),
         };
@@ -154,33 +154,6 @@ impl RequestHead {
         &mut self.fields.0
     }
 
-    /// Adds what the proxy has to say of where the request came from.
-    pub fn complete(&mut self, session: &Session, ids: &Ids) {
-        let scheme: &'static str = if session.is_secure() { "https" } else { "http" };
-        let headers = &mut self.fields.0;
-        let mut absent = |name: &'static str, value: &[u8]| {
-            if !headers.contains_key(name)
-                && let Ok(value) = HeaderValue::from_bytes(value)
-            {
-                headers.insert(name, value);
-            }
-        };
-        absent("x-forwarded-host", self.host.as_bytes());
-        absent("x-forwarded-proto", scheme.as_bytes());
-        absent("x-request-id", &ids.request());
-        absent("traceparent", &ids.trace());
-        chain(headers, HeaderName::from_static("x-forwarded-for"), &session.peer_text);
-        if headers.contains_key(header::FORWARDED) {
-            let own = forward::forwarded(&session.peer_text, scheme.as_bytes());
-            chain(headers, header::FORWARDED, &own);
-        }
-        headers.remove("x-forwarded-client-cert");
-        let lines = session.secure.as_ref().map_or(&[][..], |secure| &secure.lines);
-        for (name, value) in lines_of(lines) {
-            headers.append(name, value);
-        }
-    }
-
     /// May be sent twice with the effect of once (RFC 9110, 9.2.2; `Idempotency-Key`).
     pub fn is_idempotent(&self) -> bool {
         let idempotent =
@@ -194,37 +167,124 @@ impl RequestHead {
         content.is_some_and(|content| content.starts_with(b"application/grpc"))
     }
 
-    /// As bytes of HTTP/1.1, with `framing` lines that say where the body ends.
-    pub fn to_http1(&self, framing: &[u8]) -> Vec<u8> {
-        let mut out = Vec::with_capacity(512);
+    /// Writes it as HTTP/1.1 to `out`, with `framing` lines that say where the body ends.
+    pub fn to_http1(&self, framing: &[u8], origin: &Origin<'_>, out: &mut Vec<u8>) {
         for part in [self.method.as_str(), " ", &self.target, " HTTP/1.1\r\nHost: ", &self.host] {
             out.extend_from_slice(part.as_bytes());
         }
         out.extend_from_slice(b"\r\n");
-        write_fields(self.headers(), &mut out);
+        let mut line = |name: &str, value: &[u8]| {
+            for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+                out.extend_from_slice(part);
+            }
+        };
+        let mut said = Said::default();
+        for (name, value) in self.headers() {
+            if said.passes(Field::of(name.as_str())) {
+                line(name.as_str(), value.as_bytes());
+            }
+        }
+        each_added(self, said, origin, &mut line);
         out.extend_from_slice(framing);
         out.extend_from_slice(b"\r\n");
-        out
     }
 
     /// As a request of HTTP/2.
     ///
     /// # Errors
     /// When target and host make no address.
-    pub fn to_http2(&self, secure: bool) -> Result<http::Request<()>, http::Error> {
+    pub fn to_http2(
+        &self,
+        secure: bool,
+        origin: &Origin<'_>,
+    ) -> Result<http::Request<()>, http::Error> {
         let uri = uri::Builder::new()
             .scheme(if secure { "https" } else { "http" })
             .authority(self.host.as_str())
             .path_and_query(self.target.as_str())
             .build()?;
         let mut request = http::Request::builder().method(&self.method).uri(uri).body(())?;
-        request.headers_mut().clone_from(self.headers());
+        let headers = request.headers_mut();
+        headers.clone_from(self.headers());
+        let mut said = Said::default();
+        for name in self.headers().keys() {
+            if !said.passes(Field::of(name.as_str())) {
+                headers.remove(name);
+            }
+        }
+        each_added(self, said, origin, &mut |name, value| {
+            if let (Ok(name), Ok(value)) =
+                (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(value))
+            {
+                headers.append(name, value);
+            }
+        });
         if self.is_grpc() {
             // What servers of gRPC look for to tell that trailers will be understood.
             let trailers = HeaderValue::from_static("trailers");
-            request.headers_mut().insert(header::TE, trailers);
+            headers.insert(header::TE, trailers);
         }
         Ok(request)
+    }
+}
+
+/// What of the proxy's own fields a request has already.
+#[derive(Clone, Copy, Debug, Default)]
+struct Said {
+    forwarded: bool,
+    forwarded_host: bool,
+    forwarded_proto: bool,
+    request_id: bool,
+    trace: bool,
+}
+
+impl Said {
+    /// Notes a field. Whether it passes as it is: some are made one with our own word, and some only the proxy says.
+    fn passes(&mut self, field: Field) -> bool {
+        match field {
+            Field::ForwardedFor | Field::ClientCertificate => return false,
+            Field::Forwarded => self.forwarded = true,
+            Field::ForwardedHost => self.forwarded_host = true,
+            Field::ForwardedProto => self.forwarded_proto = true,
+            Field::RequestId => self.request_id = true,
+            Field::TraceParent => self.trace = true,
+            _ => {}
+        }
+        field != Field::Forwarded
+    }
+}
+
+/// Each field that says where a request came from, beside those that `head` has.
+fn each_added(
+    head: &RequestHead,
+    said: Said,
+    origin: &Origin<'_>,
+    field: &mut dyn FnMut(&str, &[u8]),
+) {
+    let scheme: &[u8] = if origin.secure { b"https" } else { b"http" };
+    if !said.forwarded_host {
+        field("x-forwarded-host", head.host.as_bytes());
+    }
+    if !said.forwarded_proto {
+        field("x-forwarded-proto", scheme);
+    }
+    if let Some(ids) = origin.ids {
+        if !said.request_id {
+            field("x-request-id", &ids.request());
+        }
+        if !said.trace {
+            field("traceparent", &ids.trace());
+        }
+    }
+    chain(head.headers(), "x-forwarded-for", origin.peer.as_bytes(), field);
+    if said.forwarded {
+        let own = forward::forwarded(origin.peer, scheme);
+        chain(head.headers(), "forwarded", own.as_bytes(), field);
+    }
+    if !origin.lines.is_empty() {
+        for (name, value) in lines_of(origin.lines) {
+            field(name.as_str(), value.as_bytes());
+        }
     }
 }
 
@@ -279,13 +339,18 @@ fn join_cookies(headers: &mut HeaderMap) {
 }
 
 /// One field with what earlier proxies said and our own word.
-fn chain(headers: &mut HeaderMap, name: HeaderName, own: &str) {
-    let earlier: Vec<_> = headers.get_all(&name).iter().map(text).collect();
-    let all: Vec<_> =
-        earlier.iter().map(String::as_str).filter(|v| !v.is_empty()).chain([own]).collect();
-    if let Ok(value) = HeaderValue::from_str(&all.join(", ")) {
-        headers.insert(name, value);
+fn chain(headers: &HeaderMap, name: &'static str, own: &[u8], field: &mut dyn FnMut(&str, &[u8])) {
+    let mut earlier = headers.get_all(name).iter().filter(|value| !value.is_empty()).peekable();
+    if earlier.peek().is_none() {
+        return field(name, own);
     }
+    let mut all = Vec::new();
+    for value in earlier {
+        all.extend_from_slice(value.as_bytes());
+        all.extend_from_slice(b", ");
+    }
+    all.extend_from_slice(own);
+    field(name, &all);
 }
 
 fn text(value: &HeaderValue) -> String {
@@ -295,6 +360,41 @@ fn text(value: &HeaderValue) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ORIGIN: Origin<'_> =
+        Origin { peer: "192.0.2.1", local: "", secure: false, lines: b"", ids: None };
+
+    fn to_http1(head: &RequestHead, framing: &[u8]) -> String {
+        let mut out = Vec::new();
+        head.to_http1(framing, &ORIGIN, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn what_earlier_proxies_said_stays() {
+        let fields = [
+            ("x-forwarded-for", "203.0.113.1"),
+            ("x-forwarded-proto", "https"),
+            ("forwarded", "for=203.0.113.1"),
+            ("x-forwarded-for", "203.0.113.2"),
+            ("x-forwarded-client-cert", "Subject=nobody"),
+        ];
+        let head = head("http://a/", &fields).unwrap();
+        let text = to_http1(&head, b"");
+        let request = head.to_http2(false, &ORIGIN).unwrap();
+        for (name, value) in [
+            ("x-forwarded-for", "203.0.113.1, 203.0.113.2, 192.0.2.1"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "a"),
+            ("forwarded", "for=203.0.113.1, for=192.0.2.1;proto=http"),
+        ] {
+            assert_eq!(text.matches(&format!("\r\n{name}: {value}\r\n")).count(), 1, "{text}");
+            let all: Vec<_> = request.headers().get_all(name).iter().collect();
+            assert_eq!(all, [value]);
+        }
+        assert!(!text.contains("nobody"));
+        assert!(!request.headers().contains_key("x-forwarded-client-cert"));
+    }
 
     fn head(uri: &str, fields: &[(&str, &str)]) -> Result<RequestHead, Refusal> {
         let mut request = http::Request::builder().method("GET").uri(uri);
@@ -309,10 +409,12 @@ mod tests {
         let fields = [("cookie", "a=1"), ("te", "trailers"), ("cookie", "b=2"), ("x", "y")];
         let head = head("http://shop:81/a?b=c", &fields).unwrap();
         assert_eq!(
-            String::from_utf8(head.to_http1(b"Content-Length: 3\r\n")).unwrap(),
-            "GET /a?b=c HTTP/1.1\r\nHost: shop:81\r\ncookie: a=1; b=2\r\nx: y\r\nContent-Length: 3\r\n\r\n"
+            to_http1(&head, b"Content-Length: 3\r\n"),
+            "GET /a?b=c HTTP/1.1\r\nHost: shop:81\r\ncookie: a=1; b=2\r\nx: y\r\nx-forwarded-host: shop:81\r\n\
+             x-forwarded-proto: http\r\nx-forwarded-for: 192.0.2.1\r\nContent-Length: 3\r\n\r\n"
         );
-        let again = head.to_http2(true).unwrap();
+        let again = head.to_http2(true, &ORIGIN).unwrap();
+        assert_eq!(again.headers()["x-forwarded-for"], "192.0.2.1");
         assert_eq!(again.uri(), "https://shop:81/a?b=c");
     }
 
@@ -330,6 +432,6 @@ mod tests {
     fn grpc_is_known_by_its_content_type() {
         let call = head("http://a/x", &[("content-type", "application/grpc+proto")]).unwrap();
         assert!(call.is_grpc());
-        assert_eq!(call.to_http2(false).unwrap().headers()["te"], "trailers");
+        assert_eq!(call.to_http2(false, &ORIGIN).unwrap().headers()["te"], "trailers");
     }
 }

@@ -7,6 +7,7 @@
 mod compress;
 mod endpoint;
 pub mod head;
+mod received;
 mod sink;
 mod source;
 mod tunnel;
@@ -31,6 +32,7 @@ use crate::bridge::source::{Http1Source, Source};
 use crate::bridge::upload::Upload;
 use crate::counted::Counted;
 use crate::deadline::Deadline;
+use crate::http1::forward::Origin;
 use crate::http1::{self, Next, Refusal};
 use crate::http2::Lane;
 use crate::ids::Ids;
@@ -40,11 +42,12 @@ use crate::session::{Client, Session};
 use crate::tries::{Repeatable, Trial, Tries};
 use crate::upstream::{Placement, Reuse, Unavailable, Upstream};
 
-/// Serves one request of a client of HTTP/2; `Next::Reset` if the client has given it up.
+/// Serves one request of a client of HTTP/2, waiting by `deadline`; `Next::Reset` if the client has given it up.
 pub async fn serve_http2(
     session: &Rc<Session>,
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
+    deadline: &Deadline,
 ) -> Next {
     let (parts, body) = request.into_parts();
     let mut caller = Caller::Http2(respond);
@@ -80,17 +83,16 @@ pub async fn serve_http2(
         }
     };
     head.change(&way);
-    head.complete(session, &ids);
     if head.expects_continue && !complete {
         // The expectation is of one hop: it is met here, and the endpoint hears nothing of it.
-        let deadline = Deadline::new(&session.worker.deadlines);
-        let permission = caller.announce(http::StatusCode::CONTINUE, HeaderMap::new(), &deadline);
+        let permission = caller.announce(http::StatusCode::CONTINUE, HeaderMap::new(), deadline);
         if permission.await.is_err() {
             return Next::Reset;
         }
     }
     let source = Source::http2(body);
-    run(session, &head, caller, (way, entry), source).await.0
+    let asked = Asked { session, head: &head, ids: &ids, deadline };
+    run(asked, caller, (way, entry), source).await.0
 }
 
 /// Where a request goes, or what it is answered here.
@@ -131,10 +133,11 @@ pub async fn serve_http1(
     let protocol = if request.http10 { "HTTP/1.0" } else { "HTTP/1.1" };
     let entry = Entry::of_head(session, protocol, &head, &ids);
     head.change(&way);
-    head.complete(session, &ids);
     let caller = Caller::Http1(Http1Caller { client, request });
+    let deadline = Deadline::new(&session.worker.deadlines);
+    let asked = Asked { session, head: &head, ids: &ids, deadline: &deadline };
     if request.body.is_over() {
-        return run(session, &head, caller, (way, entry), Source::Empty).await.0;
+        return run(asked, caller, (way, entry), Source::Empty).await.0;
     }
     if request.expects_continue {
         let permission = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -147,24 +150,35 @@ pub async fn serve_http1(
         worker: &session.worker,
         conn: &client.stream,
         body: request.body.clone(),
+        ahead: Bytes::new(),
         input: std::mem::take(input),
         trailers: Vec::new(),
     });
-    let (next, source) = run(session, &head, caller, (way, entry), source).await;
+    let (next, source) = run(asked, caller, (way, entry), source).await;
     if let Source::Http1(source) = source {
         *input = source.input;
     }
     next
 }
 
-/// Serves a request on its way. What becomes of a connection of HTTP/1, and what is left of the request's body.
-async fn run<'a, 's>(
+/// A request and what it is served with.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
     session: &'a Rc<Session>,
     head: &'a RequestHead,
+    ids: &'a Ids,
+    /// For waiting on the endpoint and for the answer to go out.
+    deadline: &'a Deadline,
+}
+
+/// Serves a request on its way. What becomes of a connection of HTTP/1, and what is left of the request's body.
+async fn run<'a, 's>(
+    asked: Asked<'a>,
     caller: Caller<'a>,
     (way, entry): (Way, Option<Box<Entry>>),
     source: Source<'s>,
 ) -> (Next, Source<'s>) {
+    let Asked { session, head, ids, deadline } = asked;
     let counted = way.count(session);
     counted.log(entry);
     if let Err(full) = counted.enter() {
@@ -176,9 +190,11 @@ async fn run<'a, 's>(
     }
     counted.cluster.budget.borrow_mut().request();
     let most = way.max_body();
-    let exchange = Exchange {
+    let mut exchange = Exchange {
         session,
         head,
+        ids,
+        waiting: deadline,
         caller: Some(caller),
         counted,
         limit: way.time_limit(),
@@ -187,13 +203,17 @@ async fn run<'a, 's>(
         tries: Tries::default(),
         trial: None,
     };
-    exchange.run(Upload::new(source, most)).await
+    let mut upload = Upload::new(source, most);
+    let next = exchange.run(&mut upload).await;
+    (next, upload.source)
 }
 
 /// One request, from its first try to the end of its answer.
 struct Exchange<'a> {
     session: &'a Session,
     head: &'a RequestHead,
+    ids: &'a Ids,
+    waiting: &'a Deadline,
     /// Until the head of an answer was sent.
     caller: Option<Caller<'a>>,
     counted: Counted,
@@ -209,22 +229,26 @@ struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
-    /// What becomes of a connection of HTTP/1, and what is left of the body of the request.
-    async fn run<'s>(mut self, mut upload: Upload<'s>) -> (Next, Source<'s>) {
-        let ended = match self.time_limit() {
-            Some(limit) => tokio::time::timeout(limit, self.until_answered(&mut upload)).await,
-            None => Ok(self.until_answered(&mut upload).await),
+    /// What becomes of a connection of HTTP/1.
+    async fn run(&mut self, upload: &mut Upload<'_>) -> Next {
+        let next = match self.time_limit() {
+            None => self.until_answered(upload).await,
+            Some(limit) => Box::pin(self.within(limit, upload)).await,
         };
-        let next = match ended {
+        self.counted.moved(upload.total, 0);
+        next
+    }
+
+    async fn within(&mut self, limit: Duration, upload: &mut Upload<'_>) -> Next {
+        let ended = tokio::time::timeout(limit, self.until_answered(upload)).await;
+        match ended {
             Ok(next) => next,
             Err(_) => {
-                self.ran_out(&upload);
+                self.ran_out(upload);
                 let text = Reply::timed_out(self.counted.cluster.id());
                 self.failed(&text, upload.is_over()).await
             }
-        };
-        self.counted.moved(upload.total, 0);
-        (next, upload.source)
+        }
     }
 
     /// The time is up. That speaks against the endpoint if it had the whole request, and if it is not the caller alone
@@ -240,7 +264,10 @@ impl Exchange<'_> {
     /// The caller waits no longer than this.
     fn time_limit(&self) -> Option<Duration> {
         let limit = self.limit;
-        let grpc = self.head.headers().get("grpc-timeout").filter(|_| self.head.is_grpc());
+        if !self.head.is_grpc() {
+            return limit;
+        }
+        let grpc = self.head.headers().get("grpc-timeout");
         let grpc = grpc.and_then(|value| grpc_timeout(value.as_bytes()));
         [limit, grpc].into_iter().flatten().min()
     }
@@ -318,13 +345,13 @@ impl Exchange<'_> {
             let place = placement.acquire::<Lane>(worker, &self.counted, reuse);
             let upstream = unless_gone(&mut self.caller, &mut upload.source, place).await?;
             let trial = self.placed(placement, &upstream);
-            let outcome = Box::pin(self.try_http2(upstream, &trial, upload)).await;
+            let outcome = self.try_http2(upstream, &trial, upload).await;
             Ok((outcome, trial))
         } else {
             let place = placement.acquire(worker, &self.counted, reuse);
             let upstream = unless_gone(&mut self.caller, &mut upload.source, place).await?;
             let trial = self.placed(placement, &upstream);
-            let outcome = Box::pin(self.try_http1(upstream, &trial, upload)).await;
+            let outcome = self.try_http1(upstream, &trial, upload).await;
             Ok((outcome, trial))
         }
     }
@@ -368,6 +395,19 @@ impl Exchange<'_> {
             Some(caller) => caller.reply(text, self.head.is_grpc(), is_head, complete).await,
             // A part of an answer was sent: what was dropped on the way here has told the caller.
             None => Next::Reset,
+        }
+    }
+
+    /// What endpoints are told of where the request came from.
+    fn origin(&self) -> Origin<'_> {
+        let Session { peer_text, secure, .. } = self.session;
+        Origin {
+            peer: peer_text,
+            // Its head names a host already.
+            local: "",
+            secure: secure.is_some(),
+            lines: secure.as_ref().map_or(&[], |secure| &secure.lines),
+            ids: Some(*self.ids),
         }
     }
 

@@ -214,6 +214,16 @@ impl Sink<'_> {
         }
     }
 
+    /// Ends the body with `data`, where that needs no waiting. A stream that is gone shows to who looks.
+    pub fn takes_last(&mut self, data: &Bytes) -> bool {
+        match self {
+            Self::Http2(stream) if data.len() <= MAX_H2_PIECE => {
+                stream.send_data(data.clone(), true).is_ok()
+            }
+            Self::Http2(_) | Self::Http1(_) => false,
+        }
+    }
+
     /// Sends a part of the body; with `last` it is the end.
     pub async fn data(&mut self, data: Bytes, last: bool, deadline: &Deadline) -> Result<(), Gone> {
         match self {

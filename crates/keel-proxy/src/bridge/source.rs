@@ -6,7 +6,7 @@ use std::io;
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use h2::RecvStream;
 use http::{HeaderMap, HeaderName};
 
@@ -14,6 +14,7 @@ use crate::bridge::head::lines_of;
 use crate::buffer::Buffer;
 use crate::conn::Conn;
 use crate::http1::Body;
+use crate::http1::body::Malformed;
 use crate::http1::fields::Field;
 use crate::limits::SMALL_PIECE;
 use crate::worker::Worker;
@@ -64,6 +65,8 @@ pub struct Http1Source<'a> {
     pub worker: &'a Worker,
     pub conn: &'a Conn,
     pub body: Body,
+    /// Read already, before what is in `input`.
+    pub ahead: Bytes,
     /// Read already; at the end what was read beyond the body.
     pub input: Buffer,
     /// The trailer section so far.
@@ -187,8 +190,32 @@ fn ended(error: &h2::Error) -> Result<Piece, Cut> {
 }
 
 impl Http1Source<'_> {
+    /// Whether nothing has been read beyond the body.
+    pub fn is_drained(&self) -> bool {
+        self.ahead.is_empty() && self.input.is_empty()
+    }
+
+    /// What `ahead` has of the body.
+    fn take_ahead(&mut self) -> Result<Bytes, Malformed> {
+        if !matches!(self.body, Body::Chunked(_)) {
+            let taken = self.body.take(&self.ahead)?;
+            return Ok(self.ahead.split_to(taken));
+        }
+        let mut content = Vec::new();
+        let taken = self.body.take_parts(&self.ahead, &mut content, Some(&mut self.trailers))?;
+        self.ahead.advance(taken);
+        Ok(content.into())
+    }
+
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, Cut>> {
         loop {
+            if !self.ahead.is_empty() && !self.body.is_over() {
+                let content = self.take_ahead().map_err(|_| Cut::Malformed)?;
+                if !content.is_empty() {
+                    return Poll::Ready(Ok(Piece::Data(content)));
+                }
+                continue;
+            }
             if !self.input.is_empty() && !self.body.is_over() {
                 let mut content = Vec::new();
                 let bytes = self.input.bytes();

@@ -3,23 +3,23 @@
 //! The handshakes differ, the frames behind them do not: they pass as they are.
 
 use std::future::poll_fn;
+use std::io;
 use std::pin::pin;
 use std::task::Poll;
 
 use base64::Engine as _;
-use http::header::{HeaderMap, HeaderName};
+use http::header::HeaderName;
 use http::{Method, StatusCode};
 use keel_route::retry::Failure;
 
 use crate::bridge::Exchange;
-use crate::bridge::endpoint::{Outcome, read_head, relay};
+use crate::bridge::endpoint::{Outcome, relay};
+use crate::bridge::received::{Answer, Received};
 use crate::bridge::sink::Extent;
 use crate::bridge::source::{Http1Source, Source};
 use crate::bridge::upload::{Broken, Upload};
-use crate::buffer::Buffer;
 use crate::deadline::Deadline;
 use crate::http1::Body;
-use crate::limits::MAX_HEAD;
 use crate::stream;
 use crate::tries::Trial;
 use crate::upstream::Upstream;
@@ -42,16 +42,18 @@ impl Exchange<'_> {
         if let Ok(key) = key.parse() {
             head.headers_mut().insert(KEY, key);
         }
-        let first = head.to_http1(b"Connection: Upgrade\r\nUpgrade: websocket\r\n");
+        let mut first = Vec::new();
+        let upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\n";
+        head.to_http1(upgrade, &self.origin(), &mut first);
         if let Err((0, _)) = stream::write_all(&upstream.line, &first, waiting).await {
             return Outcome::Failed(Failure::NothingSent);
         }
-        let mut input = self.session.worker.buffers.take();
+        let mut input = Received::default();
         let answer = match self.tunnel_head(&upstream, waiting, &mut input).await {
             Ok(answer) => answer,
             Err(outcome) => return outcome,
         };
-        let (status, mut headers, body) = answer;
+        let Answer { status, mut headers, body, .. } = answer;
         headers.remove(ACCEPT);
         let agreed = status == StatusCode::SWITCHING_PROTOCOLS;
         if let Some(changes) = &self.changes {
@@ -81,7 +83,8 @@ impl Exchange<'_> {
             worker: &self.session.worker,
             conn: &upstream.line,
             body,
-            input,
+            ahead: input.ahead,
+            input: input.buffer,
             trailers: Vec::new(),
         };
         let mut source = Source::Http1(source);
@@ -114,23 +117,25 @@ impl Exchange<'_> {
         &mut self,
         upstream: &Upstream,
         waiting: &Deadline,
-        input: &mut Buffer,
-    ) -> Result<(StatusCode, HeaderMap, Body), Outcome> {
+        input: &mut Received,
+    ) -> Result<Answer, Outcome> {
         let mut request = self.as_http1();
         request.upgrade = true;
         waiting.set(self.counted.cluster.times().response);
         loop {
-            match stream::read(&upstream.line, input.room(MAX_HEAD), waiting).await {
-                Ok(n @ 1..) => input.filled(n),
-                Err(e) if e.kind() == std::io::ErrorKind::TimedOut => {
-                    return Err(Outcome::TimedOut);
-                }
+            match stream::readable(&upstream.line, waiting).await {
+                Err(e) if e.kind() == io::ErrorKind::TimedOut => return Err(Outcome::TimedOut),
+                Ok(()) | Err(_) => {}
+            }
+            match input.read(&upstream.line, &self.session.worker) {
+                Ok(1..) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Ok(_) | Err(_) => return Err(Outcome::Failed(Failure::CutOff)),
             }
             let failed = |()| Outcome::Failed(Failure::Answering);
-            if let Some((head, answer)) = read_head(input, &request).map_err(failed)? {
-                input.consume(head);
-                return Ok((answer.status, answer.headers, answer.body));
+            if let Some(answer) = input.head(&request).map_err(failed)? {
+                return Ok(answer);
             }
         }
     }

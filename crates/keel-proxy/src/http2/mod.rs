@@ -1,9 +1,10 @@
-//! HTTP/2: a client's connection, each request a task of its own.
+//! HTTP/2: a client's connection, each request in a task of its own.
 //!
 //! The protocol is the `h2` crate's, with its defences against floods of resets, settings, empty frames and
 //! continuations switched on; here is how long things may take and how many there may be.
 
 mod pool;
+mod runners;
 mod upgrade;
 
 use std::cell::Cell;
@@ -17,16 +18,16 @@ use http::Request;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use pool::{Lane, Pool};
+pub use runners::Runners;
 pub use upgrade::{Upgrade, wanted};
 
-use crate::bridge;
 use crate::buffer::Buffer;
 use crate::deadline::Deadline;
-use crate::http1::Next;
+use crate::http2::runners::Job;
 use crate::limits::{
-    CLIENT_IDLE, H2_CONNECTION_WINDOW, H2_GIVEN_UP_PER_SECOND, H2_SOON, H2_STREAM_WINDOW,
-    MAX_H2_GIVEN_UP, MAX_H2_OFFENCES, MAX_H2_REMEMBERED, MAX_H2_RESETS, MAX_H2_SEND_BUFFER,
-    MAX_H2_SMALL_PIECES, MAX_H2_STREAMS, MAX_HEAD, REQUEST_HEAD,
+    CLIENT_IDLE, H2_CONNECTION_WINDOW, H2_GIVEN_UP_PER_SECOND, H2_STREAM_WINDOW, MAX_H2_GIVEN_UP,
+    MAX_H2_OFFENCES, MAX_H2_REMEMBERED, MAX_H2_RESETS, MAX_H2_SEND_BUFFER, MAX_H2_SMALL_PIECES,
+    MAX_H2_STREAMS, MAX_HEAD, REQUEST_HEAD,
 };
 use crate::session::{Client, Session};
 
@@ -71,7 +72,7 @@ where
 
 /// Requests that were given up soon after they began.
 #[derive(Debug, Default)]
-struct GivenUp {
+pub struct GivenUp {
     count: Cell<u64>,
     /// What time makes good has been taken off the count up to here.
     since_ms: Cell<u64>,
@@ -103,7 +104,8 @@ struct Served<T> {
 }
 
 /// Counts a request that is being served, even if its task panics.
-struct Open(Rc<Cell<usize>>);
+#[derive(Debug)]
+pub struct Open(Rc<Cell<usize>>);
 
 impl Open {
     fn new(count: &Rc<Cell<usize>>) -> Self {
@@ -182,16 +184,12 @@ where
     }
 
     fn begin(&self, request: Request<h2::RecvStream>, respond: SendResponse<Bytes>) {
-        let open = Open::new(&self.open);
-        let (session, given_up) = (Rc::clone(&self.session), Rc::clone(&self.given_up));
-        tokio::task::spawn_local(async move {
-            let begun_ms = session.worker.deadlines.now_ms();
-            let next = bridge::serve_http2(&session, request, respond).await;
-            let now_ms = session.worker.deadlines.now_ms();
-            if next == Next::Reset && u128::from(now_ms - begun_ms) < H2_SOON.as_millis() {
-                given_up.add(now_ms);
-            }
-            drop(open);
+        self.session.worker.runners.run(Job {
+            session: Rc::clone(&self.session),
+            request,
+            respond,
+            open: Open::new(&self.open),
+            given_up: Rc::clone(&self.given_up),
         });
     }
 }

@@ -1,0 +1,133 @@
+//! Tasks that serve requests of HTTP/2, one after the other.
+//!
+//! What serves a request is some kilobytes large. Made anew for each it would cost as much as the rest of the work, so
+//! a task that has served one rests until the next comes. Those that were not needed for a while are let go.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::Request;
+
+use crate::bridge;
+use crate::deadline::Deadline;
+use crate::http1;
+use crate::http2::{GivenUp, Open};
+use crate::limits::{H2_SOON, MAX_RESTING};
+use crate::session::Session;
+
+/// A request to be served.
+#[derive(Debug)]
+pub struct Job {
+    pub session: Rc<Session>,
+    pub request: Request<RecvStream>,
+    pub respond: SendResponse<Bytes>,
+    pub open: Open,
+    pub given_up: Rc<GivenUp>,
+}
+
+impl Job {
+    async fn run(self, deadline: &Deadline) {
+        let Self { session, request, respond, open, given_up } = self;
+        let begun_ms = session.worker.deadlines.now_ms();
+        let next = bridge::serve_http2(&session, request, respond, deadline).await;
+        let now_ms = session.worker.deadlines.now_ms();
+        if next == http1::Next::Reset && u128::from(now_ms - begun_ms) < H2_SOON.as_millis() {
+            given_up.add(now_ms);
+        }
+        drop(open);
+    }
+}
+
+/// The tasks of a worker that rest.
+#[derive(Debug, Default)]
+pub struct Runners {
+    resting: RefCell<Vec<Rc<Resting>>>,
+    /// How many have rested all the time since the last tick.
+    spare: Cell<usize>,
+}
+
+/// A task that rests.
+#[derive(Debug, Default)]
+struct Resting {
+    next: RefCell<Option<Next>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// What a task does after it has rested.
+#[derive(Debug)]
+enum Next {
+    Run(Job),
+    End,
+}
+
+impl Resting {
+    fn wake(&self, next: Next) {
+        self.next.replace(Some(next));
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Runners {
+    /// Has a request served.
+    pub fn run(&self, job: Job) {
+        let mut all = self.resting.borrow_mut();
+        match all.pop() {
+            Some(resting) => {
+                self.spare.set(self.spare.get().min(all.len()));
+                resting.wake(Next::Run(job));
+            }
+            None => drop(tokio::task::spawn_local(run(job))),
+        }
+    }
+
+    /// Lets half of those go that were not needed since the last time.
+    pub fn tick(&self) {
+        let mut all = self.resting.borrow_mut();
+        let unneeded = self.spare.get().min(all.len()).div_ceil(2);
+        // The first have rested longest.
+        all.drain(..unneeded).for_each(|resting| resting.wake(Next::End));
+        self.spare.set(all.len());
+    }
+
+    /// Whether a task is to rest.
+    fn rest(&self, resting: &Rc<Resting>) -> bool {
+        let mut all = self.resting.borrow_mut();
+        let room = all.len() < MAX_RESTING;
+        if room {
+            all.push(Rc::clone(resting));
+        }
+        room
+    }
+}
+
+async fn run(first: Job) {
+    let worker = Rc::clone(&first.session.worker);
+    let deadline = Deadline::new(&worker.deadlines);
+    let resting = Rc::<Resting>::default();
+    let mut job = first;
+    loop {
+        job.run(&deadline).await;
+        deadline.unset();
+        if !worker.runners.rest(&resting) {
+            return;
+        }
+        let next = poll_fn(|cx| match resting.next.take() {
+            Some(next) => Poll::Ready(next),
+            None => {
+                resting.waker.replace(Some(cx.waker().clone()));
+                Poll::Pending
+            }
+        });
+        job = match next.await {
+            Next::Run(job) => job,
+            Next::End => return,
+        };
+    }
+}
