@@ -14,6 +14,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::limits::TICK;
 use crate::tls::Tls;
 
 /// A connection.
@@ -99,6 +100,25 @@ impl Conn {
             tls.close_now();
         }
         shutdown_tcp(self.tcp())
+    }
+
+    /// Waits until the peer has broken the connection. Neither what it sends nor that it sends nothing more is that. No
+    /// system call: the system says so by itself.
+    pub async fn broken(&self) {
+        // Failing means that the worker ends.
+        let _ = self.tcp().ready(Interest::ERROR).await;
+    }
+
+    /// Waits until the peer sends nothing more: it has ended its side, or broken the connection.
+    pub async fn ended(&self) {
+        loop {
+            let ready = self.tcp().ready(Interest::READABLE).await;
+            if ready.is_ok_and(|ready| ready.is_read_closed()) {
+                return;
+            }
+            // What it has sent is for later, and until that is read there is no news of more.
+            tokio::time::sleep(TICK).await;
+        }
     }
 
     /// Makes the coming close a reset, so that the peer does not take a cut-off stream for a whole one.

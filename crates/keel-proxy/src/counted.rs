@@ -19,6 +19,9 @@ use crate::limits::BUSY;
 use crate::reply::Reply;
 use crate::session::Session;
 
+/// The status of a request whose client left before its answer.
+const CLIENT_GONE: u16 = 499;
+
 /// What a request is placed by, beside load.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Affinity {
@@ -194,6 +197,16 @@ impl Counted {
         self.note(|record| {
             let Record { status, grpc_status, bytes_out, .. } = own;
             *record = Record { status, grpc_status, bytes_out, ..*record };
+        });
+    }
+
+    /// The client has left. Where it had no part of an answer that is said as nginx says it: 499.
+    pub fn client_gone(&self) {
+        self.because("client_gone");
+        self.note(|record| {
+            if record.status == 0 {
+                record.status = CLIENT_GONE;
+            }
         });
     }
 

@@ -114,6 +114,7 @@ impl Reply {
             Unavailable::TooManyHeld => {
                 format!("Too many requests are waiting for {service} to become ready.")
             }
+            Unavailable::ClientGone => "The client has left.".to_owned(),
         };
         let reply = Self::new(503, text).because(why.reason());
         if why == Unavailable::NoEndpoint { reply } else { reply.retry_after(1) }

@@ -144,6 +144,8 @@ pub enum Unavailable {
     HeldTooLong,
     /// Too many are waiting already.
     TooManyHeld,
+    /// The client has left meanwhile.
+    ClientGone,
 }
 
 impl Unavailable {
@@ -153,13 +155,16 @@ impl Unavailable {
             Self::NoEndpoint => "no_endpoint",
             Self::HeldTooLong => "held_too_long",
             Self::TooManyHeld => "too_many_held",
+            Self::ClientGone => "client_gone",
         }
     }
 }
 
 /// The search for a place for one request, over all its attempts.
 #[derive(Debug, Default)]
-pub struct Placement {
+pub struct Placement<'a> {
+    /// Whose leaving ends the search, if that is for this to notice.
+    client: Option<&'a Conn>,
     avoid: Avoid,
     connects: u32,
     pauses: u32,
@@ -170,7 +175,12 @@ pub struct Placement {
     cautious: bool,
 }
 
-impl Placement {
+impl<'a> Placement<'a> {
+    /// A search that ends when its client leaves.
+    pub fn of(client: Option<&'a Conn>) -> Self {
+        Self { client, ..Self::default() }
+    }
+
     /// The next connection to try.
     pub async fn acquire<L: Line>(
         &mut self,
@@ -195,6 +205,9 @@ impl Placement {
                 }
             }
             if let Err(unavailable) = Box::pin(self.wait(request)).await {
+                if unavailable == Unavailable::ClientGone {
+                    return Err(unavailable);
+                }
                 // Better an endpoint that drains or refused before than none.
                 self.avoid.refused.clear();
                 if let Some(in_flight) = self.pick(worker, request, true)
@@ -282,9 +295,20 @@ impl Placement {
         tokio::select! {
             _ = tokio::time::timeout(pause, changed) => {}
             () = place_free => {}
+            () = self.client_left() => return Err(Unavailable::ClientGone),
         }
         self.avoid.refused.clear();
         Ok(())
+    }
+
+    /// Waits until the client has left. What nobody has seen yet is given up as soon as it sends nothing more; for what
+    /// an endpoint has seen it may be waiting.
+    async fn client_left(&self) {
+        match self.client {
+            Some(client) if self.avoid.broke.is_none() => client.ended().await,
+            Some(client) => client.broken().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// `endpoint` took the request and broke.

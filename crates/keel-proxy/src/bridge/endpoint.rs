@@ -374,7 +374,7 @@ impl Exchange<'_> {
             match relayed {
                 Ok(()) => {}
                 Err(Broken::Sink) => {
-                    self.counted.because("client_gone");
+                    self.counted.client_gone();
                     return (Next::Reset, source);
                 }
                 Err(Broken::Source | Broken::Malformed | Broken::TooLarge(_)) => {

@@ -132,7 +132,7 @@ pub async fn serve_http1(
     let entry = Entry::of_head(session, protocol, &head, &ids);
     head.change(&way);
     head.complete(session, &ids);
-    let caller = Caller::Http1(Http1Caller { client, request });
+    let caller = Caller::Http1(Http1Caller::new(client, request));
     if request.body.is_over() {
         return run(session, &head, caller, (way, entry), Source::Empty).await.0;
     }
@@ -246,7 +246,7 @@ impl Exchange<'_> {
     }
 
     async fn until_answered(&mut self, upload: &mut Upload<'_>) -> Next {
-        let mut placement = Placement::default();
+        let mut placement = Placement::of(self.caller.as_ref().and_then(Caller::connection));
         let repeatable = self.head.is_idempotent() && upload.is_over();
         let mut reuse = if repeatable { Reuse::Any } else { Reuse::Checked };
         loop {
@@ -258,7 +258,7 @@ impl Exchange<'_> {
                     return self.failed(&text, upload.is_over()).await;
                 }
                 Err(Unplaced::CallerGone) => {
-                    self.counted.because("client_gone");
+                    self.counted.client_gone();
                     return Next::Reset;
                 }
             };
@@ -280,7 +280,7 @@ impl Exchange<'_> {
                 }
                 // It failed itself.
                 Outcome::CallerGone => {
-                    self.counted.because("client_gone");
+                    self.counted.client_gone();
                     return Next::Reset;
                 }
             };
@@ -309,7 +309,7 @@ impl Exchange<'_> {
     /// Finds a place and sends the request there.
     async fn attempt(
         &mut self,
-        placement: &mut Placement,
+        placement: &mut Placement<'_>,
         reuse: Reuse,
         upload: &mut Upload<'_>,
     ) -> Result<(Outcome, Trial), Unplaced> {
@@ -329,7 +329,7 @@ impl Exchange<'_> {
         }
     }
 
-    fn placed<L>(&mut self, placement: &mut Placement, upstream: &Upstream<L>) -> Trial {
+    fn placed<L>(&mut self, placement: &mut Placement<'_>, upstream: &Upstream<L>) -> Trial {
         placement.placed();
         self.tries.sent();
         let trial = Trial::begin(&self.counted, &upstream.in_flight.endpoint);
@@ -395,7 +395,10 @@ async fn unless_gone<L>(
             return std::task::Poll::Ready(Err(Unplaced::CallerGone));
         }
         body.read_ahead(cx);
-        place.as_mut().poll(cx).map_err(Unplaced::Unavailable)
+        place.as_mut().poll(cx).map_err(|why| match why {
+            Unavailable::ClientGone => Unplaced::CallerGone,
+            why => Unplaced::Unavailable(why),
+        })
     })
     .await
 }

@@ -27,7 +27,7 @@ use crate::reply::Reply;
 use crate::route::{self, AnswerChanges};
 use crate::session::Client;
 use crate::tries::{Repeatable, Trial, Tries};
-use crate::upstream::{Placement, Reuse, Upstream};
+use crate::upstream::{Placement, Reuse, Unavailable, Upstream};
 use crate::{bridge, stream, tunnel};
 
 /// Whether a connection to an endpoint can serve another request.
@@ -53,6 +53,13 @@ enum Attempt {
     TimedOut,
     /// The client is gone, or sent something that is not a body.
     Client(Option<Refusal>),
+}
+
+/// What ends the wait for an answer.
+enum News {
+    /// Something has come, or the end.
+    Upstream,
+    ClientGone,
 }
 
 /// How far the two directions of an exchange are.
@@ -174,7 +181,7 @@ impl Exchange<'_> {
     }
 
     async fn until_answered(&mut self, upload: &mut Upload<'_>) -> Next {
-        let mut placement = Placement::default();
+        let mut placement = Placement::of(Some(&self.client.stream));
         // What is still to come may turn out too long to be kept and sent again.
         let repeatable = self.request.idempotent && upload.body.is_over();
         let mut reuse = if repeatable { Reuse::Any } else { Reuse::Checked };
@@ -182,6 +189,10 @@ impl Exchange<'_> {
             let worker = &self.client.worker;
             let upstream = match placement.acquire(worker, &self.counted, reuse).await {
                 Ok(upstream) => upstream,
+                Err(Unavailable::ClientGone) => {
+                    self.counted.client_gone();
+                    return Next::Reset;
+                }
                 Err(why) => {
                     let text = Reply::unavailable(self.counted.cluster.id(), why);
                     return self.failed(upload, &text).await;
@@ -204,7 +215,7 @@ impl Exchange<'_> {
                 Attempt::Nonsense => Failure::Answering,
                 Attempt::TimedOut => Failure::TimedOut,
                 Attempt::Client(None) => {
-                    self.counted.because("client_gone");
+                    self.counted.client_gone();
                     return Next::Reset;
                 }
                 Attempt::Client(Some(refusal)) => {
@@ -232,7 +243,7 @@ impl Exchange<'_> {
         }
     }
 
-    async fn next_try(&mut self, placement: &mut Placement, trial: Trial, failure: Failure) {
+    async fn next_try(&mut self, placement: &mut Placement<'_>, trial: Trial, failure: Failure) {
         self.trial = None;
         self.counted.retried();
         placement.broke(trial.endpoint, failure);
@@ -329,17 +340,31 @@ impl Exchange<'_> {
         // No buffer is held while the endpoint thinks; what is wrong with the connection the read will say.
         loop {
             waiting.set(self.counted.cluster.times().one_try);
-            match stream::readable(&upstream.line, waiting).await {
+            match self.news(upstream, waiting).await {
                 // Its time begins when it has the whole request.
                 Err(e) if is_timeout(&e) && !progress.uploaded.get() => {}
                 Err(e) if is_timeout(&e) => return Attempt::TimedOut,
-                Ok(()) | Err(_) => break,
+                Ok(News::ClientGone) => return Attempt::Client(None),
+                Ok(News::Upstream) | Err(_) => break,
             }
         }
         let mut input = self.client.worker.buffers.take();
         let attempt = self.read_answer(upstream, trial, waiting, progress, &mut input).await;
         self.client.worker.buffers.give(input);
         attempt
+    }
+
+    /// Waits for the endpoint as long as the client is there. One that ends its side only has said all that it has to
+    /// say, and may wait for an answer; a connection that is broken will take none.
+    async fn news(&self, upstream: &Upstream, waiting: &Deadline) -> io::Result<News> {
+        let mut broken = pin!(self.client.stream.broken());
+        let polled = waiting.until(|cx| {
+            if let Poll::Ready(ready) = upstream.line.poll_read_ready(cx) {
+                return Poll::Ready(ready.map(|()| News::Upstream));
+            }
+            broken.as_mut().poll(cx).map(|()| Ok(News::ClientGone))
+        });
+        polled.await
     }
 
     async fn read_answer(
@@ -352,6 +377,11 @@ impl Exchange<'_> {
     ) -> Attempt {
         let mut interim = 0;
         loop {
+            if (interim > 0 || !input.is_empty())
+                && matches!(self.news(upstream, waiting).await, Ok(News::ClientGone))
+            {
+                return Attempt::Client(None);
+            }
             match stream::read(&upstream.line, input.room(MAX_HEAD), waiting).await {
                 Err(e) if is_timeout(&e) => return Attempt::TimedOut,
                 Ok(0) | Err(_) if interim > 0 || !input.is_empty() => return Attempt::Nonsense,
