@@ -121,6 +121,18 @@ impl RequestHead {
         }
     }
 
+    /// Takes out what nobody but a proxy says, where the client is not believed to be one.
+    pub fn distrust(&mut self, session: &Session) {
+        let headers = &mut self.fields.0;
+        let passes = |name: &HeaderName| match Field::of(name.as_str()) {
+            Field::Alias | Field::ClientCertificate => false,
+            Field::ForwardedHost | Field::ForwardedProto | Field::ForwardedOther => session.trusted,
+            _ => true,
+        };
+        let dropped: Vec<_> = headers.keys().filter(|name| !passes(name)).cloned().collect();
+        dropped.iter().for_each(|name| drop(headers.remove(name)));
+    }
+
     /// Changes what its route changes. The caller's host stays known by `X-Forwarded-Host`.
     pub fn change(&mut self, way: &Way) {
         if way.changes_nothing() {
@@ -174,7 +186,6 @@ impl RequestHead {
             let own = forward::forwarded(&session.peer_text, scheme.as_bytes());
             chain(headers, header::FORWARDED, &own);
         }
-        headers.remove("x-forwarded-client-cert");
         let lines = session.secure.as_ref().map_or(&[][..], |secure| &secure.lines);
         for (name, value) in lines_of(lines) {
             headers.append(name, value);

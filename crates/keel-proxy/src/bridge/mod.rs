@@ -79,6 +79,7 @@ pub async fn serve_http2(
             return caller.reply(&reply, head.is_grpc(), is_head, complete).await;
         }
     };
+    head.distrust(session);
     head.change(&way);
     head.complete(session, &ids);
     if head.expects_continue && !complete {
@@ -130,6 +131,7 @@ pub async fn serve_http1(
     let ids = Ids::new(&mut session.worker.random.borrow_mut());
     let protocol = if request.http10 { "HTTP/1.0" } else { "HTTP/1.1" };
     let entry = Entry::of_head(session, protocol, &head, &ids);
+    head.distrust(session);
     head.change(&way);
     head.complete(session, &ids);
     let caller = Caller::Http1(Http1Caller::new(client, request));

@@ -211,6 +211,7 @@ impl Connection {
         let origin = Origin {
             peer: &session.peer_text,
             local: &local,
+            trusted: session.trusted,
             secure: session.is_secure(),
             lines: session.secure.as_ref().map_or(&[][..], |secure| &secure.lines),
             ids: Some(ids),

@@ -117,9 +117,15 @@ impl Head<'_, '_> {
     pub fn is_of_this_hop(&self, header: &Header<'_>) -> bool {
         match Field::of(header.name) {
             Field::Connection | Field::Hop | Field::TransferEncoding | Field::Upgrade => true,
-            Field::Host | Field::Expect => true,
+            Field::Host | Field::Expect | Field::Alias => true,
+            Field::ContentLength => false,
             _ => self.found.connection.nominates(header.name),
         }
+    }
+
+    /// Whether the client says that fields of this name are for this hop only.
+    pub fn nominates(&self, name: &str) -> bool {
+        self.found.connection.nominates(name)
     }
 
     /// Whether it asks to go on in HTTP/2 (RFC 7540, 3.2).
@@ -247,7 +253,8 @@ impl<'a> Found<'a> {
             Field::Hop if header.name.eq_ignore_ascii_case("http2-settings") => {
                 self.http2_settings = true;
             }
-            Field::ClientCertificate | Field::Hop | Field::Other => {}
+            Field::ClientCertificate | Field::Hop | Field::ForwardedOther => {}
+            Field::Alias | Field::Other => {}
         }
         Ok(())
     }
@@ -281,8 +288,14 @@ mod tests {
     use crate::http1::body::Chunks;
     use crate::http1::forward::Origin;
 
-    const ORIGIN: Origin<'static> =
-        Origin { peer: "10.0.0.9", local: "127.0.0.1:80", secure: false, lines: b"", ids: None };
+    const ORIGIN: Origin<'static> = Origin {
+        peer: "10.0.0.9",
+        local: "127.0.0.1:80",
+        trusted: true,
+        secure: false,
+        lines: b"",
+        ids: None,
+    };
 
     fn parse(
         input: &[u8],
