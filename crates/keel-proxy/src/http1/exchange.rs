@@ -399,7 +399,10 @@ impl Exchange<'_> {
                     Ok(None) => break,
                     Ok(Some(head)) if head.is_interim() => {
                         interim += 1;
-                        if interim > MAX_INTERIM || self.interim(&head, input).await.is_err() {
+                        if interim > MAX_INTERIM {
+                            return Attempt::Nonsense;
+                        }
+                        if self.interim(&head, input).await.is_err() {
                             return Attempt::Client(None);
                         }
                         input.consume(head.head);
