@@ -14,6 +14,7 @@ use keel_route::retry_after;
 
 use crate::access::{Ended, Entry};
 use crate::cluster::{WorkerCluster, WorkerEndpoint};
+use crate::deadline::{Flow, Idle};
 use crate::edge::{Edge, Record};
 use crate::limits::BUSY;
 use crate::reply::Reply;
@@ -47,6 +48,8 @@ pub struct Counted {
     /// Its line in the access log, if that is on.
     log: OnceCell<Box<Entry>>,
     passes: RefCell<Passes>,
+    /// What passes while the request is still on its way.
+    pub flow: Option<Rc<Flow>>,
 }
 
 /// Places that are given back at the end.
@@ -75,6 +78,7 @@ impl Counted {
             upgraded_us: Cell::default(),
             log: OnceCell::new(),
             passes: RefCell::default(),
+            flow: None,
         };
         add(&counted.cluster.counters().requests, 1);
         counted
@@ -214,6 +218,19 @@ impl Counted {
     pub fn because(&self, reason: &'static str) {
         if let Some(entry) = self.log.get() {
             entry.because(reason);
+        }
+    }
+
+    /// For how long its two sides may say nothing.
+    pub fn idle(&self) -> Idle<'_> {
+        Idle { time: self.cluster.times().idle, flow: self.flow.as_deref() }
+    }
+
+    /// A piece of the answer has passed.
+    pub fn passed(&self, bytes: u64) {
+        self.moved(0, bytes);
+        if let Some(flow) = &self.flow {
+            flow.passed();
         }
     }
 

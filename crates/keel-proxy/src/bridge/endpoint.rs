@@ -4,7 +4,6 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::task::Poll;
-use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
@@ -16,7 +15,7 @@ use crate::bridge::upload::{Broken, Upload};
 use crate::bridge::{Exchange, failure_of};
 use crate::buffer::Buffer;
 use crate::counted::Counted;
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, Idle};
 use crate::http1::{self, Body, Next, Request, response};
 use crate::http2::Lane;
 use crate::limits::{MAX_HEAD, MAX_INTERIM};
@@ -441,7 +440,7 @@ pub(super) async fn relay(
     deadline: &Deadline,
     counted: &Counted,
 ) -> Result<(), Broken> {
-    let idle = counted.cluster.times().idle;
+    let idle = counted.idle();
     loop {
         match next_piece(source, sink, deadline, idle).await? {
             Piece::Data(data) => {
@@ -450,7 +449,7 @@ pub(super) async fn relay(
                 let sent = source.beside(sink.data(data, last, deadline)).await;
                 sent.map_err(|_| Broken::Sink)?;
                 source.passed(n);
-                counted.moved(0, n as u64);
+                counted.passed(n as u64);
                 if last {
                     return Ok(());
                 }
@@ -473,7 +472,7 @@ async fn next_piece(
     source: &mut Source<'_>,
     sink: &mut Sink<'_>,
     deadline: &Deadline,
-    idle: Duration,
+    idle: Idle<'_>,
 ) -> Result<Piece, Broken> {
     match at_hand(source).await {
         Some(piece) => piece,
@@ -495,11 +494,10 @@ pub(super) async fn awaited_piece(
     source: &mut Source<'_>,
     sink: &mut Sink<'_>,
     deadline: &Deadline,
-    idle: Duration,
+    idle: Idle<'_>,
 ) -> Result<Piece, Broken> {
     sink.flush(deadline).await.map_err(|_| Broken::Sink)?;
-    deadline.set(idle);
-    let next = deadline.until(|cx| {
+    let next = deadline.until_idle(idle, |cx| {
         if sink.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }

@@ -167,7 +167,7 @@ async fn run<'a, 's>(
     (way, entry): (Way, Option<Box<Entry>>),
     source: Source<'s>,
 ) -> (Next, Source<'s>) {
-    let counted = way.count(session);
+    let mut counted = way.count(session);
     counted.log(entry);
     if let Err(full) = counted.enter() {
         let reply = counted.full(full);
@@ -177,7 +177,8 @@ async fn run<'a, 's>(
         return (next, source);
     }
     counted.cluster.budget.borrow_mut().request();
-    let most = way.max_body();
+    let upload = Upload::new(source, way.max_body(), counted.cluster.times().idle);
+    counted.flow.clone_from(&upload.flow);
     let exchange = Exchange {
         session,
         head,
@@ -189,7 +190,7 @@ async fn run<'a, 's>(
         tries: Tries::default(),
         trial: None,
     };
-    exchange.run(Upload::new(source, most)).await
+    exchange.run(upload).await
 }
 
 /// One request, from its first try to the end of its answer.

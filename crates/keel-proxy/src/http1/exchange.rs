@@ -8,7 +8,8 @@ use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
-use std::task::Poll;
+use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use keel_route::retry::Failure;
@@ -16,13 +17,13 @@ use keel_route::retry::Failure;
 use crate::buffer::Buffer;
 use crate::conn::Conn;
 use crate::counted::Counted;
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, Flow, Idle};
 use crate::http1::body::{Body, Malformed};
 use crate::http1::relay::{Broken, Relay};
 use crate::http1::request::{Refusal, Request};
 use crate::http1::response::{self, Response};
 use crate::http1::{Connection, Next};
-use crate::limits::{BODY_STALL, BUFFER, MAX_HEAD, MAX_INTERIM, MAX_REPEATABLE_BODY};
+use crate::limits::{BUFFER, MAX_HEAD, MAX_INTERIM, MAX_REPEATABLE_BODY};
 use crate::reply::Reply;
 use crate::route::{self, AnswerChanges};
 use crate::session::Client;
@@ -89,6 +90,10 @@ struct Upload<'a> {
     repeatable: bool,
     /// Bytes of it that have come.
     moved: Cell<u64>,
+    /// Between two pieces nothing may pass for so long, either way.
+    idle: Duration,
+    /// What passes, if more of it is to come.
+    flow: Option<Rc<Flow>>,
 }
 
 /// Serves one request.
@@ -105,13 +110,19 @@ pub async fn run(connection: &mut Connection, request: Request) -> Next {
         sent,
         repeatable: true,
         moved: Cell::default(),
+        idle: way.cluster.times().idle,
+        flow: None,
     };
     if upload.take_what_is_there().is_err() {
         let text = Reply::refused(Refusal::Malformed("its body is not properly chunked"));
         client.session.answered_here(&text, text.record(), way.route.as_ref(), log.take());
         return reply(client, &request, false, &text).await;
     }
-    let counted = way.count(&client.session);
+    let mut counted = way.count(&client.session);
+    if !upload.body.is_over() {
+        upload.flow = Some(Rc::default());
+        counted.flow.clone_from(&upload.flow);
+    }
     counted.log(log.take());
     let limit = way.time_limit();
     if let Err(full) = counted.enter() {
@@ -476,7 +487,7 @@ impl Exchange<'_> {
                 from: &upstream.line,
                 to: &client.stream,
                 deadline: waiting,
-                idle: counted.cluster.times().idle,
+                idle: counted.idle(),
                 unchunk: head.unchunk,
                 moved: passed,
             };
@@ -523,8 +534,11 @@ impl Upload<'_> {
 
     /// Sends the rest of the body as it comes, keeping what fits to be repeated.
     async fn rest(&mut self, client: &Client, to: &Conn, head: usize) -> Result<(), Broken> {
+        let flow = self.flow.clone();
+        let idle = Idle { time: self.idle, flow: flow.as_deref() };
         while self.repeatable && !self.body.is_over() {
-            client.deadline.set(BODY_STALL);
+            let ready = |cx: &mut Context<'_>| client.stream.poll_read_ready(cx);
+            client.deadline.until_idle(idle, ready).await.map_err(|_| Broken::Source)?;
             let room = self.input.room(BUFFER);
             match stream::read(&client.stream, room, &client.deadline).await {
                 Ok(0) | Err(_) => return Err(Broken::Source),
@@ -536,6 +550,9 @@ impl Upload<'_> {
             self.sent.extend_from_slice(&self.input.bytes()[..taken]);
             self.input.consume(taken);
             self.moved.set(self.moved.get() + taken as u64);
+            if let Some(flow) = &flow {
+                flow.passed();
+            }
             self.repeatable = self.sent.len() - head <= MAX_REPEATABLE_BODY;
             let write = stream::write_all(to, &self.sent[from..], &client.deadline);
             write.await.map_err(|_| Broken::Sink)?;
@@ -545,7 +562,7 @@ impl Upload<'_> {
             from: &client.stream,
             to,
             deadline: &client.deadline,
-            idle: BODY_STALL,
+            idle,
             unchunk: false,
             moved: &self.moved,
         };
