@@ -9,20 +9,20 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use keel_route::breaker::Pass;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::limits::TICK;
 use crate::tls::Tls;
+use crate::waiting::Place;
 
 /// A connection.
 #[derive(Debug)]
 pub struct Conn {
     io: Io,
     /// Its place among the connections that there may be.
-    _pass: Option<Pass>,
+    _place: Option<Place>,
 }
 
 #[derive(Debug)]
@@ -33,8 +33,8 @@ enum Io {
 
 impl Conn {
     /// Gives the connection a place that is given back when it ends.
-    pub fn with_pass(self, pass: Pass) -> Self {
-        Self { _pass: Some(pass), ..self }
+    pub fn with_place(self, place: Place) -> Self {
+        Self { _place: Some(place), ..self }
     }
 
     /// The socket underneath.
@@ -150,13 +150,13 @@ impl Conn {
 
 impl From<TcpStream> for Conn {
     fn from(tcp: TcpStream) -> Self {
-        Self { io: Io::Tcp(tcp), _pass: None }
+        Self { io: Io::Tcp(tcp), _place: None }
     }
 }
 
 impl From<Tls> for Conn {
     fn from(tls: Tls) -> Self {
-        Self { io: Io::Tls(Box::new(tls)), _pass: None }
+        Self { io: Io::Tls(Box::new(tls)), _place: None }
     }
 }
 

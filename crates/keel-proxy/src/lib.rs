@@ -46,6 +46,7 @@ pub mod tls;
 mod tries;
 mod tunnel;
 mod upstream;
+mod waiting;
 mod worker;
 
 use std::fs::{File, TryLockError};

@@ -17,7 +17,7 @@ use keel_route::retry::Failure;
 use crate::buffer::Buffer;
 use crate::conn::Conn;
 use crate::counted::Counted;
-use crate::deadline::{Deadline, Flow, Idle};
+use crate::deadline::{Deadline, Idle};
 use crate::http1::body::{Body, Malformed};
 use crate::http1::relay::{Broken, Relay};
 use crate::http1::request::{Refusal, Request};
@@ -90,10 +90,6 @@ struct Upload<'a> {
     repeatable: bool,
     /// Bytes of it that have come.
     moved: Cell<u64>,
-    /// Between two pieces nothing may pass for so long, either way.
-    idle: Duration,
-    /// What passes, if more of it is to come.
-    flow: Option<Rc<Flow>>,
 }
 
 /// Serves one request.
@@ -110,8 +106,6 @@ pub async fn run(connection: &mut Connection, request: Request) -> Next {
         sent,
         repeatable: true,
         moved: Cell::default(),
-        idle: way.cluster.times().idle,
-        flow: None,
     };
     if upload.take_what_is_there().is_err() {
         let text = Reply::refused(Refusal::Malformed("its body is not properly chunked"));
@@ -120,8 +114,7 @@ pub async fn run(connection: &mut Connection, request: Request) -> Next {
     }
     let mut counted = way.count(&client.session);
     if !upload.body.is_over() {
-        upload.flow = Some(Rc::default());
-        counted.flow.clone_from(&upload.flow);
+        counted.flow = Some(Rc::default());
     }
     counted.log(log.take());
     let limit = way.time_limit();
@@ -316,7 +309,9 @@ impl Exchange<'_> {
     ) -> Attempt {
         let progress = Progress::default();
         let head = self.head;
-        let mut sending = pin!(upload.rest(self.client, &upstream.line, head));
+        let flow = self.counted.flow.clone();
+        let idle = Idle { flow: flow.as_deref(), ..self.counted.idle() };
+        let mut sending = pin!(upload.rest(self.client, &upstream.line, head, idle));
         let mut answering = pin!(self.answer(upstream, trial, waiting, &progress));
         let mut stopped = false;
         poll_fn(|cx| {
@@ -533,9 +528,13 @@ impl Upload<'_> {
     }
 
     /// Sends the rest of the body as it comes, keeping what fits to be repeated.
-    async fn rest(&mut self, client: &Client, to: &Conn, head: usize) -> Result<(), Broken> {
-        let flow = self.flow.clone();
-        let idle = Idle { time: self.idle, flow: flow.as_deref() };
+    async fn rest(
+        &mut self,
+        client: &Client,
+        to: &Conn,
+        head: usize,
+        idle: Idle<'_>,
+    ) -> Result<(), Broken> {
         while self.repeatable && !self.body.is_over() {
             let ready = |cx: &mut Context<'_>| client.stream.poll_read_ready(cx);
             client.deadline.until_idle(idle, ready).await.map_err(|_| Broken::Source)?;
@@ -550,7 +549,7 @@ impl Upload<'_> {
             self.sent.extend_from_slice(&self.input.bytes()[..taken]);
             self.input.consume(taken);
             self.moved.set(self.moved.get() + taken as u64);
-            if let Some(flow) = &flow {
+            if let Some(flow) = idle.flow {
                 flow.passed();
             }
             self.repeatable = self.sent.len() - head <= MAX_REPEATABLE_BODY;

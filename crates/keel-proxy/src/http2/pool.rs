@@ -143,12 +143,9 @@ impl Pool {
         Ok(lane)
     }
 
-    /// Lets go of connections without requests; of how many.
-    pub fn close_unused(&self) -> usize {
-        let mut open = self.open.borrow_mut();
-        let before = open.len();
-        open.retain(|(_, shared)| shared.streams.get() > 0);
-        before - open.len()
+    /// Lets go of connections without requests.
+    pub fn close_unused(&self) {
+        self.open.borrow_mut().retain(|(_, shared)| shared.streams.get() > 0);
     }
 
     /// Lets go of all connections; they end when their requests have.
