@@ -11,6 +11,7 @@
 
 mod accept;
 mod access;
+mod again;
 mod bridge;
 mod buffer;
 mod callers;

@@ -145,5 +145,9 @@ pub const H2_UPSTREAM_WINDOW: u32 = MAX_H2_STREAMS * H2_STREAM_WINDOW;
 pub const MAX_H2_SEND_BUFFER: usize = 256 * 1024;
 /// Requests that are too many are asked to come back after this at the earliest.
 pub const BUSY: Duration = Duration::from_secs(1);
+/// What failed for want of something (a disk, a descriptor, an address) is tried again after this; doubles up to the next.
+pub const AGAIN: Duration = Duration::from_secs(1);
+/// The longest such pause.
+pub const AGAIN_MOST: Duration = Duration::from_secs(60);
 /// Between two writes of the state lies at least this many times what one takes.
 pub const SAVE_SHARE: u32 = 20;
