@@ -13,6 +13,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::deadline::Deadline;
 use crate::limits::TICK;
 use crate::tls::Tls;
 use crate::waiting::Place;
@@ -94,12 +95,13 @@ impl Conn {
         }
     }
 
-    /// Tells the peer that nothing more comes. A peer that is gone is no error.
-    pub fn shutdown_write(&self) -> io::Result<()> {
-        if let Io::Tls(tls) = &self.io {
-            tls.close_now();
+    /// Tells the peer that nothing more comes, which with TLS may have to wait until it takes what came before. A peer
+    /// that is gone is no error.
+    pub async fn end(&self, deadline: &Deadline) -> io::Result<()> {
+        match &self.io {
+            Io::Tcp(tcp) => shutdown_tcp(tcp),
+            Io::Tls(tls) => deadline.until(|cx| tls.poll_shutdown(cx)).await,
         }
-        shutdown_tcp(self.tcp())
     }
 
     /// Waits until the peer has broken the connection. Neither what it sends nor that it sends nothing more is that. No
@@ -127,10 +129,12 @@ impl Conn {
         let _ = sockopt::set_socket_linger(self.tcp().as_fd(), Some(Duration::ZERO));
     }
 
-    /// Ends the connection in order: with TLS the peer is told that nothing is missing.
-    pub fn close(&self) {
-        if let Io::Tls(tls) = &self.io {
-            tls.close_now();
+    /// Ends the connection in order: with TLS the peer is told that nothing is missing. False if it has to take something
+    /// before that, and [`Conn::end`] is to be waited for.
+    pub fn close(&self) -> bool {
+        match &self.io {
+            Io::Tcp(_) => true,
+            Io::Tls(tls) => tls.close_now(),
         }
     }
 

@@ -37,7 +37,8 @@ pub async fn serve(client: Client, mut first: Buffer, config: ListenerConfig) {
     };
     if hello.is_acme_challenge() {
         // The handshake was the proof (RFC 8737, 3).
-        return tls.close_now();
+        tls.close_now();
+        return;
     }
     let speaks_http2 = tls.alpn().as_deref() == Some(b"h2");
     let mut secured = Session::new(

@@ -88,7 +88,8 @@ impl Exchange<'_> {
         let passed = {
             let up = async {
                 let sent = upload.send_http1(&upstream.line, false, &never[0]).await;
-                sent.and_then(|()| upstream.line.shutdown_write().map_err(|_| Broken::Sink))
+                sent?;
+                upstream.line.end(&never[0]).await.map_err(|_| Broken::Sink)
             };
             let down = relay(&mut source, &mut sink, &never[1], &self.counted);
             until_both_end(up, down).await

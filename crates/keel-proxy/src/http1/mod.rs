@@ -85,7 +85,7 @@ pub async fn serve(client: Client, first: Buffer) {
     };
     let client = &connection.client;
     match next {
-        Next::Request | Next::Close => client.stream.close(),
+        Next::Request | Next::Close => stream::close(&client.stream, &client.deadline).await,
         Next::Linger => {
             let worker = &client.worker;
             Box::pin(stream::linger(&client.stream, &worker.scratch, &client.deadline)).await;
