@@ -125,6 +125,14 @@ impl Reply {
         Self::new(502, format!("An instance of {service} gave no valid answer.")).because("broken")
     }
 
+    /// `service` speaks HTTP/2, but takes no WebSocket over it.
+    pub fn no_tunnel(service: &str) -> Self {
+        let text = format!(
+            "{service} speaks HTTP/2 and takes no WebSocket over it (it would say so by SETTINGS_ENABLE_CONNECT_PROTOCOL)."
+        );
+        Self::new(502, text).because("no_websocket")
+    }
+
     /// An instance of `service` did not answer in time.
     pub fn timed_out(service: &str) -> Self {
         Self::new(504, format!("An instance of {service} did not answer in time."))

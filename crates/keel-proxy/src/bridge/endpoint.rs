@@ -41,6 +41,8 @@ pub enum Outcome {
     Malformed,
     /// HTTP/2 has no form for its host or target.
     NoForm,
+    /// The endpoint takes no tunnels over HTTP/2.
+    NoTunnel,
 }
 
 /// The head of an answer of HTTP/1.
@@ -337,7 +339,7 @@ impl Exchange<'_> {
     }
 
     /// Passes an answer on; what becomes of a connection of HTTP/1, and the rest of the body.
-    async fn pass_on<'s>(
+    pub(super) async fn pass_on<'s>(
         &mut self,
         status: StatusCode,
         mut headers: HeaderMap,
@@ -389,11 +391,11 @@ impl Exchange<'_> {
 
 /// What an answer has to know of the request that it answers.
 #[derive(Clone, Copy)]
-struct OnTheWay<'a> {
-    trial: &'a Trial,
+pub(super) struct OnTheWay<'a> {
+    pub trial: &'a Trial,
     /// The whole request has been sent.
-    uploaded: &'a std::cell::Cell<bool>,
-    state: Repeatable,
+    pub uploaded: &'a std::cell::Cell<bool>,
+    pub state: Repeatable,
 }
 
 enum News {

@@ -77,8 +77,12 @@ impl RequestHead {
         let mut headers = HeaderMap::with_capacity(head.headers.len());
         let mut protocol = None;
         for field in head.headers {
-            if Field::of(field.name) == Field::Upgrade && request.upgrade {
-                protocol = Some(String::from_utf8_lossy(field.value).to_ascii_lowercase());
+            // What else a client would like to speak is not passed on.
+            if request.upgrade
+                && Field::of(field.name) == Field::Upgrade
+                && field.value.eq_ignore_ascii_case(b"websocket")
+            {
+                protocol = Some("websocket".to_owned());
             }
             if head.is_of_this_hop(field) {
                 continue;

@@ -5,6 +5,7 @@
 //! same as there.
 
 mod compress;
+mod connect;
 mod endpoint;
 pub mod head;
 mod sink;
@@ -135,7 +136,8 @@ pub async fn serve_http1(
     head.change(&way);
     head.complete(session, &ids);
     let caller = Caller::Http1(Http1Caller::new(client, request));
-    if request.body.is_over() {
+    let is_tunnel = head.protocol.is_some();
+    if request.body.is_over() && !is_tunnel {
         return run(session, &head, caller, (way, entry), Source::Empty).await.0;
     }
     if request.expects_continue {
@@ -148,7 +150,7 @@ pub async fn serve_http1(
     let source = Source::Http1(Http1Source {
         worker: &session.worker,
         conn: &client.stream,
-        body: request.body.clone(),
+        body: if is_tunnel { http1::Body::UntilClose } else { request.body.clone() },
         input: std::mem::take(input),
         trailers: Vec::new(),
     });
@@ -281,6 +283,10 @@ impl Exchange<'_> {
                     let refusal = Refusal::Malformed("its host is not a host");
                     return self.reply(&Reply::refused(refusal), upload.is_over()).await;
                 }
+                Outcome::NoTunnel => {
+                    let text = Reply::no_tunnel(self.counted.cluster.id());
+                    return self.failed(&text, upload.is_over()).await;
+                }
                 // It failed itself.
                 Outcome::CallerGone => {
                     self.counted.client_gone();
@@ -321,7 +327,11 @@ impl Exchange<'_> {
             let place = placement.acquire::<Lane>(worker, &self.counted, reuse);
             let upstream = unless_gone(&mut self.caller, &mut upload.source, place).await?;
             let trial = self.placed(placement, &upstream);
-            let outcome = Box::pin(self.try_http2(upstream, &trial, upload)).await;
+            let outcome = if self.head.protocol.is_some() {
+                Box::pin(self.try_connect(upstream, &trial, upload)).await
+            } else {
+                Box::pin(self.try_http2(upstream, &trial, upload)).await
+            };
             Ok((outcome, trial))
         } else {
             let place = placement.acquire(worker, &self.counted, reuse);
@@ -344,12 +354,10 @@ impl Exchange<'_> {
     /// What the service is spoken to in. Where nothing is declared it hears HTTP/1, which nearly all services speak,
     /// whatever the client has chosen for its own side; but a call of gRPC means a service of gRPC.
     fn speaks_http2(&self) -> bool {
-        if self.head.protocol.is_some() {
-            return false;
-        }
         match self.counted.cluster.protocol() {
             Protocol::Http2 => true,
             Protocol::Http | Protocol::Tcp => false,
+            // Of WebSocket, too, nearly all know only that of HTTP/1.
             Protocol::Auto => matches!(self.caller, Some(Caller::Http2(_))) && self.head.is_grpc(),
         }
     }

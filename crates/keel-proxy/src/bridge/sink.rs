@@ -150,6 +150,27 @@ impl<'a> Caller<'a> {
         }
     }
 
+    /// The status that says that a tunnel is open.
+    pub fn tunnel_status(&self) -> StatusCode {
+        match self {
+            Self::Http2(_) => StatusCode::OK,
+            Self::Http1(_) => StatusCode::SWITCHING_PROTOCOLS,
+        }
+    }
+
+    /// Says that a tunnel of WebSocket is open.
+    pub async fn tunnel(self, headers: HeaderMap, deadline: &Deadline) -> Result<Sink<'a>, Gone> {
+        let status = self.tunnel_status();
+        let Self::Http1(Http1Caller { client, .. }) = self else {
+            return self.head(status, headers, Extent::Some, deadline).await;
+        };
+        let mut head = status_line(status);
+        write_fields(&headers, &mut head);
+        head.extend_from_slice(b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n");
+        let sink = Http1Sink { client, way: Way::UntilClose, keep_alive: false, head };
+        sink.flush(deadline).await.map(Sink::Http1)
+    }
+
     /// How an answer of our own is counted: as it goes out here.
     pub fn record(&self, reply: &Reply, is_grpc: bool) -> Record {
         match self {

@@ -317,7 +317,7 @@ fn decide(
 
 /// Whether a request goes the slower way, on which bodies are looked at and services speak other versions.
 fn is_bridged(way: &Way, request: &Request) -> bool {
-    if request.upgrade {
+    if request.upgrade && way.cluster.protocol() != Protocol::Http2 {
         return false;
     }
     let counts_body = way.max_body().is_some() && matches!(request.body, Body::Chunked(_));
