@@ -54,6 +54,9 @@ pub const CONTROL_WRITE: Duration = Duration::from_secs(5);
 /// The state is written to its file this long after a change, with all changes until then.
 pub const SAVE_DELAY: Duration = Duration::from_millis(200);
 
+/// Who has sent less than this of a message, the content of one packet, may wait for an acknowledgement before he sends
+/// the rest (RFC 9293, 3.7.4).
+pub const SEGMENT: usize = 1448;
 /// Longest head of a request or an answer.
 pub const MAX_HEAD: usize = 64 * 1024;
 /// Longest body, and chunk of one. Nothing is that long; programs that count in fewer bits are not to be led astray.

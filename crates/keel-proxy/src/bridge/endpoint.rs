@@ -184,6 +184,9 @@ impl Exchange<'_> {
             {
                 input.consume(head);
                 if !answer.status.is_informational() {
+                    if !answer.body.is_over() && input.is_empty() {
+                        upstream.line.got_part(head);
+                    }
                     return Ok(answer);
                 }
                 interim += 1;
@@ -192,6 +195,7 @@ impl Exchange<'_> {
                 }
                 self.announce(answer.status, answer.headers, waiting).await?;
             }
+            upstream.line.got_part(input.len());
         }
     }
 

@@ -402,7 +402,10 @@ impl Exchange<'_> {
                 let (bytes, out) = (input.bytes(), &mut *self.response);
                 match response::parse(bytes, self.request, keep_alive, changes, out) {
                     Err(_) => return Attempt::Nonsense,
-                    Ok(None) => break,
+                    Ok(None) => {
+                        upstream.line.got_part(input.len());
+                        break;
+                    }
                     Ok(Some(head)) if head.is_interim() => {
                         interim += 1;
                         if interim > MAX_INTERIM {
@@ -477,6 +480,7 @@ impl Exchange<'_> {
         }
         input.consume(head.head + taken);
         if !body.is_over() {
+            upstream.line.got_part(head.head + taken);
             let mut relay = Relay {
                 worker: &client.worker,
                 from: &upstream.line,
@@ -535,6 +539,7 @@ impl Upload<'_> {
         head: usize,
         idle: Idle<'_>,
     ) -> Result<(), Broken> {
+        client.stream.got_part(self.sent.len());
         while self.repeatable && !self.body.is_over() {
             let ready = |cx: &mut Context<'_>| client.stream.poll_read_ready(cx);
             client.deadline.until_idle(idle, ready).await.map_err(|_| Broken::Source)?;

@@ -122,6 +122,9 @@ impl Relay<'_> {
         beyond.extend(&scratch[taken..read]);
         let bytes = if self.unchunk { &content } else { &scratch[..taken] };
         self.count(bytes.len());
+        if !body.is_over() {
+            self.from.got_part(read);
+        }
         let written = match self.to.try_write(bytes, &[]) {
             Ok(n) => n,
             Err(e) if is_passing(&e) => 0,
