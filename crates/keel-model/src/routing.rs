@@ -23,7 +23,8 @@ pub struct Entrypoint {
     /// Requests that no route wants are sent to this entrypoint instead (308).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redirect_to: Option<EntrypointName>,
-    /// Connections begin with a PROXY protocol header (v1 or v2), believed if the sender is one of these.
+    /// Connections begin with a PROXY protocol header (v1 or v2), believed if the sender is one of these; so are
+    /// their `X-Forwarded-*`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub accept_proxy_from: Vec<IpNet>,
     /// Clients must (or may) show a certificate of one of the authorities in this PEM file.

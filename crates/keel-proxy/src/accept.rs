@@ -157,14 +157,16 @@ async fn introduced(client: Client, first: &mut Buffer) -> Option<Client> {
             Parsed::Header { len, source, destination } => {
                 first.consume(len);
                 let Client { stream, deadline, session } = client;
-                let session = Session::new(
+                let mut introduced = Session::new(
                     source.unwrap_or(session.peer),
                     destination.unwrap_or(session.local),
                     Rc::clone(&session.target),
                     Rc::clone(&session.worker),
                     None,
                 );
-                return Some(Client { stream, deadline, session: Rc::new(session) });
+                // It is for the sender to say, not for whom it names.
+                introduced.trusted = session.trusted;
+                return Some(Client { stream, deadline, session: Rc::new(introduced) });
             }
         }
         read_more(&client, first, MAX_V2).await.ok()?;

@@ -128,8 +128,7 @@ impl WorkerEndpoint {
 
     fn check_in(&self, stream: Conn, now_ms: u64) {
         if self.is_place_wanted() {
-            drop(stream);
-            return self.shared.place_free.notify_one();
+            return drop(stream);
         }
         let mut idle = self.idle.borrow_mut();
         let usable = self.ready.get() && !self.private.get();
@@ -151,9 +150,8 @@ impl WorkerEndpoint {
     }
 
     fn make_room(&self) {
-        let closed = self.idle.take().len() + self.http2.close_unused();
-        // Not without a reason: those that wake up and find nothing come here again.
-        (0..closed).for_each(|_| self.shared.place_free.notify_one());
+        self.idle.take();
+        self.http2.close_unused();
     }
 
     fn close_idle(&self, now_ms: u64) {
@@ -461,6 +459,13 @@ impl WorkerCluster {
                 };
                 balance::pick(draining.len(), random, load).map(|i| InFlight::begin(&draining[i]))
             })
+    }
+
+    /// As [`WorkerCluster::pick`], with the choice made: `None` if that one takes nothing new, or is left out.
+    pub fn pick_one(&self, endpoint: &Arc<EndpointShared>, tick_ms: u64) -> Option<InFlight> {
+        let view = self.view.borrow();
+        let chosen = view.ready.iter().find(|e| Arc::ptr_eq(&e.shared, endpoint))?;
+        (!endpoint.is_out(tick_ms)).then(|| InFlight::begin(chosen))
     }
 
     /// Whether latencies matter for where requests go.

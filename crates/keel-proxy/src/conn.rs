@@ -9,19 +9,21 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use keel_route::breaker::Pass;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::deadline::Deadline;
+use crate::limits::{SEGMENT, TICK};
 use crate::tls::Tls;
+use crate::waiting::Place;
 
 /// A connection.
 #[derive(Debug)]
 pub struct Conn {
     io: Io,
     /// Its place among the connections that there may be.
-    _pass: Option<Pass>,
+    _place: Option<Place>,
 }
 
 #[derive(Debug)]
@@ -32,8 +34,8 @@ enum Io {
 
 impl Conn {
     /// Gives the connection a place that is given back when it ends.
-    pub fn with_pass(self, pass: Pass) -> Self {
-        Self { _pass: Some(pass), ..self }
+    pub fn with_place(self, place: Place) -> Self {
+        Self { _place: Some(place), ..self }
     }
 
     /// The socket underneath.
@@ -93,12 +95,41 @@ impl Conn {
         }
     }
 
-    /// Tells the peer that nothing more comes. A peer that is gone is no error.
-    pub fn shutdown_write(&self) -> io::Result<()> {
-        if let Io::Tls(tls) = &self.io {
-            tls.close_now();
+    /// Tells the peer that nothing more comes, which with TLS may have to wait until it takes what came before. A peer
+    /// that is gone is no error.
+    pub async fn end(&self, deadline: &Deadline) -> io::Result<()> {
+        match &self.io {
+            Io::Tcp(tcp) => shutdown_tcp(tcp),
+            Io::Tls(tls) => deadline.until(|cx| tls.poll_shutdown(cx)).await,
         }
-        shutdown_tcp(self.tcp())
+    }
+
+    /// Waits until the peer has broken the connection. Neither what it sends nor that it sends nothing more is that. No
+    /// system call: the system says so by itself.
+    pub async fn broken(&self) {
+        // Failing means that the worker ends.
+        let _ = self.tcp().ready(Interest::ERROR).await;
+    }
+
+    /// Waits until the peer sends nothing more: it has ended its side, or broken the connection.
+    pub async fn ended(&self) {
+        loop {
+            let ready = self.tcp().ready(Interest::READABLE).await;
+            if ready.is_ok_and(|ready| ready.is_read_closed()) {
+                return;
+            }
+            // What it has sent is for later, and until that is read there is no news of more.
+            tokio::time::sleep(TICK).await;
+        }
+    }
+
+    /// A part of a message has come, `bytes` long: acknowledges it at once if its sender may wait for that. The system
+    /// would do it 40 ms later, hoping for something to send along; it has to be told each time.
+    pub fn got_part(&self, bytes: usize) {
+        if (1..SEGMENT).contains(&bytes) {
+            // Without it the rest comes later.
+            let _ = sockopt::set_tcp_quickack(self.tcp().as_fd(), true);
+        }
     }
 
     /// Makes the coming close a reset, so that the peer does not take a cut-off stream for a whole one.
@@ -107,10 +138,12 @@ impl Conn {
         let _ = sockopt::set_socket_linger(self.tcp().as_fd(), Some(Duration::ZERO));
     }
 
-    /// Ends the connection in order: with TLS the peer is told that nothing is missing.
-    pub fn close(&self) {
-        if let Io::Tls(tls) = &self.io {
-            tls.close_now();
+    /// Ends the connection in order: with TLS the peer is told that nothing is missing. False if it has to take something
+    /// before that, and [`Conn::end`] is to be waited for.
+    pub fn close(&self) -> bool {
+        match &self.io {
+            Io::Tcp(_) => true,
+            Io::Tls(tls) => tls.close_now(),
         }
     }
 
@@ -130,13 +163,13 @@ impl Conn {
 
 impl From<TcpStream> for Conn {
     fn from(tcp: TcpStream) -> Self {
-        Self { io: Io::Tcp(tcp), _pass: None }
+        Self { io: Io::Tcp(tcp), _place: None }
     }
 }
 
 impl From<Tls> for Conn {
     fn from(tls: Tls) -> Self {
-        Self { io: Io::Tls(Box::new(tls)), _pass: None }
+        Self { io: Io::Tls(Box::new(tls)), _place: None }
     }
 }
 

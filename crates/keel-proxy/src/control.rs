@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::access::Switch;
+use crate::again::Again;
 use crate::check::Checks;
 use crate::elder::Elder;
 use crate::handover::{self, TakenOver};
@@ -74,6 +75,8 @@ struct Running {
     /// The proxy whose place this one took, until it has ended.
     elder: Option<Elder>,
     checks: Checks,
+    /// Listeners that could not be opened, and when that is tried again.
+    failed: (Vec<ListenerFailure>, Again),
     /// A successor was given the sockets and does not accept yet.
     handing_over: bool,
     /// A successor accepts; to be acted on.
@@ -140,6 +143,7 @@ pub async fn run(control: Control) -> Result<(), Error> {
                 running.report_in_flight(Report::Regular).await;
             }
             Some(instance) = refused.recv() => running.send(&FromProxy::Refused { instance }).await,
+            () = running.failed.1.due() => running.listen_again().await?,
             () = saver.due() => saver.begin(running.registry.parts()),
         }
     }
@@ -233,6 +237,7 @@ impl Running {
             draining_since: BTreeMap::new(),
             elder: None,
             checks: Checks::default(),
+            failed: Default::default(),
             handing_over: false,
             retire: false,
         }
@@ -350,7 +355,7 @@ impl Running {
 
     async fn obey(&mut self, message: ToProxy) -> Result<bool, Error> {
         let for_elder = self.elder.is_some().then(|| message.clone());
-        let failed = match message {
+        match message {
             ToProxy::TakeOver => {
                 self.hand_over().await?;
                 return Ok(false);
@@ -375,15 +380,14 @@ impl Running {
             ToProxy::Cluster { generation, id, cluster } => {
                 let changes = self.registry.replace_cluster(generation, id, cluster);
                 self.apply(changes).await?;
-                Vec::new()
             }
             ToProxy::Callers { generation, callers, caller_cgroups } => {
                 let changes = self.registry.replace_callers(generation, callers, caller_cgroups);
                 self.apply(changes).await?;
-                Vec::new()
             }
-        };
+        }
         let generation = self.registry.generation();
+        let failed = self.failed.0.clone();
         if let (Some(change), Some(elder)) = (for_elder, &mut self.elder)
             && let Err(error) = elder.tell(&change, generation).await
         {
@@ -428,7 +432,7 @@ impl Running {
         Ok(())
     }
 
-    async fn replace(&mut self, snapshot: Snapshot) -> Result<Vec<ListenerFailure>, Error> {
+    async fn replace(&mut self, snapshot: Snapshot) -> Result<(), Error> {
         let (mut changes, failed) = self.registry.replace(snapshot);
         if let Some(log) = self.log.turn(self.registry.access_log()) {
             changes.iter_mut().for_each(|change| change.access_log = Some(log.clone()));
@@ -436,9 +440,39 @@ impl Running {
         for failure in &failed {
             tracing::warn!(bind = %failure.bind, reason = failure.reason, "cannot listen");
         }
+        self.failed.1.done();
+        self.note_failed(failed);
         self.apply(changes).await?;
         self.log.turned();
-        Ok(failed)
+        Ok(())
+    }
+
+    fn note_failed(&mut self, failed: Vec<ListenerFailure>) {
+        if failed.is_empty() {
+            self.failed.1.done()
+        } else {
+            self.failed.1.failed()
+        }
+        self.failed.0 = failed;
+    }
+
+    /// Tries once more to listen where that failed: there may be a descriptor now, or the address be free. The server
+    /// hears of it if anything is different.
+    async fn listen_again(&mut self) -> Result<(), Error> {
+        if self.handing_over {
+            // The successor will try it by itself; if none comes, there is another time.
+            self.failed.1.failed();
+            return Ok(());
+        }
+        let (changes, failed) = self.registry.listen_again();
+        let news = failed != self.failed.0;
+        self.note_failed(failed.clone());
+        self.apply(changes).await?;
+        if news {
+            let generation = self.registry.generation();
+            self.send(&FromProxy::Ack { generation, failed }).await;
+        }
+        Ok(())
     }
 
     /// What the workers have counted, added up.

@@ -14,10 +14,14 @@ use keel_route::retry_after;
 
 use crate::access::{Ended, Entry};
 use crate::cluster::{WorkerCluster, WorkerEndpoint};
+use crate::deadline::{Flow, Idle};
 use crate::edge::{Edge, Record};
 use crate::limits::BUSY;
 use crate::reply::Reply;
 use crate::session::Session;
+
+/// The status of a request whose client left before its answer.
+const CLIENT_GONE: u16 = 499;
 
 /// What a request is placed by, beside load.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,6 +48,8 @@ pub struct Counted {
     /// Its line in the access log, if that is on.
     log: OnceCell<Box<Entry>>,
     passes: RefCell<Passes>,
+    /// What passes while the request is still on its way.
+    pub flow: Option<Rc<Flow>>,
 }
 
 /// Places that are given back at the end.
@@ -72,6 +78,7 @@ impl Counted {
             upgraded_us: Cell::default(),
             log: OnceCell::new(),
             passes: RefCell::default(),
+            flow: None,
         };
         add(&counted.cluster.counters().requests, 1);
         counted
@@ -197,10 +204,33 @@ impl Counted {
         });
     }
 
+    /// The client has left. Where it had no part of an answer that is said as nginx says it: 499.
+    pub fn client_gone(&self) {
+        self.because("client_gone");
+        self.note(|record| {
+            if record.status == 0 {
+                record.status = CLIENT_GONE;
+            }
+        });
+    }
+
     /// Why the proxy answers by itself or breaks off.
     pub fn because(&self, reason: &'static str) {
         if let Some(entry) = self.log.get() {
             entry.because(reason);
+        }
+    }
+
+    /// For how long its two sides may say nothing.
+    pub fn idle(&self) -> Idle<'_> {
+        Idle { time: self.cluster.times().idle, flow: self.flow.as_deref() }
+    }
+
+    /// A piece of the answer has passed.
+    pub fn passed(&self, bytes: u64) {
+        self.moved(0, bytes);
+        if let Some(flow) = &self.flow {
+            flow.passed();
         }
     }
 

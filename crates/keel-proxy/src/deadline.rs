@@ -67,6 +67,25 @@ impl Deadlines {
     }
 }
 
+/// Counts what passes between two sides, either way: a side that says nothing is not idle while the other one speaks.
+#[derive(Debug, Default)]
+pub struct Flow(Cell<u64>);
+
+impl Flow {
+    /// Something has passed.
+    pub fn passed(&self) {
+        self.0.set(self.0.get().wrapping_add(1));
+    }
+}
+
+/// For how long a side may say nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Idle<'a> {
+    pub time: Duration,
+    /// What is no silence either, if there are two sides that speak at a time.
+    pub flow: Option<&'a Flow>,
+}
+
 /// One deadline; at most one task waits on it.
 #[derive(Debug)]
 pub struct Deadline {
@@ -143,6 +162,29 @@ impl Deadline {
     }
 }
 
+impl Deadline {
+    /// As [`Deadline::until`], for as long as something passes either way within the time of `idle`. Up to twice that
+    /// time passes before silence is noticed.
+    ///
+    /// # Errors
+    /// Those of `poll`, and `TimedOut`.
+    pub async fn until_idle<T>(
+        &self,
+        idle: Idle<'_>,
+        mut poll: impl FnMut(&mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> io::Result<T> {
+        let passed = || idle.flow.map_or(0, |flow| flow.0.get());
+        loop {
+            let before = passed();
+            self.set(idle.time);
+            match self.until(&mut poll).await {
+                Err(e) if e.kind() == io::ErrorKind::TimedOut && passed() != before => {}
+                done => return done,
+            }
+        }
+    }
+}
+
 impl Drop for Deadline {
     fn drop(&mut self) {
         self.owner.slots.borrow_mut().remove(self.key);
@@ -175,6 +217,25 @@ mod tests {
         assert!(passed(&deadline).await);
         drop(deadline);
         assert!(deadlines.slots.borrow().is_empty());
+    }
+
+    #[tokio::test]
+    async fn silence_is_what_both_sides_keep() {
+        let deadlines = Rc::new(Deadlines::default());
+        let (deadline, flow) = (Deadline::new(&deadlines), Flow::default());
+        let idle = Idle { time: Duration::from_secs(1), flow: Some(&flow) };
+        let never = |_: &mut Context<'_>| Poll::<io::Result<()>>::Pending;
+        let mut wait = Box::pin(deadline.until_idle(idle, never));
+        let mut ended = async || poll_fn(|cx| Poll::Ready(wait.as_mut().poll(cx).is_ready())).await;
+        for second in 0..10 {
+            deadlines.tick(second * 1_250);
+            assert!(!ended().await);
+            flow.passed();
+        }
+        deadlines.tick(20_000);
+        assert!(!ended().await, "it passed since the last look");
+        deadlines.tick(21_250);
+        assert!(ended().await);
     }
 
     #[tokio::test]

@@ -57,6 +57,7 @@ impl RequestHead {
         let origin = Origin {
             peer: "192.0.2.1",
             local: "192.0.2.2:80",
+            trusted: false,
             secure: false,
             lines: b"",
             ids: None,

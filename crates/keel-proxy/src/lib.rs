@@ -11,6 +11,7 @@
 
 mod accept;
 mod access;
+mod again;
 mod bridge;
 mod buffer;
 mod callers;
@@ -46,6 +47,7 @@ pub mod tls;
 mod tries;
 mod tunnel;
 mod upstream;
+mod waiting;
 mod worker;
 
 use std::fs::{File, TryLockError};

@@ -54,6 +54,9 @@ pub const CONTROL_WRITE: Duration = Duration::from_secs(5);
 /// The state is written to its file this long after a change, with all changes until then.
 pub const SAVE_DELAY: Duration = Duration::from_millis(200);
 
+/// Who has sent less than this of a message, the content of one packet, may wait for an acknowledgement before he sends
+/// the rest (RFC 9293, 3.7.4).
+pub const SEGMENT: usize = 1448;
 /// Longest head of a request or an answer.
 pub const MAX_HEAD: usize = 64 * 1024;
 /// Longest body, and chunk of one. Nothing is that long; programs that count in fewer bits are not to be led astray.
@@ -147,5 +150,9 @@ pub const H2_UPSTREAM_WINDOW: u32 = MAX_H2_STREAMS * H2_STREAM_WINDOW;
 pub const MAX_H2_SEND_BUFFER: usize = 256 * 1024;
 /// Requests that are too many are asked to come back after this at the earliest.
 pub const BUSY: Duration = Duration::from_secs(1);
+/// What failed for want of something (a disk, a descriptor, an address) is tried again after this; doubles up to the next.
+pub const AGAIN: Duration = Duration::from_secs(1);
+/// The longest such pause.
+pub const AGAIN_MOST: Duration = Duration::from_secs(60);
 /// Between two writes of the state lies at least this many times what one takes.
 pub const SAVE_SHARE: u32 = 20;

@@ -1,7 +1,7 @@
 //! The last known state in a file, so that a restarted proxy serves at once.
 //!
 //! Written some time after a change, one write at a time, on a thread that may block; replaced in one step. A
-//! full disk costs the newest state after a restart, nothing else.
+//! full disk costs the newest state after a restart, nothing else; writing is tried again until it succeeds.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -13,6 +13,7 @@ use keel_route::snapshot::{MAX_FRAME, Snapshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::again::Again;
 use crate::limits::{SAVE_DELAY, SAVE_SHARE};
 use crate::registry::Parts;
 
@@ -63,17 +64,21 @@ pub struct Saver {
     begun: Instant,
     /// How long the last write took: a large state is written less often.
     took: Duration,
+    /// After a write that failed.
+    again: Again,
 }
 
 impl Saver {
     pub fn new(path: PathBuf) -> Self {
         let (begun, took) = (Instant::now(), Duration::ZERO);
-        Self { path, due: None, writing: None, stopped: false, begun, took }
+        let again = Again::default();
+        Self { path, due: None, writing: None, stopped: false, begun, took, again }
     }
 
     /// Leaves the file to somebody else.
     pub async fn stop(&mut self) {
         (self.stopped, self.due) = (true, None);
+        self.again.done();
         if let Some(writing) = self.writing.take() {
             // Its failure does not matter any more.
             let _ = writing.await;
@@ -94,13 +99,21 @@ impl Saver {
         if let Some(writing) = &mut self.writing {
             let result = writing.await;
             (self.writing, self.took) = (None, self.begun.elapsed());
-            if let Ok(Err(error)) = result {
-                tracing::warn!(path = %self.path.display(), %error, "cannot keep the last state");
-            }
+            self.written(&result.unwrap_or_else(|error| Err(io::Error::other(error))));
         }
-        match self.due {
+        match self.due.into_iter().chain(self.again.at()).min() {
             Some(due) => tokio::time::sleep_until(due).await,
             None => std::future::pending().await,
+        }
+    }
+
+    fn written(&mut self, result: &io::Result<()>) {
+        match result {
+            Ok(()) => self.again.done(),
+            Err(error) => {
+                tracing::warn!(path = %self.path.display(), %error, "cannot keep the last state");
+                self.again.failed();
+            }
         }
     }
 
@@ -116,13 +129,10 @@ impl Saver {
     /// Writes a state now if it was about to be written.
     pub async fn flush(&mut self, parts: Parts) {
         if let Some(writing) = self.writing.take() {
-            // Its failure would show in the next write as well.
-            let _ = writing.await;
+            self.written(&writing.await.unwrap_or_else(|error| Err(io::Error::other(error))));
         }
-        if self.due.take().is_some()
-            && let Err(error) = save(&self.path, &to_json(&parts.snapshot()))
-        {
-            tracing::warn!(path = %self.path.display(), %error, "cannot keep the last state");
+        if self.due.take().is_some() || self.again.at().is_some() {
+            self.written(&save(&self.path, &to_json(&parts.snapshot())));
         }
     }
 }

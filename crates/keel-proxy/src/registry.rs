@@ -313,6 +313,14 @@ impl Registry {
         });
     }
 
+    /// Tries once more to open the listeners that are not: one change for each worker, and those that still could not be
+    /// opened.
+    pub fn listen_again(&mut self) -> (Vec<Change>, Vec<ListenerFailure>) {
+        let mut changes: Vec<_> = (0..self.workers).map(|_| Change::default()).collect();
+        let failed = self.set_listeners(&mut changes);
+        (changes, failed)
+    }
+
     fn set_listeners(&mut self, changes: &mut [Change]) -> Vec<ListenerFailure> {
         let mut failed = Vec::new();
         let mut wanted = BTreeSet::new();

@@ -114,6 +114,7 @@ impl Reply {
             Unavailable::TooManyHeld => {
                 format!("Too many requests are waiting for {service} to become ready.")
             }
+            Unavailable::ClientGone => "The client has left.".to_owned(),
         };
         let reply = Self::new(503, text).because(why.reason());
         if why == Unavailable::NoEndpoint { reply } else { reply.retry_after(1) }
@@ -122,6 +123,14 @@ impl Reply {
     /// An instance of `service` broke the connection or sent something that is not HTTP.
     pub fn broken(service: &str) -> Self {
         Self::new(502, format!("An instance of {service} gave no valid answer.")).because("broken")
+    }
+
+    /// `service` speaks HTTP/2, but takes no WebSocket over it.
+    pub fn no_tunnel(service: &str) -> Self {
+        let text = format!(
+            "{service} speaks HTTP/2 and takes no WebSocket over it (it would say so by SETTINGS_ENABLE_CONNECT_PROTOCOL)."
+        );
+        Self::new(502, text).because("no_websocket")
     }
 
     /// An instance of `service` did not answer in time.

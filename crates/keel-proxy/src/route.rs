@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use keel_model::Balance;
 use keel_route::client_key::client_key_hash;
 use keel_route::filter::{AuthCheck, Decision, FieldChange, Pass, Verified};
-use keel_route::request::{Headers, RequestView, cookie_value};
+use keel_route::request::{Headers, RequestView, cookie_value, passes_for};
 use keel_route::sticky;
 use keel_route::table::{Route, Table};
 
@@ -302,7 +302,7 @@ impl AnswerChanges {
 }
 
 fn changes_field(changes: &[FieldChange], name: &str) -> bool {
-    changes.iter().any(|(changed, _)| changed.eq_ignore_ascii_case(name))
+    changes.iter().any(|(changed, _)| passes_for(name, changed))
 }
 
 fn fields<'a>(

@@ -37,17 +37,19 @@ pub async fn serve(client: Client, mut first: Buffer, config: ListenerConfig) {
     };
     if hello.is_acme_challenge() {
         // The handshake was the proof (RFC 8737, 3).
-        return tls.close_now();
+        tls.close_now();
+        return;
     }
     let speaks_http2 = tls.alpn().as_deref() == Some(b"h2");
-    let session = Session::new(
+    let mut secured = Session::new(
         session.peer,
         session.local,
         Rc::clone(&session.target),
         Rc::clone(&session.worker),
         Some(facts(&tls)),
     );
-    let client = Client { stream: tls.into(), deadline, session: Rc::new(session) };
+    secured.trusted = session.trusted;
+    let client = Client { stream: tls.into(), deadline, session: Rc::new(secured) };
     match route {
         Some(route) => tunnel::serve_route(client, Buffer::default(), &route).await,
         None if client.target.protocol() == Protocol::Tcp => {

@@ -31,6 +31,8 @@ pub struct Session {
     pub worker: Rc<Worker>,
     /// What TLS told, if it ended here.
     pub secure: Option<Secure>,
+    /// What it says that an earlier proxy said is believed.
+    pub trusted: bool,
     /// It came when memory was short.
     late: bool,
     caller: RefCell<Caller>,
@@ -66,7 +68,10 @@ impl Session {
         worker: Rc<Worker>,
         secure: Option<Secure>,
     ) -> Self {
+        // Services speak to each other at virtual addresses.
+        let trusted = !target.is_published() || target.believes(peer.ip());
         Self {
+            trusted,
             peer,
             peer_text: peer.ip().to_canonical().to_string(),
             local,

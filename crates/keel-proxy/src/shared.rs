@@ -1,4 +1,5 @@
-//! What all threads share: counters, load and ejection of endpoints. Atomics only, no locks.
+//! What all threads share: counters, load and ejection of endpoints. Atomics only, no locks, but for those who wait
+//! anyway ([`crate::waiting`]).
 //!
 //! Counters are kept per worker, each on cache lines of its own, and summed when asked for. The number in flight
 //! at an endpoint is one atomic, because every worker balances by it.
@@ -21,6 +22,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::limits::PLACE_WANTED;
 use crate::tls::{Listeners, Upstreams};
+use crate::waiting::Waiting;
 
 /// What workers tell the control thread, and the clock they share with it.
 #[derive(Debug)]
@@ -126,8 +128,8 @@ pub struct EndpointShared {
     pub connections: Arc<Gate>,
     /// When one could not be made because of their number.
     place_wanted_ms: AtomicU64,
-    /// Wakes one that waits for that, of any worker.
-    pub place_free: Notify,
+    /// Those of all workers who wait for one.
+    pub waiting: Waiting,
 }
 
 impl EndpointShared {
@@ -144,7 +146,7 @@ impl EndpointShared {
             checked_out: AtomicBool::new(false),
             connections: Gate::new(Bound::Connections),
             place_wanted_ms: AtomicU64::new(0),
-            place_free: Notify::new(),
+            waiting: Waiting::default(),
         }
     }
 

@@ -97,12 +97,21 @@ pub fn is_exhaustion(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| exhausted.iter().any(|e| e.raw_os_error() == code))
 }
 
+/// Ends a connection on which everything has been said.
+pub async fn close(stream: &Conn, deadline: &Deadline) {
+    if !stream.close() {
+        deadline.set(limits::LINGER);
+        // It is dropped either way.
+        let _ = Box::pin(stream.end(deadline)).await;
+    }
+}
+
 /// Ends the connection so that the peer can read our last words although it is still sending.
 pub async fn linger(stream: &Conn, scratch: &std::cell::RefCell<Vec<u8>>, deadline: &Deadline) {
-    if stream.shutdown_write().is_err() {
+    deadline.set(limits::LINGER);
+    if stream.end(deadline).await.is_err() {
         return;
     }
-    deadline.set(limits::LINGER);
     let mut dropped = 0;
     while dropped < limits::LINGER_BYTES {
         if readable(stream, deadline).await.is_err() {

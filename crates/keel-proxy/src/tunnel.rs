@@ -260,7 +260,7 @@ async fn one_way(
         tunnel.is_active();
         match copy(worker, from, to, moved)? {
             Copied::All => {}
-            Copied::End => return to.shutdown_write(),
+            Copied::End => return to.end(&never).await,
             Copied::Left(left) => write(worker, to, left, &never).await?,
             Copied::Bulk(left) => {
                 write(worker, to, left, &never).await?;

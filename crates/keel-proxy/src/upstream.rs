@@ -18,6 +18,7 @@ use crate::http2::Lane;
 use crate::limits::{CONNECT, REFUSED_GRACE, REFUSED_PAUSE, REFUSED_PAUSE_MOST};
 use crate::stream::{self, ConnectError};
 use crate::tls;
+use crate::waiting::{self, Ticket};
 use crate::worker::Worker;
 
 /// A way to speak to an endpoint: a connection of HTTP/1 (or of opaque bytes) for one request at a time, or a place
@@ -30,6 +31,7 @@ pub trait Line: Sized {
     fn open(
         request: &Counted,
         endpoint: &WorkerEndpoint,
+        ticket: Option<&Ticket>,
     ) -> impl Future<Output = Result<Self, ConnectError>>;
 }
 
@@ -41,8 +43,12 @@ impl Line for Conn {
         }
     }
 
-    async fn open(request: &Counted, endpoint: &WorkerEndpoint) -> Result<Self, ConnectError> {
-        dial(request, endpoint, HTTP1).await
+    async fn open(
+        request: &Counted,
+        endpoint: &WorkerEndpoint,
+        ticket: Option<&Ticket>,
+    ) -> Result<Self, ConnectError> {
+        dial(request, endpoint, ticket, HTTP1).await
     }
 }
 
@@ -52,8 +58,12 @@ impl Line for Lane {
         if endpoint.is_private() { None } else { endpoint.http2.take() }
     }
 
-    async fn open(request: &Counted, endpoint: &WorkerEndpoint) -> Result<Self, ConnectError> {
-        let dial = dial(request, endpoint, HTTP2);
+    async fn open(
+        request: &Counted,
+        endpoint: &WorkerEndpoint,
+        ticket: Option<&Ticket>,
+    ) -> Result<Self, ConnectError> {
+        let dial = dial(request, endpoint, ticket, HTTP2);
         if endpoint.is_private() {
             Lane::alone(dial).await
         } else {
@@ -70,15 +80,16 @@ const HTTP2: &[&[u8]] = &[b"h2"];
 async fn dial(
     request: &Counted,
     endpoint: &WorkerEndpoint,
+    ticket: Option<&Ticket>,
     protocols: &[&[u8]],
 ) -> Result<Conn, ConnectError> {
     let (shared, policy) = (&endpoint.shared, request.cluster.policy());
     let time = request.cluster.times().connect;
-    let pass = shared.connections.enter(policy.limits.max_connections);
-    let pass = pass.map_err(|_| ConnectError::Full)?;
+    let place = waiting::enter(shared, policy.limits.max_connections, ticket);
+    let place = place.map_err(|_| ConnectError::Full)?;
     let tcp = stream::connect(shared.address, time).await?;
     if policy.send_proxy.is_none() && policy.tls.is_none() {
-        return Ok(Conn::from(tcp).with_pass(pass));
+        return Ok(Conn::from(tcp).with_place(place));
     }
     let worker = &request.session.worker;
     let deadline = Deadline::new(&worker.deadlines);
@@ -92,7 +103,7 @@ async fn dial(
     if let Some(tls) = &policy.tls {
         conn = begin_tls(request, conn, tls, protocols, &deadline).await?;
     }
-    Ok(conn.with_pass(pass))
+    Ok(conn.with_place(place))
 }
 
 async fn begin_tls(
@@ -144,6 +155,8 @@ pub enum Unavailable {
     HeldTooLong,
     /// Too many are waiting already.
     TooManyHeld,
+    /// The client has left meanwhile.
+    ClientGone,
 }
 
 impl Unavailable {
@@ -153,24 +166,32 @@ impl Unavailable {
             Self::NoEndpoint => "no_endpoint",
             Self::HeldTooLong => "held_too_long",
             Self::TooManyHeld => "too_many_held",
+            Self::ClientGone => "client_gone",
         }
     }
 }
 
 /// The search for a place for one request, over all its attempts.
 #[derive(Debug, Default)]
-pub struct Placement {
+pub struct Placement<'a> {
+    /// Whose leaving ends the search, if that is for this to notice.
+    client: Option<&'a Conn>,
     avoid: Avoid,
     connects: u32,
     pauses: u32,
     held: Option<(Pass, Instant)>,
-    /// May have no more connections for now.
-    full: Option<Rc<WorkerEndpoint>>,
+    /// In the line of an endpoint that may have no more connections for now.
+    ticket: Option<Box<Ticket>>,
     /// The endpoint that broke may be dying: its successor, or news of it, is worth a moment.
     cautious: bool,
 }
 
-impl Placement {
+impl<'a> Placement<'a> {
+    /// A search that ends when its client leaves.
+    pub fn of(client: Option<&'a Conn>) -> Self {
+        Self { client, ..Self::default() }
+    }
+
     /// The next connection to try.
     pub async fn acquire<L: Line>(
         &mut self,
@@ -195,6 +216,9 @@ impl Placement {
                 }
             }
             if let Err(unavailable) = Box::pin(self.wait(request)).await {
+                if unavailable == Unavailable::ClientGone {
+                    return Err(unavailable);
+                }
                 // Better an endpoint that drains or refused before than none.
                 self.avoid.refused.clear();
                 if let Some(in_flight) = self.pick(worker, request, true)
@@ -208,8 +232,13 @@ impl Placement {
     }
 
     fn pick(&self, worker: &Worker, request: &Counted, last_resort: bool) -> Option<InFlight> {
-        let random = &mut *worker.random.borrow_mut();
         let tick_ms = worker.deadlines.now_ms();
+        if let Some(ticket) = self.ticket.as_ref().filter(|ticket| ticket.is_turn())
+            && let Some(in_flight) = request.cluster.pick_one(ticket.endpoint(), tick_ms)
+        {
+            return Some(in_flight);
+        }
+        let random = &mut *worker.random.borrow_mut();
         request.cluster.pick(&self.avoid, last_resort, request.affinity, random, tick_ms)
     }
 
@@ -225,21 +254,23 @@ impl Placement {
             return Some(Upstream { line, in_flight, reused: true });
         }
         self.connects += 1;
-        match Box::pin(L::open(request, endpoint)).await {
+        match Box::pin(L::open(request, endpoint, self.ticket.as_deref())).await {
             Ok(line) => {
                 endpoint.shared.accepted();
                 return Some(Upstream { line, in_flight, reused: false });
             }
             Err(ConnectError::Refused) => {
+                self.ticket = None;
                 endpoint.shared.refused(worker.shared.now_ms());
                 // When the queue is full the server has been told enough.
                 let _ = worker.shared.refused.try_send(endpoint.shared.instance.clone());
             }
             Err(ConnectError::Full) => {
+                self.ticket.get_or_insert_with(|| Box::new(Ticket::of(&endpoint.shared)));
                 endpoint.want_place();
-                self.full = Some(Rc::clone(endpoint));
             }
             Err(ConnectError::Exhausted(error)) => {
+                self.ticket = None;
                 tracing::warn!(%error, "cannot open a connection to an endpoint");
             }
         }
@@ -271,10 +302,12 @@ impl Placement {
             return Err(Unavailable::HeldTooLong);
         }
         let pause = if refused { self.next_pause().min(left) } else { left };
-        let full = self.full.take();
+        // In the line of one that takes nothing more there is nothing to wait for.
+        let tick_ms = request.session.worker.deadlines.now_ms();
+        self.ticket.take_if(|ticket| cluster.pick_one(ticket.endpoint(), tick_ms).is_none());
         let place_free = async {
-            match &full {
-                Some(endpoint) => endpoint.shared.place_free.notified().await,
+            match &self.ticket {
+                Some(ticket) => ticket.turn().await,
                 None => std::future::pending().await,
             }
         };
@@ -282,9 +315,20 @@ impl Placement {
         tokio::select! {
             _ = tokio::time::timeout(pause, changed) => {}
             () = place_free => {}
+            () = self.client_left() => return Err(Unavailable::ClientGone),
         }
         self.avoid.refused.clear();
         Ok(())
+    }
+
+    /// Waits until the client has left. What nobody has seen yet is given up as soon as it sends nothing more; for what
+    /// an endpoint has seen it may be waiting.
+    async fn client_left(&self) {
+        match self.client {
+            Some(client) if self.avoid.broke.is_none() => client.ended().await,
+            Some(client) => client.broken().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// `endpoint` took the request and broke.
@@ -301,6 +345,6 @@ impl Placement {
 
     /// The request found its place: it no longer counts as held.
     pub fn placed(&mut self) {
-        self.held = None;
+        (self.held, self.ticket) = (None, None);
     }
 }

@@ -56,7 +56,16 @@ pub fn detect(bytes: &[u8], more: More) -> Option<Wire> {
             None => unclear(),
         };
     }
-    http1(bytes, more)
+    http1(without_empty_lines(bytes), more)
+}
+
+/// Clients may send empty lines before a request (RFC 9112, 2.2). One that ends badly is for the parser to refuse.
+fn without_empty_lines(mut bytes: &[u8]) -> &[u8] {
+    while let [b'\r', b'\n', rest @ ..] | [b'\n', rest @ ..] = bytes {
+        bytes = rest;
+    }
+    // The next line may be another one.
+    if bytes == b"\r" { &[] } else { bytes }
 }
 
 /// Record type 22, legacy version 3.0 to 3.4, handshake type 1.
@@ -69,14 +78,18 @@ fn tls_client_hello(bytes: &[u8]) -> Option<bool> {
     (bytes.len() >= 6).then_some(true)
 }
 
-/// A method in capitals, a target, `HTTP/1.` and a digit: other line protocols (Redis inline commands, SMTP)
-/// also begin with a word in capitals, so that the version decides.
+/// A method, a target and `HTTP/1.`: other line protocols (Redis inline commands, SMTP, memcached) also begin with a
+/// word, so that the version decides. Methods are in capitals, but no program has to send one of those that are known.
 fn http1(bytes: &[u8], more: More) -> Option<Wire> {
-    let is_method = |b: &u8| b.is_ascii_uppercase() || *b == b'-' || *b == b'_';
+    let is_method = |b: &u8| b.is_ascii_alphabetic() || *b == b'-' || *b == b'_';
     let method = bytes.iter().take_while(|b| is_method(b)).count();
+    if bytes.is_empty() {
+        return (more == More::Not).then_some(Wire::Opaque);
+    }
     if method == 0 || method > MAX_METHOD {
         return Some(Wire::Opaque);
     }
+    let capitals = !bytes[..method].iter().any(u8::is_ascii_lowercase);
     let Some(rest) = bytes.get(method..).filter(|rest| !rest.is_empty()) else {
         return (more == More::Not).then_some(Wire::Opaque);
     };
@@ -94,7 +107,7 @@ fn http1(bytes: &[u8], more: More) -> Option<Wire> {
         // A long line, or one that comes slowly: how the target begins has to do.
         None if more == More::Not => {
             let http = [&b"/"[..], b"http://", b"https://"].iter().any(|t| target.starts_with(t));
-            Some(if http { Wire::Http1 } else { Wire::Opaque })
+            Some(if http && capitals { Wire::Http1 } else { Wire::Opaque })
         }
         None => None,
     }
@@ -127,7 +140,13 @@ mod tests {
             (b"PING\r\n", MayCome, Some(Wire::Opaque)),
             (b"EHLO there\r\n", MayCome, Some(Wire::Opaque)),
             (b"HTTP/1.1\r\n", MayCome, Some(Wire::Opaque)),
-            (b"get / HTTP/1.1\r\n", MayCome, Some(Wire::Opaque)),
+            (b"get / HTTP/1.1\r\n", MayCome, Some(Wire::Http1)),
+            (b"gEt / HTTP/1.1\r\n", MayCome, Some(Wire::Http1)),
+            (b"get /", MayCome, None),
+            (b"get /", Not, Some(Wire::Opaque)),
+            (b"get key\r\n", MayCome, Some(Wire::Opaque)),
+            (b"set key 0 0 1\r\n", MayCome, Some(Wire::Opaque)),
+            (b"stats\r\n", MayCome, Some(Wire::Opaque)),
             (b"*1\r\n$4\r\nPING\r\n", MayCome, Some(Wire::Opaque)),
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0", MayCome, Some(Wire::Http2)),
             (b"PRI * HTTP/2.0\r\n\r\nSM", MayCome, None),
@@ -139,7 +158,17 @@ mod tests {
             (b"\x16\x05", MayCome, Some(Wire::Opaque)),
             (b"\0\0\0\x08\x04\xd2\x16\x2f", MayCome, Some(Wire::Opaque)),
             (b"GET https://a", Not, Some(Wire::Http1)),
-            (b"\r\nGET / HTTP/1.1\r\n", MayCome, Some(Wire::Opaque)),
+            (b"\r\nGET / HTTP/1.1\r\n", MayCome, Some(Wire::Http1)),
+            (b"\r\n\r\nGET / HTTP/1.1\r\n", MayCome, Some(Wire::Http1)),
+            (b"\nGET / HTTP/1.1\r\n", MayCome, Some(Wire::Http1)),
+            (b"\r", MayCome, None),
+            (b"\r\n", MayCome, None),
+            (b"\r\n", Not, Some(Wire::Opaque)),
+            (b"\r\nGE", MayCome, None),
+            (b"\r\nping\r\n", MayCome, Some(Wire::Opaque)),
+            (b"\rGET / HTTP/1.1\r\n", MayCome, Some(Wire::Opaque)),
+            (b"\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", MayCome, Some(Wire::Opaque)),
+            (b"\r\n\x16\x03\x01\x02\x00\x01\x00", MayCome, Some(Wire::Opaque)),
             (b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n", MayCome, Some(Wire::Opaque)),
             (b"\x16", Not, Some(Wire::Opaque)),
             (&long, MayCome, Some(Wire::Http1)),
@@ -161,7 +190,7 @@ mod tests {
 
         #[test]
         fn a_verdict_stands_whatever_follows(
-            bytes in "(PRI \\* HTTP/2.0\r\n\r\nSM\r\n\r\n|[A-Z]{1,5} [/a-z]{0,5}( HTTP/1.1)?\r?\n?|\\PC{0,20})",
+            bytes in "(PRI \\* HTTP/2.0\r\n\r\nSM\r\n\r\n|(\r?\n){0,2}[A-Za-z]{1,5} [/a-z]{0,5}( HTTP/1.1)?\r?\n?|\\PC{0,20})",
             rest in prop::collection::vec(any::<u8>(), 0..50),
         ) {
             if let Some(verdict) = detect(bytes.as_bytes(), More::MayCome) {

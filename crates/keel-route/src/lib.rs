@@ -21,6 +21,7 @@ pub mod ewma;
 pub mod filter;
 pub mod histogram;
 mod host;
+pub mod line;
 pub mod memory;
 pub mod outlier;
 pub mod path;

@@ -32,6 +32,14 @@ impl<N: AsRef<str>, V: AsRef<[u8]>> Headers for &[(N, V)] {
     }
 }
 
+/// Whether a program may take `name` for the field `known`: the same but for case, or with `_` for `-`, between which
+/// CGI and its like know no difference (RFC 3875, 4.1.18).
+#[must_use]
+pub fn passes_for(name: &str, known: &str) -> bool {
+    let alike = |(a, b): (u8, u8)| a.eq_ignore_ascii_case(&b) || (a == b'_' && b == b'-');
+    name.len() == known.len() && name.bytes().zip(known.bytes()).all(alike)
+}
+
 /// Whether any field `name` has a value that `wanted` accepts.
 pub(crate) fn any_value(
     headers: &dyn Headers,
@@ -185,6 +193,19 @@ pub(crate) mod tests {
             ("=1", "", Some("1"), true),
         ] {
             assert_eq!(has_parameter(query, name, value), expected, "{query} {name} {value:?}");
+        }
+    }
+
+    #[test]
+    fn what_passes_for_a_field() {
+        for (name, known, expected) in [
+            ("X_User", "x-user", true),
+            ("x-USER", "x-user", true),
+            ("x-user", "x_user", false),
+            ("x_use", "x-user", false),
+            ("xxuser", "x-user", false),
+        ] {
+            assert_eq!(passes_for(name, known), expected, "{name} {known}");
         }
     }
 

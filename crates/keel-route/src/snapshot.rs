@@ -91,7 +91,8 @@ pub struct Listener {
     /// TLS ends here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<ListenerTls>,
-    /// Connections from these networks begin with a PROXY protocol header.
+    /// Connections from these networks may begin with a PROXY protocol header; what they say by `X-Forwarded-*` is
+    /// believed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub accept_proxy_from: Vec<IpNet>,
 }

@@ -101,7 +101,8 @@ impl Entry {
     ) -> Option<Box<Self>> {
         let log = session.worker.log.wanted(session.target.is_published())?;
         let field = |name: &str| {
-            let found = head.headers.iter().find(|h| h.name.eq_ignore_ascii_case(name));
+            let mut passed = head.headers.iter().filter(|h| !head.nominates(h.name));
+            let found = passed.find(|h| h.name.eq_ignore_ascii_case(name));
             found.map(|h| h.value)
         };
         let (request_id, trace) = (ids.request(), ids.trace());

@@ -143,7 +143,7 @@ impl Encoder {
         let n = out.len() as u64;
         if n > 0 {
             sink.data(out, false, deadline).await.map_err(|_| Broken::Sink)?;
-            counted.moved(0, n);
+            counted.passed(n);
         }
         Ok(())
     }
@@ -156,7 +156,7 @@ impl Encoder {
         deadline: &Deadline,
         counted: &Counted,
     ) -> Result<(), Broken> {
-        let idle = counted.cluster.times().idle;
+        let idle = counted.idle();
         let mut trailers = None;
         // Writing to memory fails only for want of it.
         let failed = |_: io::Error| Broken::Source;

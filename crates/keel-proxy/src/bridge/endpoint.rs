@@ -4,7 +4,6 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::task::Poll;
-use std::time::Duration;
 
 use http::header::{self, HeaderMap};
 use http::{Method, StatusCode};
@@ -16,7 +15,7 @@ use crate::bridge::source::{Cut, Http1Source, Piece, Source};
 use crate::bridge::upload::{Broken, Upload};
 use crate::bridge::{Exchange, failure_of};
 use crate::counted::Counted;
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, Idle};
 use crate::http1::{Body, Next, Request};
 use crate::http2::Lane;
 use crate::limits::MAX_INTERIM;
@@ -42,6 +41,8 @@ pub enum Outcome {
     Malformed,
     /// HTTP/2 has no form for its host or target.
     NoForm,
+    /// The endpoint takes no tunnels over HTTP/2.
+    NoTunnel,
 }
 
 impl Exchange<'_> {
@@ -177,6 +178,9 @@ impl Exchange<'_> {
                 input.head(&request).map_err(|()| Outcome::Failed(Failure::Answering))?
             {
                 if !answer.status.is_informational() {
+                    if !answer.body.is_over() && input.is_empty() {
+                        upstream.line.got_part(answer.head);
+                    }
                     return Ok(answer);
                 }
                 interim += 1;
@@ -185,6 +189,7 @@ impl Exchange<'_> {
                 }
                 self.announce(answer.status, answer.headers, waiting).await?;
             }
+            upstream.line.got_part(input.len());
         }
     }
 
@@ -333,7 +338,7 @@ impl Exchange<'_> {
     }
 
     /// Passes an answer on; what becomes of a connection of HTTP/1, and the rest of the body.
-    async fn pass_on<'s>(
+    pub(super) async fn pass_on<'s>(
         &mut self,
         status: StatusCode,
         mut headers: HeaderMap,
@@ -371,7 +376,7 @@ impl Exchange<'_> {
             match relayed {
                 Ok(()) => {}
                 Err(Broken::Sink) => {
-                    self.counted.because("client_gone");
+                    self.counted.client_gone();
                     return (Next::Reset, source);
                 }
                 Err(Broken::Source | Broken::Malformed | Broken::TooLarge(_)) => {
@@ -387,11 +392,11 @@ impl Exchange<'_> {
 
 /// What an answer has to know of the request that it answers.
 #[derive(Clone, Copy)]
-struct OnTheWay<'a> {
-    trial: &'a Trial,
+pub(super) struct OnTheWay<'a> {
+    pub trial: &'a Trial,
     /// The whole request has been sent.
-    uploaded: &'a std::cell::Cell<bool>,
-    state: Repeatable,
+    pub uploaded: &'a std::cell::Cell<bool>,
+    pub state: Repeatable,
 }
 
 enum News {
@@ -438,7 +443,7 @@ pub(super) async fn relay(
     deadline: &Deadline,
     counted: &Counted,
 ) -> Result<(), Broken> {
-    let idle = counted.cluster.times().idle;
+    let idle = counted.idle();
     loop {
         match next_piece(source, sink, deadline, idle).await? {
             Piece::Data(data) => {
@@ -449,7 +454,7 @@ pub(super) async fn relay(
                     source.beside(sending).await.map_err(|_| Broken::Sink)?;
                 }
                 source.passed(n);
-                counted.moved(0, n as u64);
+                counted.passed(n as u64);
                 if last {
                     return Ok(());
                 }
@@ -472,7 +477,7 @@ async fn next_piece(
     source: &mut Source<'_>,
     sink: &mut Sink<'_>,
     deadline: &Deadline,
-    idle: Duration,
+    idle: Idle<'_>,
 ) -> Result<Piece, Broken> {
     match at_hand(source).await {
         Some(piece) => piece,
@@ -494,11 +499,10 @@ pub(super) async fn awaited_piece(
     source: &mut Source<'_>,
     sink: &mut Sink<'_>,
     deadline: &Deadline,
-    idle: Duration,
+    idle: Idle<'_>,
 ) -> Result<Piece, Broken> {
     sink.flush(deadline).await.map_err(|_| Broken::Sink)?;
-    deadline.set(idle);
-    let next = deadline.until(|cx| {
+    let next = deadline.until_idle(idle, |cx| {
         if sink.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }

@@ -5,6 +5,7 @@
 //! same as there.
 
 mod compress;
+mod connect;
 mod endpoint;
 pub mod head;
 mod received;
@@ -82,6 +83,7 @@ pub async fn serve_http2(
             return caller.reply(&reply, head.is_grpc(), is_head, complete).await;
         }
     };
+    head.distrust(session);
     head.change(&way);
     if head.expects_continue && !complete {
         // The expectation is of one hop: it is met here, and the endpoint hears nothing of it.
@@ -132,11 +134,13 @@ pub async fn serve_http1(
     let ids = Ids::new(&mut session.worker.random.borrow_mut());
     let protocol = if request.http10 { "HTTP/1.0" } else { "HTTP/1.1" };
     let entry = Entry::of_head(session, protocol, &head, &ids);
+    head.distrust(session);
     head.change(&way);
-    let caller = Caller::Http1(Http1Caller { client, request });
+    let caller = Caller::Http1(Http1Caller::new(client, request));
     let deadline = Deadline::new(&session.worker.deadlines);
     let asked = Asked { session, head: &head, ids: &ids, deadline: &deadline };
-    if request.body.is_over() {
+    let is_tunnel = head.protocol.is_some();
+    if request.body.is_over() && !is_tunnel {
         return run(asked, caller, (way, entry), Source::Empty).await.0;
     }
     if request.expects_continue {
@@ -149,7 +153,7 @@ pub async fn serve_http1(
     let source = Source::Http1(Http1Source {
         worker: &session.worker,
         conn: &client.stream,
-        body: request.body.clone(),
+        body: if is_tunnel { http1::Body::UntilClose } else { request.body.clone() },
         ahead: Bytes::new(),
         input: std::mem::take(input),
         trailers: Vec::new(),
@@ -179,7 +183,7 @@ async fn run<'a, 's>(
     source: Source<'s>,
 ) -> (Next, Source<'s>) {
     let Asked { session, head, ids, deadline } = asked;
-    let counted = way.count(session);
+    let mut counted = way.count(session);
     counted.log(entry);
     if let Err(full) = counted.enter() {
         let reply = counted.full(full);
@@ -189,7 +193,8 @@ async fn run<'a, 's>(
         return (next, source);
     }
     counted.cluster.budget.borrow_mut().request();
-    let most = way.max_body();
+    let mut upload = Upload::new(source, way.max_body(), counted.cluster.times().idle);
+    counted.flow.clone_from(&upload.flow);
     let mut exchange = Exchange {
         session,
         head,
@@ -203,7 +208,6 @@ async fn run<'a, 's>(
         tries: Tries::default(),
         trial: None,
     };
-    let mut upload = Upload::new(source, most);
     let next = exchange.run(&mut upload).await;
     (next, upload.source)
 }
@@ -273,7 +277,7 @@ impl Exchange<'_> {
     }
 
     async fn until_answered(&mut self, upload: &mut Upload<'_>) -> Next {
-        let mut placement = Placement::default();
+        let mut placement = Placement::of(self.caller.as_ref().and_then(Caller::connection));
         let repeatable = self.head.is_idempotent() && upload.is_over();
         let mut reuse = if repeatable { Reuse::Any } else { Reuse::Checked };
         loop {
@@ -285,7 +289,7 @@ impl Exchange<'_> {
                     return self.failed(&text, upload.is_over()).await;
                 }
                 Err(Unplaced::CallerGone) => {
-                    self.counted.because("client_gone");
+                    self.counted.client_gone();
                     return Next::Reset;
                 }
             };
@@ -305,9 +309,13 @@ impl Exchange<'_> {
                     let refusal = Refusal::Malformed("its host is not a host");
                     return self.reply(&Reply::refused(refusal), upload.is_over()).await;
                 }
+                Outcome::NoTunnel => {
+                    let text = Reply::no_tunnel(self.counted.cluster.id());
+                    return self.failed(&text, upload.is_over()).await;
+                }
                 // It failed itself.
                 Outcome::CallerGone => {
-                    self.counted.because("client_gone");
+                    self.counted.client_gone();
                     return Next::Reset;
                 }
             };
@@ -336,7 +344,7 @@ impl Exchange<'_> {
     /// Finds a place and sends the request there.
     async fn attempt(
         &mut self,
-        placement: &mut Placement,
+        placement: &mut Placement<'_>,
         reuse: Reuse,
         upload: &mut Upload<'_>,
     ) -> Result<(Outcome, Trial), Unplaced> {
@@ -345,7 +353,11 @@ impl Exchange<'_> {
             let place = placement.acquire::<Lane>(worker, &self.counted, reuse);
             let upstream = unless_gone(&mut self.caller, &mut upload.source, place).await?;
             let trial = self.placed(placement, &upstream);
-            let outcome = self.try_http2(upstream, &trial, upload).await;
+            let outcome = if self.head.protocol.is_some() {
+                Box::pin(self.try_connect(upstream, &trial, upload)).await
+            } else {
+                self.try_http2(upstream, &trial, upload).await
+            };
             Ok((outcome, trial))
         } else {
             let place = placement.acquire(worker, &self.counted, reuse);
@@ -356,7 +368,7 @@ impl Exchange<'_> {
         }
     }
 
-    fn placed<L>(&mut self, placement: &mut Placement, upstream: &Upstream<L>) -> Trial {
+    fn placed<L>(&mut self, placement: &mut Placement<'_>, upstream: &Upstream<L>) -> Trial {
         placement.placed();
         self.tries.sent();
         let trial = Trial::begin(&self.counted, &upstream.in_flight.endpoint);
@@ -368,12 +380,10 @@ impl Exchange<'_> {
     /// What the service is spoken to in. Where nothing is declared it hears HTTP/1, which nearly all services speak,
     /// whatever the client has chosen for its own side; but a call of gRPC means a service of gRPC.
     fn speaks_http2(&self) -> bool {
-        if self.head.protocol.is_some() {
-            return false;
-        }
         match self.counted.cluster.protocol() {
             Protocol::Http2 => true,
             Protocol::Http | Protocol::Tcp => false,
+            // Of WebSocket, too, nearly all know only that of HTTP/1.
             Protocol::Auto => matches!(self.caller, Some(Caller::Http2(_))) && self.head.is_grpc(),
         }
     }
@@ -400,12 +410,13 @@ impl Exchange<'_> {
 
     /// What endpoints are told of where the request came from.
     fn origin(&self) -> Origin<'_> {
-        let Session { peer_text, secure, .. } = self.session;
+        let Session { peer_text, secure, trusted, .. } = self.session;
         Origin {
             peer: peer_text,
             // Its head names a host already.
             local: "",
             secure: secure.is_some(),
+            trusted: *trusted,
             lines: secure.as_ref().map_or(&[], |secure| &secure.lines),
             ids: Some(*self.ids),
         }
@@ -435,7 +446,10 @@ async fn unless_gone<L>(
             return std::task::Poll::Ready(Err(Unplaced::CallerGone));
         }
         body.read_ahead(cx);
-        place.as_mut().poll(cx).map_err(Unplaced::Unavailable)
+        place.as_mut().poll(cx).map_err(|why| match why {
+            Unavailable::ClientGone => Unplaced::CallerGone,
+            why => Unplaced::Unavailable(why),
+        })
     })
     .await
 }

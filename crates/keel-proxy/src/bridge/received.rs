@@ -14,6 +14,8 @@ use crate::worker::Worker;
 
 /// The head of an answer of HTTP/1.
 pub struct Answer {
+    /// Its length.
+    pub head: usize,
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Body,
@@ -31,7 +33,11 @@ pub struct Received {
 
 impl Received {
     pub fn is_empty(&self) -> bool {
-        self.ahead.is_empty() && self.buffer.is_empty()
+        self.len() == 0
+    }
+
+    pub fn len(&self) -> usize {
+        self.ahead.len() + self.buffer.len()
     }
 
     /// Reads once; how much.
@@ -55,21 +61,15 @@ impl Received {
     pub fn head(&mut self, request: &Request) -> Result<Option<Answer>, ()> {
         if self.buffer.is_empty() {
             let read = read_head(&self.ahead, request)?;
-            return Ok(read.map(|(head, answer)| {
-                self.ahead.advance(head);
-                answer
-            }));
+            return Ok(read.inspect(|answer| self.ahead.advance(answer.head)));
         }
         let read = read_head(&Bytes::copy_from_slice(self.buffer.bytes()), request)?;
-        Ok(read.map(|(head, answer)| {
-            self.buffer.consume(head);
-            answer
-        }))
+        Ok(read.inspect(|answer| self.buffer.consume(answer.head)))
     }
 }
 
-/// The head at the start of `input` and its length, once it is complete.
-fn read_head(input: &Bytes, request: &Request) -> Result<Option<(usize, Answer)>, ()> {
+/// The head at the start of `input`, once it is complete.
+fn read_head(input: &Bytes, request: &Request) -> Result<Option<Answer>, ()> {
     let mut fields = http1::request::fields();
     let read = response::read(input, request, true, &mut fields).map_err(|_| ())?;
     let Some((response, head)) = read else { return Ok(None) };
@@ -83,6 +83,6 @@ fn read_head(input: &Bytes, request: &Request) -> Result<Option<(usize, Answer)>
         headers.append(name, value);
     }
     let status = StatusCode::from_u16(response.status).map_err(|_| ())?;
-    let answer = Answer { status, headers, body: response.body, reusable: response.reusable };
-    Ok(Some((response.head, answer)))
+    let response::Response { head, body, reusable, .. } = response;
+    Ok(Some(Answer { head, status, headers, body, reusable }))
 }

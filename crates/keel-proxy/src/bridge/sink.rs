@@ -1,6 +1,8 @@
 //! Who asked, and how the answer goes back.
 
+use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -9,6 +11,7 @@ use h2::server::SendResponse;
 use http::{HeaderMap, Response, StatusCode, Version, header};
 
 use crate::bridge::head::write_fields;
+use crate::conn::Conn;
 use crate::deadline::Deadline;
 use crate::edge::Record;
 use crate::http1::{Next, Request};
@@ -28,10 +31,17 @@ pub enum Caller<'a> {
 }
 
 /// A client of HTTP/1.
-#[derive(Clone, Copy)]
 pub struct Http1Caller<'a> {
-    pub client: &'a Client,
-    pub request: &'a Request,
+    client: &'a Client,
+    request: &'a Request,
+    /// Ends when its connection is broken; made when that is first asked.
+    broken: Option<Pin<Box<dyn Future<Output = ()> + 'a>>>,
+}
+
+impl<'a> Http1Caller<'a> {
+    pub fn new(client: &'a Client, request: &'a Request) -> Self {
+        Self { client, request, broken: None }
+    }
 }
 
 /// How an answer's body will lie.
@@ -48,8 +58,18 @@ impl<'a> Caller<'a> {
     pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             Self::Http2(respond) => respond.poll_reset(cx).map(|_| ()),
-            // A client of HTTP/1 may close its side and wait; what it means shows when it is written to.
-            Self::Http1(_) => Poll::Pending,
+            // One that only ends its side may wait for an answer.
+            Self::Http1(Http1Caller { client, broken, .. }) => {
+                broken.get_or_insert_with(|| Box::pin(client.stream.broken())).as_mut().poll(cx)
+            }
+        }
+    }
+
+    /// The connection, if it is the caller's alone.
+    pub fn connection(&self) -> Option<&'a Conn> {
+        match self {
+            Self::Http2(_) => None,
+            Self::Http1(caller) => Some(&caller.client.stream),
         }
     }
 
@@ -95,7 +115,7 @@ impl<'a> Caller<'a> {
                 Ok(Sink::Http2(sent.map_err(|_| Gone)?))
             }
             Self::Http1(caller) => {
-                let Http1Caller { client, request } = caller;
+                let Http1Caller { client, request, .. } = caller;
                 let framed = headers.contains_key(header::CONTENT_LENGTH);
                 let bodyless = extent == Extent::None;
                 let way = match (bodyless || request.is_head, framed, request.http10) {
@@ -130,6 +150,27 @@ impl<'a> Caller<'a> {
         }
     }
 
+    /// The status that says that a tunnel is open.
+    pub fn tunnel_status(&self) -> StatusCode {
+        match self {
+            Self::Http2(_) => StatusCode::OK,
+            Self::Http1(_) => StatusCode::SWITCHING_PROTOCOLS,
+        }
+    }
+
+    /// Says that a tunnel of WebSocket is open.
+    pub async fn tunnel(self, headers: HeaderMap, deadline: &Deadline) -> Result<Sink<'a>, Gone> {
+        let status = self.tunnel_status();
+        let Self::Http1(Http1Caller { client, .. }) = self else {
+            return self.head(status, headers, Extent::Some, deadline).await;
+        };
+        let mut head = status_line(status);
+        write_fields(&headers, &mut head);
+        head.extend_from_slice(b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n");
+        let sink = Http1Sink { client, way: Way::UntilClose, keep_alive: false, head };
+        sink.flush(deadline).await.map(Sink::Http1)
+    }
+
     /// How an answer of our own is counted: as it goes out here.
     pub fn record(&self, reply: &Reply, is_grpc: bool) -> Record {
         match self {
@@ -160,7 +201,7 @@ impl<'a> Caller<'a> {
                 }
                 Next::Close
             }
-            Self::Http1(Http1Caller { client, request }) => {
+            Self::Http1(Http1Caller { client, request, .. }) => {
                 let ending = client.worker.ending.get();
                 let keep_alive = request.keep_alive && complete && !ending && !request.http10;
                 let bytes = reply.write(keep_alive, request.is_head);

@@ -264,6 +264,9 @@ impl Http1Source<'_> {
             .body
             .take_parts(&scratch[..n], &mut content, Some(&mut self.trailers))
             .map_err(|_| io::ErrorKind::InvalidData)?;
+        if !self.body.is_over() {
+            self.conn.got_part(n);
+        }
         if taken < n {
             self.input.extend(&scratch[taken..n]);
         }

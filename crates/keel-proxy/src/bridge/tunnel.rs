@@ -1,4 +1,5 @@
-//! WebSocket over HTTP/2 (RFC 8441) to a service that speaks it over HTTP/1.1 (RFC 6455).
+//! WebSocket over HTTP/2 (RFC 8441) to a service that speaks it over HTTP/1.1 (RFC 6455). The other way is in
+//! [`super::connect`].
 //!
 //! The handshakes differ, the frames behind them do not: they pass as they are.
 
@@ -24,8 +25,8 @@ use crate::stream;
 use crate::tries::Trial;
 use crate::upstream::Upstream;
 
-const KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
-const ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
+pub(super) const KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
+pub(super) const ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
 
 impl Exchange<'_> {
     /// Asks an endpoint of HTTP/1.1 for the upgrade and passes what comes after it both ways.
@@ -91,7 +92,8 @@ impl Exchange<'_> {
         let passed = {
             let up = async {
                 let sent = upload.send_http1(&upstream.line, false, &never[0]).await;
-                sent.and_then(|()| upstream.line.shutdown_write().map_err(|_| Broken::Sink))
+                sent?;
+                upstream.line.end(&never[0]).await.map_err(|_| Broken::Sink)
             };
             let down = relay(&mut source, &mut sink, &never[1], &self.counted);
             until_both_end(up, down).await
@@ -142,7 +144,7 @@ impl Exchange<'_> {
 }
 
 /// Waits for both directions; one that breaks ends both.
-async fn until_both_end(
+pub(super) async fn until_both_end(
     up: impl Future<Output = Result<(), Broken>>,
     down: impl Future<Output = Result<(), Broken>>,
 ) -> Result<(), Broken> {

@@ -2,7 +2,9 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::SendStream;
@@ -12,8 +14,8 @@ use crate::bridge::head::write_fields;
 use crate::bridge::sink::send_http2;
 use crate::bridge::source::{Cut, Piece, Source};
 use crate::conn::Conn;
-use crate::deadline::Deadline;
-use crate::limits::{BODY_STALL, MAX_REPEATABLE_BODY};
+use crate::deadline::{Deadline, Flow, Idle};
+use crate::limits::MAX_REPEATABLE_BODY;
 use crate::stream;
 
 /// Why a body did not reach the endpoint whole.
@@ -44,13 +46,19 @@ pub struct Upload<'a> {
     pub total: u64,
     /// How many there may be.
     most: Option<u64>,
+    /// Between two pieces nothing may pass for so long, either way.
+    idle: Duration,
+    /// What passes, if there is something to wait for.
+    pub flow: Option<Rc<Flow>>,
 }
 
 impl<'a> Upload<'a> {
     /// Of `most` bytes, if there is a bound.
-    pub fn new(source: Source<'a>, most: Option<u64>) -> Self {
+    pub fn new(source: Source<'a>, most: Option<u64>, idle: Duration) -> Self {
         let end = source.is_over().then_some(None);
-        Self { source, kept: Vec::new(), kept_size: 0, whole: true, at: 0, end, total: 0, most }
+        let flow = end.is_none().then(Rc::default);
+        let (kept, whole) = (Vec::new(), true);
+        Self { source, kept, kept_size: 0, whole, at: 0, end, total: 0, most, idle, flow }
     }
 
     /// Nothing more is to be read from the caller.
@@ -142,8 +150,12 @@ impl<'a> Upload<'a> {
     }
 
     async fn next(&mut self, deadline: &Deadline) -> Result<Piece, Broken> {
-        deadline.set(BODY_STALL);
-        let piece = deadline.until(|cx| self.poll_next(cx).map(Ok)).await;
+        let flow = self.flow.clone();
+        let idle = Idle { time: self.idle, flow: flow.as_deref() };
+        let piece = deadline.until_idle(idle, |cx| self.poll_next(cx).map(Ok)).await;
+        if let Some(flow) = flow {
+            flow.passed();
+        }
         match piece {
             Ok(Ok(piece)) => Ok(piece),
             Ok(Err(Cut::Malformed)) => Err(Broken::Malformed),

@@ -8,7 +8,8 @@ use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
-use std::task::Poll;
+use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use keel_route::retry::Failure;
@@ -16,18 +17,18 @@ use keel_route::retry::Failure;
 use crate::buffer::Buffer;
 use crate::conn::Conn;
 use crate::counted::Counted;
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, Idle};
 use crate::http1::body::{Body, Malformed};
 use crate::http1::relay::{Broken, Relay};
 use crate::http1::request::{Refusal, Request};
 use crate::http1::response::{self, Response};
 use crate::http1::{Connection, Next};
-use crate::limits::{BODY_STALL, BUFFER, MAX_HEAD, MAX_INTERIM, MAX_REPEATABLE_BODY};
+use crate::limits::{BUFFER, MAX_HEAD, MAX_INTERIM, MAX_REPEATABLE_BODY};
 use crate::reply::Reply;
 use crate::route::{self, AnswerChanges};
 use crate::session::Client;
 use crate::tries::{Repeatable, Trial, Tries};
-use crate::upstream::{Placement, Reuse, Upstream};
+use crate::upstream::{Placement, Reuse, Unavailable, Upstream};
 use crate::{bridge, stream, tunnel};
 
 /// Whether a connection to an endpoint can serve another request.
@@ -53,6 +54,13 @@ enum Attempt {
     TimedOut,
     /// The client is gone, or sent something that is not a body.
     Client(Option<Refusal>),
+}
+
+/// What ends the wait for an answer.
+enum News {
+    /// Something has come, or the end.
+    Upstream,
+    ClientGone,
 }
 
 /// How far the two directions of an exchange are.
@@ -104,7 +112,10 @@ pub async fn run(connection: &mut Connection, request: Request) -> Next {
         client.session.answered_here(&text, text.record(), way.route.as_ref(), log.take());
         return reply(client, &request, false, &text).await;
     }
-    let counted = way.count(&client.session);
+    let mut counted = way.count(&client.session);
+    if !upload.body.is_over() {
+        counted.flow = Some(Rc::default());
+    }
     counted.log(log.take());
     let limit = way.time_limit();
     if let Err(full) = counted.enter() {
@@ -174,7 +185,7 @@ impl Exchange<'_> {
     }
 
     async fn until_answered(&mut self, upload: &mut Upload<'_>) -> Next {
-        let mut placement = Placement::default();
+        let mut placement = Placement::of(Some(&self.client.stream));
         // What is still to come may turn out too long to be kept and sent again.
         let repeatable = self.request.idempotent && upload.body.is_over();
         let mut reuse = if repeatable { Reuse::Any } else { Reuse::Checked };
@@ -182,6 +193,10 @@ impl Exchange<'_> {
             let worker = &self.client.worker;
             let upstream = match placement.acquire(worker, &self.counted, reuse).await {
                 Ok(upstream) => upstream,
+                Err(Unavailable::ClientGone) => {
+                    self.counted.client_gone();
+                    return Next::Reset;
+                }
                 Err(why) => {
                     let text = Reply::unavailable(self.counted.cluster.id(), why);
                     return self.failed(upload, &text).await;
@@ -204,7 +219,7 @@ impl Exchange<'_> {
                 Attempt::Nonsense => Failure::Answering,
                 Attempt::TimedOut => Failure::TimedOut,
                 Attempt::Client(None) => {
-                    self.counted.because("client_gone");
+                    self.counted.client_gone();
                     return Next::Reset;
                 }
                 Attempt::Client(Some(refusal)) => {
@@ -232,7 +247,7 @@ impl Exchange<'_> {
         }
     }
 
-    async fn next_try(&mut self, placement: &mut Placement, trial: Trial, failure: Failure) {
+    async fn next_try(&mut self, placement: &mut Placement<'_>, trial: Trial, failure: Failure) {
         self.trial = None;
         self.counted.retried();
         placement.broke(trial.endpoint, failure);
@@ -294,7 +309,9 @@ impl Exchange<'_> {
     ) -> Attempt {
         let progress = Progress::default();
         let head = self.head;
-        let mut sending = pin!(upload.rest(self.client, &upstream.line, head));
+        let flow = self.counted.flow.clone();
+        let idle = Idle { flow: flow.as_deref(), ..self.counted.idle() };
+        let mut sending = pin!(upload.rest(self.client, &upstream.line, head, idle));
         let mut answering = pin!(self.answer(upstream, trial, waiting, &progress));
         let mut stopped = false;
         poll_fn(|cx| {
@@ -329,17 +346,31 @@ impl Exchange<'_> {
         // No buffer is held while the endpoint thinks; what is wrong with the connection the read will say.
         loop {
             waiting.set(self.counted.cluster.times().one_try);
-            match stream::readable(&upstream.line, waiting).await {
+            match self.news(upstream, waiting).await {
                 // Its time begins when it has the whole request.
                 Err(e) if is_timeout(&e) && !progress.uploaded.get() => {}
                 Err(e) if is_timeout(&e) => return Attempt::TimedOut,
-                Ok(()) | Err(_) => break,
+                Ok(News::ClientGone) => return Attempt::Client(None),
+                Ok(News::Upstream) | Err(_) => break,
             }
         }
         let mut input = self.client.worker.buffers.take();
         let attempt = self.read_answer(upstream, trial, waiting, progress, &mut input).await;
         self.client.worker.buffers.give(input);
         attempt
+    }
+
+    /// Waits for the endpoint as long as the client is there. One that ends its side only has said all that it has to
+    /// say, and may wait for an answer; a connection that is broken will take none.
+    async fn news(&self, upstream: &Upstream, waiting: &Deadline) -> io::Result<News> {
+        let mut broken = pin!(self.client.stream.broken());
+        let polled = waiting.until(|cx| {
+            if let Poll::Ready(ready) = upstream.line.poll_read_ready(cx) {
+                return Poll::Ready(ready.map(|()| News::Upstream));
+            }
+            broken.as_mut().poll(cx).map(|()| Ok(News::ClientGone))
+        });
+        polled.await
     }
 
     async fn read_answer(
@@ -352,6 +383,11 @@ impl Exchange<'_> {
     ) -> Attempt {
         let mut interim = 0;
         loop {
+            if (interim > 0 || !input.is_empty())
+                && matches!(self.news(upstream, waiting).await, Ok(News::ClientGone))
+            {
+                return Attempt::Client(None);
+            }
             match stream::read(&upstream.line, input.room(MAX_HEAD), waiting).await {
                 Err(e) if is_timeout(&e) => return Attempt::TimedOut,
                 Ok(0) | Err(_) if interim > 0 || !input.is_empty() => return Attempt::Nonsense,
@@ -366,10 +402,16 @@ impl Exchange<'_> {
                 let (bytes, out) = (input.bytes(), &mut *self.response);
                 match response::parse(bytes, self.request, keep_alive, changes, out) {
                     Err(_) => return Attempt::Nonsense,
-                    Ok(None) => break,
+                    Ok(None) => {
+                        upstream.line.got_part(input.len());
+                        break;
+                    }
                     Ok(Some(head)) if head.is_interim() => {
                         interim += 1;
-                        if interim > MAX_INTERIM || self.interim(&head, input).await.is_err() {
+                        if interim > MAX_INTERIM {
+                            return Attempt::Nonsense;
+                        }
+                        if self.interim(&head, input).await.is_err() {
                             return Attempt::Client(None);
                         }
                         input.consume(head.head);
@@ -438,12 +480,13 @@ impl Exchange<'_> {
         }
         input.consume(head.head + taken);
         if !body.is_over() {
+            upstream.line.got_part(head.head + taken);
             let mut relay = Relay {
                 worker: &client.worker,
                 from: &upstream.line,
                 to: &client.stream,
                 deadline: waiting,
-                idle: counted.cluster.times().idle,
+                idle: counted.idle(),
                 unchunk: head.unchunk,
                 moved: passed,
             };
@@ -489,9 +532,17 @@ impl Upload<'_> {
     }
 
     /// Sends the rest of the body as it comes, keeping what fits to be repeated.
-    async fn rest(&mut self, client: &Client, to: &Conn, head: usize) -> Result<(), Broken> {
+    async fn rest(
+        &mut self,
+        client: &Client,
+        to: &Conn,
+        head: usize,
+        idle: Idle<'_>,
+    ) -> Result<(), Broken> {
+        client.stream.got_part(self.sent.len());
         while self.repeatable && !self.body.is_over() {
-            client.deadline.set(BODY_STALL);
+            let ready = |cx: &mut Context<'_>| client.stream.poll_read_ready(cx);
+            client.deadline.until_idle(idle, ready).await.map_err(|_| Broken::Source)?;
             let room = self.input.room(BUFFER);
             match stream::read(&client.stream, room, &client.deadline).await {
                 Ok(0) | Err(_) => return Err(Broken::Source),
@@ -503,6 +554,9 @@ impl Upload<'_> {
             self.sent.extend_from_slice(&self.input.bytes()[..taken]);
             self.input.consume(taken);
             self.moved.set(self.moved.get() + taken as u64);
+            if let Some(flow) = idle.flow {
+                flow.passed();
+            }
             self.repeatable = self.sent.len() - head <= MAX_REPEATABLE_BODY;
             let write = stream::write_all(to, &self.sent[from..], &client.deadline);
             write.await.map_err(|_| Broken::Sink)?;
@@ -512,7 +566,7 @@ impl Upload<'_> {
             from: &client.stream,
             to,
             deadline: &client.deadline,
-            idle: BODY_STALL,
+            idle,
             unchunk: false,
             moved: &self.moved,
         };

@@ -1,6 +1,7 @@
 //! What header fields mean to a proxy, the same for requests and answers (RFC 9110, 7.6.1; RFC 9112, 6.3).
 
 use httparse::Header;
+use keel_route::request::passes_for;
 
 use crate::http1::body::{Body, Chunks, Malformed};
 use crate::limits::{MAX_BODY, MAX_NOMINATED};
@@ -8,6 +9,8 @@ use crate::limits::{MAX_BODY, MAX_NOMINATED};
 /// Fields that a proxy looks at; all others pass through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
+    /// Programs may take it for one of the others, by `_` for `-`: it does not pass.
+    Alias,
     Connection,
     ContentLength,
     /// `X-Forwarded-Client-Cert`: only the proxy says it.
@@ -16,6 +19,8 @@ pub enum Field {
     Forwarded,
     ForwardedFor,
     ForwardedHost,
+    /// `X-Forwarded-Port` and whatever else begins like it.
+    ForwardedOther,
     ForwardedProto,
     /// Of one hop and of no interest: `Keep-Alive`, `Proxy-Connection`, `TE`, `HTTP2-Settings`.
     Hop,
@@ -31,7 +36,13 @@ pub enum Field {
 impl Field {
     pub fn of(name: &str) -> Self {
         let is = |known: &str, field| {
-            if name.eq_ignore_ascii_case(known) { field } else { Self::Other }
+            if name.eq_ignore_ascii_case(known) {
+                field
+            } else if passes_for(name, known) {
+                Self::Alias
+            } else {
+                Self::forwarded(name)
+            }
         };
         match name.len() {
             2 => is("te", Self::Hop),
@@ -43,15 +54,26 @@ impl Field {
             10 => is("keep-alive", Self::Hop),
             11 => is("traceparent", Self::TraceParent),
             12 => is("x-request-id", Self::RequestId),
-            14 if name.eq_ignore_ascii_case("content-length") => Self::ContentLength,
-            14 => is("http2-settings", Self::Hop),
+            14 if name.eq_ignore_ascii_case("http2-settings") => Self::Hop,
+            14 => is("content-length", Self::ContentLength),
             15 if name.eq_ignore_ascii_case("idempotency-key") => Self::IdempotencyKey,
             15 => is("x-forwarded-for", Self::ForwardedFor),
             16 if name.eq_ignore_ascii_case("x-forwarded-host") => Self::ForwardedHost,
             16 => is("proxy-connection", Self::Hop),
-            17 if name.eq_ignore_ascii_case("transfer-encoding") => Self::TransferEncoding,
-            17 => is("x-forwarded-proto", Self::ForwardedProto),
+            17 if name.eq_ignore_ascii_case("x-forwarded-proto") => Self::ForwardedProto,
+            17 => is("transfer-encoding", Self::TransferEncoding),
             23 => is("x-forwarded-client-cert", Self::ClientCertificate),
+            13.. => Self::forwarded(name),
+            _ => Self::Other,
+        }
+    }
+
+    /// By how it begins. All that do tell a service what an earlier proxy knows.
+    fn forwarded(name: &str) -> Self {
+        const START: &str = "x-forwarded-";
+        match name.get(..START.len()) {
+            Some(start) if start.eq_ignore_ascii_case(START) => Self::ForwardedOther,
+            Some(start) if passes_for(start, START) => Self::Alias,
             _ => Self::Other,
         }
     }

@@ -16,6 +16,8 @@ pub struct Origin<'a> {
     pub peer: &'a str,
     /// The address it connected to, for requests without `Host`.
     pub local: &'a str,
+    /// What the client says that an earlier proxy said is believed.
+    pub trusted: bool,
     /// It came over TLS.
     pub secure: bool,
     /// Further header lines that speak of the connection.
@@ -63,12 +65,18 @@ pub fn write(
     for part in [head.method, " ", target, " HTTP/1.1\r\n"] {
         out.extend_from_slice(part.as_bytes());
     }
-    copy(head, request, changes, out);
+    copy(head, request, origin.trusted, changes, out);
     add(head, request, origin, changes, out);
 }
 
 /// Copies what is not only for this hop.
-fn copy(head: &Head<'_, '_>, request: &Request, changes: Changes<'_>, out: &mut Vec<u8>) {
+fn copy(
+    head: &Head<'_, '_>,
+    request: &Request,
+    trusted: bool,
+    changes: Changes<'_>,
+    out: &mut Vec<u8>,
+) {
     let Some(first) = head.headers.first() else { return };
     let mut copier = Copier::new(head.bytes, offset(head.bytes, first.name.as_bytes()));
     let mut length_seen = false;
@@ -76,14 +84,19 @@ fn copy(head: &Head<'_, '_>, request: &Request, changes: Changes<'_>, out: &mut 
     for header in head.headers {
         let pass = match Field::of(header.name) {
             Field::Connection | Field::Hop | Field::ForwardedFor | Field::Host => false,
-            Field::ClientCertificate | Field::Forwarded => false,
+            Field::ClientCertificate | Field::Forwarded | Field::Alias => false,
             Field::Upgrade => request.upgrade,
             Field::Expect => request.expects_continue,
             Field::ContentLength => !std::mem::replace(&mut length_seen, true),
             Field::TransferEncoding => true,
-            Field::ForwardedHost | Field::ForwardedProto => !dropped(header),
+            Field::ForwardedHost | Field::ForwardedProto | Field::ForwardedOther if !trusted => {
+                false
+            }
+            Field::ForwardedHost | Field::ForwardedProto | Field::ForwardedOther => {
+                !head.nominates(header.name) && !dropped(header)
+            }
             Field::IdempotencyKey | Field::RequestId | Field::TraceParent | Field::Other => {
-                !head.found.connection.nominates(header.name) && !dropped(header)
+                !head.nominates(header.name) && !dropped(header)
             }
         };
         if !pass {
@@ -109,30 +122,32 @@ fn add(
         out.extend_from_slice(value);
         out.extend_from_slice(b"\r\n");
     };
-    // What the route says of it itself stands, as what an earlier proxy said does unless the route drops it.
+    // What the route says of it itself stands, as what an earlier proxy said does unless it has not passed.
     let said = |name: &str, found: bool| {
-        found && !changes.drops(name) || changes.values(name).next().is_some()
+        let passed = found && !head.nominates(name) && !changes.drops(name);
+        passed || changes.values(name).next().is_some()
     };
+    let (found, trusted) = (&head.found, origin.trusted);
     line("Host: ", host);
-    if !said("x-forwarded-host", head.found.forwarded_host) {
+    if !said("x-forwarded-host", trusted && found.forwarded_host) {
         line("X-Forwarded-Host: ", asked);
     }
-    if !said("x-forwarded-proto", head.found.forwarded_proto) {
+    if !said("x-forwarded-proto", trusted && found.forwarded_proto) {
         line("X-Forwarded-Proto: ", scheme);
     }
     if request.upgrade {
         line("Connection: ", b"Upgrade");
     }
     if let Some(ids) = origin.ids {
-        if !said("x-request-id", head.found.identified) {
+        if !said("x-request-id", found.identified) {
             line("X-Request-Id: ", &ids.request());
         }
-        if !said("traceparent", head.found.traced) {
+        if !said("traceparent", found.traced) {
             line("traceparent: ", &ids.trace());
         }
     }
     chain(head, changes, Field::ForwardedFor, b"X-Forwarded-For: ", origin.peer.as_bytes(), out);
-    if said("forwarded", head.found.forwarded) {
+    if said("forwarded", found.forwarded) {
         let own = forwarded(origin.peer, scheme);
         chain(head, changes, Field::Forwarded, b"Forwarded: ", own.as_bytes(), out);
     }

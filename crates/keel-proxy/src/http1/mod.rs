@@ -85,7 +85,7 @@ pub async fn serve(client: Client, first: Buffer) {
     };
     let client = &connection.client;
     match next {
-        Next::Request | Next::Close => client.stream.close(),
+        Next::Request | Next::Close => stream::close(&client.stream, &client.deadline).await,
         Next::Linger => {
             let worker = &client.worker;
             Box::pin(stream::linger(&client.stream, &worker.scratch, &client.deadline)).await;
@@ -211,6 +211,7 @@ impl Connection {
         let origin = Origin {
             peer: &session.peer_text,
             local: &local,
+            trusted: session.trusted,
             secure: session.is_secure(),
             lines: session.secure.as_ref().map_or(&[][..], |secure| &secure.lines),
             ids: Some(ids),
@@ -316,7 +317,7 @@ fn decide(
 
 /// Whether a request goes the slower way, on which bodies are looked at and services speak other versions.
 fn is_bridged(way: &Way, request: &Request) -> bool {
-    if request.upgrade {
+    if request.upgrade && way.cluster.protocol() != Protocol::Http2 {
         return false;
     }
     let counts_body = way.max_body().is_some() && matches!(request.body, Body::Chunked(_));

@@ -5,11 +5,10 @@
 
 use std::cell::Cell;
 use std::io;
-use std::time::Duration;
 
 use crate::buffer::Buffer;
 use crate::conn::Conn;
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, Idle};
 use crate::http1::body::Body;
 use crate::limits::SPLICE_BODY;
 use crate::splice::{self, Turn};
@@ -34,7 +33,7 @@ pub struct Relay<'a> {
     pub to: &'a Conn,
     pub deadline: &'a Deadline,
     /// Between two pieces.
-    pub idle: Duration,
+    pub idle: Idle<'a>,
     /// Leave the chunking out.
     pub unchunk: bool,
     /// Counts what was moved.
@@ -45,14 +44,14 @@ impl Relay<'_> {
     /// Passes on what is left of `body`. What was read beyond its end goes to `beyond`.
     pub async fn run(&mut self, body: &mut Body, beyond: &mut Buffer) -> Result<(), Broken> {
         while !body.is_over() {
-            self.deadline.set(self.idle);
+            self.deadline.set(self.idle.time);
             if let Body::Length(left) = body
                 && *left >= SPLICE_BODY
                 && self.bulk(left).await?
             {
                 continue;
             }
-            stream::readable(self.from, self.deadline).await.map_err(|_| Broken::Source)?;
+            self.readable().await?;
             match self.once(body, beyond)? {
                 Moved::All => {}
                 Moved::End if *body == Body::UntilClose => return Ok(()),
@@ -67,6 +66,19 @@ impl Relay<'_> {
         Ok(())
     }
 
+    /// Waits until there is something to pass on, as long as something passes at all.
+    async fn readable(&self) -> Result<(), Broken> {
+        let ready = self.deadline.until_idle(self.idle, |cx| self.from.poll_read_ready(cx)).await;
+        ready.map_err(|_| Broken::Source)
+    }
+
+    fn count(&self, bytes: usize) {
+        self.moved.set(self.moved.get() + bytes as u64);
+        if let Some(flow) = self.idle.flow {
+            flow.passed();
+        }
+    }
+
     /// Lets the system move a part of what is `left`; false if it can't.
     async fn bulk(&mut self, left: &mut u64) -> Result<bool, Broken> {
         let (Some(from), Some(to)) = (self.from.plain(), self.to.plain()) else {
@@ -77,13 +89,10 @@ impl Relay<'_> {
             Ok(Turn::Moved(0)) | Err(splice::Broken::Source(_)) => Err(Broken::Source),
             Ok(Turn::Moved(n)) => {
                 *left = left.saturating_sub(n as u64);
-                self.moved.set(self.moved.get() + n as u64);
+                self.count(n);
                 Ok(true)
             }
-            Ok(Turn::Nothing) => {
-                let ready = stream::readable(self.from, self.deadline).await;
-                ready.map(|()| true).map_err(|_| Broken::Source)
-            }
+            Ok(Turn::Nothing) => self.readable().await.map(|()| true),
             Ok(Turn::Unavailable) => Ok(false),
             Err(splice::Broken::Sink(_)) => Err(Broken::Sink),
         }
@@ -112,7 +121,10 @@ impl Relay<'_> {
         let taken = taken.map_err(|_| Broken::Malformed)?;
         beyond.extend(&scratch[taken..read]);
         let bytes = if self.unchunk { &content } else { &scratch[..taken] };
-        self.moved.set(self.moved.get() + bytes.len() as u64);
+        self.count(bytes.len());
+        if !body.is_over() {
+            self.from.got_part(read);
+        }
         let written = match self.to.try_write(bytes, &[]) {
             Ok(n) => n,
             Err(e) if is_passing(&e) => 0,

@@ -80,7 +80,7 @@ pub fn read<'h, 'b>(
         Ok(httparse::Status::Partial) if input.len() >= MAX_HEAD => return Err(Refusal::TooLarge),
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) => return Err(Refusal::TooLarge),
-        Err(httparse::Error::Version) => return Err(Refusal::Version),
+        Err(httparse::Error::Version) if names_a_version(input) => return Err(Refusal::Version),
         Err(_) => return Err(Refusal::Malformed("it does not follow the grammar of HTTP/1.1")),
     };
     if !lines_end_properly(&input[..head]) {
@@ -106,6 +106,20 @@ pub fn read<'h, 'b>(
     Ok(Some((request, Head { method, target, host, headers, bytes: &input[..head], found })))
 }
 
+/// Whether the first line has three words of which the last one is a version: it is another one then. The parser takes
+/// whatever follows a second space for one.
+fn names_a_version(input: &[u8]) -> bool {
+    let line = input.split(|b| *b == b'\n').find(|line| !line.trim_ascii().is_empty());
+    let mut words = line.unwrap_or_default().trim_ascii_end().split(|b| *b == b' ');
+    let (method, target, version) = (words.next(), words.next(), words.next());
+    let whole = |word: Option<&[u8]>| word.is_some_and(|word| !word.is_empty());
+    let is_version = |word: &[u8]| match word.strip_prefix(b"HTTP/") {
+        Some([major, b'.', minor]) => major.is_ascii_digit() && minor.is_ascii_digit(),
+        _ => false,
+    };
+    whole(method) && whole(target) && version.is_some_and(is_version) && words.next().is_none()
+}
+
 /// Whether `value` can be a host with a port or without (RFC 9110, 7.2). Not the whole grammar, but nothing that one
 /// program could take for the end of it and another not.
 pub fn is_host(value: &[u8]) -> bool {
@@ -117,9 +131,15 @@ impl Head<'_, '_> {
     pub fn is_of_this_hop(&self, header: &Header<'_>) -> bool {
         match Field::of(header.name) {
             Field::Connection | Field::Hop | Field::TransferEncoding | Field::Upgrade => true,
-            Field::Host | Field::Expect => true,
+            Field::Host | Field::Expect | Field::Alias => true,
+            Field::ContentLength => false,
             _ => self.found.connection.nominates(header.name),
         }
+    }
+
+    /// Whether the client says that fields of this name are for this hop only.
+    pub fn nominates(&self, name: &str) -> bool {
+        self.found.connection.nominates(name)
     }
 
     /// Whether it asks to go on in HTTP/2 (RFC 7540, 3.2).
@@ -247,7 +267,8 @@ impl<'a> Found<'a> {
             Field::Hop if header.name.eq_ignore_ascii_case("http2-settings") => {
                 self.http2_settings = true;
             }
-            Field::ClientCertificate | Field::Hop | Field::Other => {}
+            Field::ClientCertificate | Field::Hop | Field::ForwardedOther => {}
+            Field::Alias | Field::Other => {}
         }
         Ok(())
     }
@@ -281,8 +302,14 @@ mod tests {
     use crate::http1::body::Chunks;
     use crate::http1::forward::Origin;
 
-    const ORIGIN: Origin<'static> =
-        Origin { peer: "10.0.0.9", local: "127.0.0.1:80", secure: false, lines: b"", ids: None };
+    const ORIGIN: Origin<'static> = Origin {
+        peer: "10.0.0.9",
+        local: "127.0.0.1:80",
+        trusted: true,
+        secure: false,
+        lines: b"",
+        ids: None,
+    };
 
     fn parse(
         input: &[u8],
@@ -447,7 +474,9 @@ mod tests {
         }
         malformed("G\x01T / HTTP/1.1\r\nHost: a\r\n\r\n");
         assert_eq!(read("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n"), Err(Refusal::Method));
-        assert_eq!(read("GET /a b HTTP/1.1\r\nHost: a\r\n\r\n"), Err(Refusal::Version));
+        for line in ["GET /a b HTTP/1.1", "GET /a  HTTP/1.1", "GET /a b HTTP/3.0", "GET / HTTP/1"] {
+            malformed(&format!("{line}\r\nHost: a\r\n\r\n"));
+        }
         assert_eq!(read("GET / HTTP/2.0\r\nHost: a\r\n\r\n"), Err(Refusal::Version));
         assert_eq!(
             read("GET / HTTP/1.1\r\nHost: a\r\nExpect: x\r\n\r\n"),

@@ -38,6 +38,10 @@ struct Shared {
     streams: Cell<usize>,
     /// It takes no more.
     over: Cell<bool>,
+    /// The endpoint has sent its settings.
+    told: Cell<bool>,
+    /// Woken when it has, or will not.
+    news: Notify,
 }
 
 /// A place on a connection; given back when dropped.
@@ -64,6 +68,21 @@ impl Lane {
     {
         let (send, shared) = connect(dial, None).await?;
         Ok(Self::new(&send, &shared))
+    }
+
+    /// Whether tunnels can be asked for (RFC 8441, 3), once the endpoint has said so.
+    pub async fn takes_tunnels(&self) -> bool {
+        let told = async {
+            loop {
+                let news = self.shared.news.notified();
+                if self.shared.told.get() || self.shared.over.get() {
+                    return;
+                }
+                news.await;
+            }
+        };
+        let in_time = tokio::time::timeout(CONNECT, told).await;
+        in_time.is_ok() && self.send.is_extended_connect_protocol_enabled()
     }
 
     /// The connection takes no more requests.
@@ -143,12 +162,9 @@ impl Pool {
         Ok(lane)
     }
 
-    /// Lets go of connections without requests; of how many.
-    pub fn close_unused(&self) -> usize {
-        let mut open = self.open.borrow_mut();
-        let before = open.len();
-        open.retain(|(_, shared)| shared.streams.get() > 0);
-        before - open.len()
+    /// Lets go of connections without requests.
+    pub fn close_unused(&self) {
+        self.open.borrow_mut().retain(|(_, shared)| shared.streams.get() > 0);
     }
 
     /// Lets go of all connections; they end when their requests have.
@@ -179,7 +195,12 @@ where
         Ok(Ok(made)) => made,
         Ok(Err(_)) | Err(_) => return Err(ConnectError::Refused),
     };
-    let shared = Rc::new(Shared { streams: Cell::new(0), over: Cell::new(false) });
+    let shared = Rc::new(Shared {
+        streams: Cell::new(0),
+        over: Cell::new(false),
+        told: Cell::new(false),
+        news: Notify::new(),
+    });
     let over = Rc::clone(&shared);
     let mut untold = maker.map(|maker| (send.clone(), maker));
     tokio::task::spawn_local(async move {
@@ -187,12 +208,17 @@ where
         let ended = poll_fn(|cx| {
             let polled = connection.as_mut().poll(cx);
             untold.take_if(|(send, _)| send.current_max_send_streams() != UNTOLD);
+            if !over.told.get() && connection.max_concurrent_send_streams() != UNTOLD {
+                over.told.set(true);
+                over.news.notify_waiters();
+            }
             polled
         });
         if let Err(error) = ended.await {
             tracing::debug!(%error, "a connection of HTTP/2 to an endpoint broke");
         }
         over.over.set(true);
+        over.news.notify_waiters();
     });
     Ok((send, shared))
 }

@@ -15,7 +15,7 @@ use http::Request;
 
 use crate::bridge;
 use crate::deadline::Deadline;
-use crate::http1;
+use crate::http1::Next;
 use crate::http2::{GivenUp, Open};
 use crate::limits::{H2_SOON, MAX_RESTING};
 use crate::session::Session;
@@ -36,7 +36,7 @@ impl Job {
         let begun_ms = session.worker.deadlines.now_ms();
         let next = bridge::serve_http2(&session, request, respond, deadline).await;
         let now_ms = session.worker.deadlines.now_ms();
-        if next == http1::Next::Reset && u128::from(now_ms - begun_ms) < H2_SOON.as_millis() {
+        if next == Next::Reset && u128::from(now_ms - begun_ms) < H2_SOON.as_millis() {
             given_up.add(now_ms);
         }
         drop(open);
@@ -54,23 +54,30 @@ pub struct Runners {
 /// A task that rests.
 #[derive(Debug, Default)]
 struct Resting {
-    next: RefCell<Option<Next>>,
+    job: RefCell<Option<Job>>,
+    /// It is not needed any more.
+    dismissed: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
-/// What a task does after it has rested.
-#[derive(Debug)]
-enum Next {
-    Run(Job),
-    End,
-}
-
 impl Resting {
-    fn wake(&self, next: Next) {
-        self.next.replace(Some(next));
+    fn wake(&self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+
+    /// Waits for a request; `None` if no more come.
+    async fn job(&self) -> Option<Job> {
+        poll_fn(|cx| {
+            let job = self.job.take();
+            if job.is_some() || self.dismissed.get() {
+                return Poll::Ready(job);
+            }
+            self.waker.replace(Some(cx.waker().clone()));
+            Poll::Pending
+        })
+        .await
     }
 }
 
@@ -81,7 +88,8 @@ impl Runners {
         match all.pop() {
             Some(resting) => {
                 self.spare.set(self.spare.get().min(all.len()));
-                resting.wake(Next::Run(job));
+                resting.job.replace(Some(job));
+                resting.wake();
             }
             None => drop(tokio::task::spawn_local(run(job))),
         }
@@ -92,7 +100,10 @@ impl Runners {
         let mut all = self.resting.borrow_mut();
         let unneeded = self.spare.get().min(all.len()).div_ceil(2);
         // The first have rested longest.
-        all.drain(..unneeded).for_each(|resting| resting.wake(Next::End));
+        for resting in all.drain(..unneeded) {
+            resting.dismissed.set(true);
+            resting.wake();
+        }
         self.spare.set(all.len());
     }
 
@@ -118,16 +129,7 @@ async fn run(first: Job) {
         if !worker.runners.rest(&resting) {
             return;
         }
-        let next = poll_fn(|cx| match resting.next.take() {
-            Some(next) => Poll::Ready(next),
-            None => {
-                resting.waker.replace(Some(cx.waker().clone()));
-                Poll::Pending
-            }
-        });
-        job = match next.await {
-            Next::Run(job) => job,
-            Next::End => return,
-        };
+        let Some(next) = resting.job().await else { return };
+        job = next;
     }
 }

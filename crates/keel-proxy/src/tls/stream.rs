@@ -142,12 +142,12 @@ impl Tls {
         })
     }
 
-    /// Announces our end without waiting, so far as the system takes it: for connections that are dropped next.
-    pub fn close_now(&self) {
+    /// Announces our end without waiting, so far as the system takes it: for connections that are dropped next. False if
+    /// it did not fit; the peer sees a cut-off stream then.
+    pub fn close_now(&self) -> bool {
         let mut flow = self.flow.borrow_mut();
         flow.close();
-        // The peer sees a cut-off stream if this does not fit, and nothing was on its way.
-        let _ = flow.send_pending(&self.tcp);
+        !matches!(flow.send_pending(&self.tcp), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Whether the peer has announced its end.

@@ -7,6 +7,8 @@ use proptest::prelude::*;
 
 use crate::backend::Backend;
 use crate::client::{Client, get};
+use crate::http2::background::wait;
+use crate::http2::client::Http2Client;
 use crate::proxy::Proxy;
 
 /// A proxy in front of one endpoint.
@@ -345,4 +347,52 @@ fn random_bytes_do_no_harm() {
     });
     assert_eq!(get(http, "/").status, 200);
     assert_eq!(get(auto, "/").status, 200);
+}
+
+/// How long 80 answers take of a service that writes head and body one after the other.
+fn answers_in_two_writes(nodelay: bool, version: &'static str) -> Duration {
+    let backend = Backend::new(move |mut connection| {
+        connection.reader.get_ref().set_nodelay(nodelay).unwrap();
+        while connection.request().is_some() {
+            match version {
+                "length" => {
+                    connection.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n");
+                    connection.send("ok");
+                }
+                "chunks" => {
+                    connection.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+                    connection.send("2\r\nok\r\n0\r\n\r\n");
+                }
+                _ => {
+                    connection.send("HTTP/1.1 200 OK\r\n");
+                    connection.send("Content-Length: 2\r\n\r\nok");
+                }
+            }
+        }
+    });
+    let mut proxy = Proxy::start();
+    let address = proxy.serve(Protocol::Http, &[backend.address]);
+    let mut one = Client::connect(address);
+    one.get("/");
+    let begun = Instant::now();
+    (0..40).for_each(|_| assert_eq!(one.get("/").status, 200));
+    // Answers to clients of HTTP/2 go another way.
+    wait(async {
+        let two = Http2Client::connect(address).await;
+        for _ in 0..40 {
+            assert_eq!(two.get("/").await.status, 200);
+        }
+    });
+    begun.elapsed()
+}
+
+#[test]
+fn a_service_that_writes_in_pieces_does_not_wait_for_our_acknowledgement() {
+    for version in ["length", "chunks", "head"] {
+        let (quick, nagle) =
+            (answers_in_two_writes(true, version), answers_in_two_writes(false, version));
+        // A delayed acknowledgement takes 40 ms, each time.
+        let late = Duration::from_millis(40) * 40 / 4;
+        assert!(nagle < quick + late, "{version}: {nagle:?} instead of {quick:?}");
+    }
 }

@@ -8,6 +8,7 @@ mod backend;
 mod callers;
 mod client;
 mod control;
+mod forwarded;
 mod frames;
 mod hostile;
 mod http;

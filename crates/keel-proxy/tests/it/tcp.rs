@@ -33,6 +33,30 @@ fn bytes_pass_both_ways_and_each_way_ends_by_itself() {
 }
 
 #[test]
+fn requests_are_known_however_they_begin() {
+    let backend = Backend::new(|mut connection| {
+        while let Some(request) = connection.request() {
+            connection.answer(&request.head);
+        }
+    });
+    let mut proxy = Proxy::start();
+    let address = proxy.serve(Protocol::Auto, &[backend.address]);
+    for (begins, seen) in [
+        ("get / HTTP/1.1", "get / HTTP/1.1\r\n"),
+        ("\r\nGET / HTTP/1.1", "GET / HTTP/1.1\r\n"),
+        ("\r\n\r\nGet / HTTP/1.1", "Get / HTTP/1.1\r\n"),
+    ] {
+        let mut client = Client::connect(address);
+        client.send(format!("{begins}\r\nHost: a\r\n\r\n"));
+        let got = client.answer().body;
+        assert!(got.starts_with(seen) && got.contains("X-Forwarded-For: 127.0.0.1\r\n"), "{got}");
+    }
+    let mut client = Client::connect(address);
+    client.send("\nGET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(client.answer().status, 400, "as everywhere");
+}
+
+#[test]
 fn the_server_may_speak_first() {
     let backend = Backend::new(|mut connection| {
         connection.send("220 ready\r\n");

@@ -2,6 +2,7 @@
 
 use keel_model::HeaderEdits;
 
+use crate::request::passes_for;
 use crate::rule::is_token;
 
 /// Fields that say where a message ends or what becomes of the connection: the proxy's own business on each side.
@@ -74,10 +75,11 @@ impl Edits {
         self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()
     }
 
-    /// Whether a field of this name is left out when a message is copied, because it is removed or set anew.
+    /// Whether a field of this name, or one that passes for it, is left out when a message is copied, because it is
+    /// removed or set anew.
     #[must_use]
     pub fn leaves_out(&self, name: &str) -> bool {
-        let is = |edited: &str| edited.eq_ignore_ascii_case(name);
+        let is = |edited: &str| passes_for(name, edited);
         self.remove.iter().any(|edited| is(edited)) || self.set.iter().any(|(edited, _)| is(edited))
     }
 }

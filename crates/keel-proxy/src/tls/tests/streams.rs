@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use super::super::{Listeners, Upstreams};
 use super::authority::Authority;
 use super::{PATIENCE, deadline, first_bytes, handshake, local, pair};
+use crate::conn::Conn;
 use crate::tls::{HandshakeError, Tls, accept, connect};
 
 /// A configuration of either side that trust each other, for the name `a.test`.
@@ -308,5 +309,49 @@ fn an_idle_connection_keeps_no_buffer() {
         assert_eq!((client.kept(), server.kept()), (0, 0));
         let size = size_of::<Tls>();
         assert!(size < 1500, "{size} bytes");
+    });
+}
+
+#[test]
+fn the_end_is_announced_although_the_peer_takes_nothing_for_now() {
+    local(async {
+        for closes in [false, true] {
+            let (client, server) = connected(pair().await).await;
+            let server = Conn::from(server);
+            let bytes: Vec<u8> = (0..100_000).map(byte).collect();
+            let mut sent = 0;
+            loop {
+                match server.try_write(&bytes, &[]) {
+                    Ok(n) => sent += n,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            let deadline = deadline(PATIENCE);
+            let ending = async {
+                if closes {
+                    assert!(!server.close(), "there is no room for it");
+                    crate::stream::close(&server, &deadline).await;
+                } else {
+                    server.end(&deadline).await.unwrap();
+                }
+            };
+            let reading = async {
+                let (mut room, mut got) = (vec![0; 100_000], 0);
+                loop {
+                    match client.try_read(&mut room) {
+                        Ok(0) => return got,
+                        Ok(n) => got += n,
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                            client.tcp().readable().await.unwrap();
+                        }
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            };
+            let ((), got) = tokio::join!(ending, reading);
+            assert!(got >= sent, "{got} of {sent}");
+            assert!(client.saw_close_notify());
+        }
     });
 }

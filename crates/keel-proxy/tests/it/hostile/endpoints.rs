@@ -99,6 +99,27 @@ fn an_early_answer_arrives_although_the_endpoint_breaks_off_at_once() {
 }
 
 #[test]
+fn one_that_only_ever_announces_is_answered_for() {
+    const HINT: &str = "HTTP/1.1 103 Early Hints\r\n\r\n";
+    let backend = otherwise(|mut connection| {
+        connection.send(&HINT.repeat(1_000));
+        // Until it is given up.
+        let _ = connection.reader.read(&mut [0]);
+    });
+    let (mut proxy, address) = before(&backend);
+    let mut client = Client::connect(address);
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
+    let heads: Vec<_> = (0..33).map(|_| client.head()).collect();
+    let (last, hints) = heads.split_last().unwrap();
+    assert!(
+        hints.iter().all(|head| head == HINT) && last.starts_with("HTTP/1.1 502 "),
+        "{heads:?}"
+    );
+    serves(address);
+    assert_eq!(proxy.stats().failed, 1);
+}
+
+#[test]
 fn a_request_is_sent_whole_although_its_answer_has_come() {
     let backend = otherwise(|mut connection| {
         connection.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n");

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use keel_model::{EndpointState, Protocol};
+use keel_route::snapshot::{FromProxy, ToProxy};
 
 use super::serves;
 use crate::backend::Backend;
@@ -49,6 +50,59 @@ fn running_out_of_descriptors_loses_no_listener() {
     assert_eq!(proxy.server.replace(listeners, clusters), []);
     [addresses[0], addresses[1], more].into_iter().for_each(serves);
     assert!(proxy.process.child.try_wait().unwrap().is_none(), "it never ended");
+}
+
+#[test]
+fn what_cannot_be_listened_on_is_tried_again() {
+    let backend = Backend::named("a");
+    let mut proxy = Proxy::start();
+    let address = proxy.address();
+    let taken = std::net::TcpListener::bind(address).unwrap();
+    let endpoints = [(backend.address, EndpointState::Ready)];
+    let clusters = BTreeMap::from([(CART.to_owned(), cluster(&endpoints, true))]);
+    let failed = proxy.server.replace(vec![listener(address, Protocol::Http)], clusters);
+    assert_eq!((failed.len(), failed[0].bind), (1, address));
+    // Changes of other things do not make it forgotten.
+    proxy.server.generation += 1;
+    let generation = keel_model::Generation(proxy.server.generation);
+    let cluster = cluster(&endpoints, true);
+    proxy.server.send(&ToProxy::Cluster { generation, id: CART.into(), cluster });
+    let mut told = |wanted: usize| {
+        proxy.server.until("the listeners that failed", |message| match message {
+            FromProxy::Ack { failed, .. } if failed.len() == wanted => Some(()),
+            _ => None,
+        });
+    };
+    told(1);
+    drop(taken);
+    told(0);
+    serves(address);
+}
+
+#[test]
+fn a_state_that_could_not_be_written_is_written_later() {
+    let backend = Backend::named("a");
+    let mut proxy = Proxy::start();
+    // Where the new state is written beside the old one.
+    let beside = proxy.dir.path().join("snapshot.new");
+    fs::create_dir(&beside).unwrap();
+    let log = fs::File::create(proxy.dir.path().join("log")).unwrap();
+    proxy.process = {
+        proxy.process.child.kill().unwrap();
+        proxy.process.child.wait().unwrap();
+        Process::start_logging(proxy.dir.path(), log)
+    };
+    proxy.server = Server::connect(proxy.dir.path());
+    proxy.serve(Protocol::Http, &[backend.address]);
+    until("writing has failed", || {
+        let log = fs::read_to_string(proxy.dir.path().join("log")).unwrap();
+        log.contains("cannot keep the last state").then_some(())
+    });
+    let file = proxy.dir.path().join("snapshot.json");
+    assert!(!file.exists());
+    fs::remove_dir(&beside).unwrap();
+    // Nothing changes meanwhile.
+    until("the state is kept", || file.exists().then_some(()));
 }
 
 /// A file system of 1 MiB, where the rights allow it.
@@ -126,7 +180,6 @@ fn a_full_disk_costs_the_newest_state_and_nothing_else() {
     proxy.server.update(cluster(&endpoints, true));
     assert_eq!(get(address, "/").body, "new:0");
     until("the state is kept again", || saved(new.address.port()));
-    assert!(fs::read_to_string(disk.0.join("log")).unwrap().contains("the server is gone"));
     // The file system goes before the directory that it is mounted on.
     drop(disk);
 }

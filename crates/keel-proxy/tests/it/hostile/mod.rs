@@ -2,6 +2,7 @@
 
 mod clients;
 mod endpoints;
+mod leaving;
 mod machine;
 
 use keel_model::Protocol;

@@ -17,7 +17,7 @@ use crate::frames::{
 use crate::proxy::Proxy;
 
 /// Answers with the fields that it got, its target and its host as a body.
-fn mirror(version: Version) -> Endpoint {
+pub fn mirror(version: Version) -> Endpoint {
     Endpoint::new(version, |got| {
         let mut lines = format!("target: {}\nhost: {}\n", got.target, got.host).into_bytes();
         for (name, value) in &got.message.fields {
@@ -28,7 +28,7 @@ fn mirror(version: Version) -> Endpoint {
 }
 
 /// The fields that a [`mirror`] got.
-fn mirrored(body: &Bytes) -> HeaderMap {
+pub fn mirrored(body: &Bytes) -> HeaderMap {
     fields_of(String::from_utf8_lossy(body).lines())
 }
 

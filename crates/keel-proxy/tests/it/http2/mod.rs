@@ -7,7 +7,7 @@ mod endings;
 pub mod endpoint;
 mod failures;
 mod flow;
-mod heads;
+pub mod heads;
 mod retries;
 mod upgrade;
 mod versions;

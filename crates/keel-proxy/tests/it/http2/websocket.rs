@@ -1,4 +1,4 @@
-//! WebSocket over HTTP/2 (RFC 8441) to services that speak it over HTTP/1.1.
+//! WebSocket over HTTP/2 (RFC 8441), on either side of the proxy.
 
 use std::io::{BufRead, Read};
 use std::sync::mpsc;
@@ -7,13 +7,13 @@ use bytes::Bytes;
 use h2::Reason;
 use h2::ext::Protocol as Extended;
 use http::request::Builder;
-use http::{Method, Request};
+use http::{Method, Request, Response};
 use keel_model::Protocol;
 
 use super::background::{spawn, wait};
-use super::client::{Http2Client, part, read};
+use super::client::{Http2Client, part, read, send};
 use super::either::{Endpoint, serve};
-use super::endpoint::Http2Endpoint;
+use super::endpoint::{Exchange, Http2Endpoint};
 use crate::backend::{Backend, Connection};
 use crate::client::Client;
 use crate::proxy::{Proxy, until};
@@ -228,16 +228,155 @@ fn a_handshake_is_not_repeated_once_it_was_taken() {
     assert_eq!(proxy.stats().retries, 0);
 }
 
+/// A service of HTTP/2 that takes tunnels: it sends "first", then each piece in capitals, and "the end" at the end.
+fn shouting_http2() -> Http2Endpoint {
+    let mut builder = h2::server::Builder::new();
+    builder.enable_connect_protocol();
+    Http2Endpoint::with(builder, |mut exchange: Exchange| async move {
+        let request = &exchange.request;
+        let protocol = request.extensions().get::<Extended>().map(|p| p.as_str().to_owned());
+        if (request.method(), protocol.as_deref()) != (&Method::CONNECT, Some("websocket")) {
+            return exchange.answer("no tunnel");
+        }
+        if exchange.path() != "/chat" {
+            let refused = Response::builder().status(403).header("content-length", 4);
+            let mut body = exchange.begin(refused);
+            return body.send_data("nope".into(), true).unwrap();
+        }
+        assert_eq!(request.headers()["sec-websocket-version"], "13");
+        for of_the_handshake in ["sec-websocket-key", "connection", "upgrade", "host"] {
+            assert!(!request.headers().contains_key(of_the_handshake), "{of_the_handshake}");
+        }
+        let protocol = Response::builder().header("sec-websocket-protocol", "chat");
+        let mut down = exchange.begin(protocol);
+        down.send_data("first\n".into(), false).unwrap();
+        while let Some(Ok(piece)) = part(exchange.request.body_mut()).await {
+            let loud = piece.to_ascii_uppercase();
+            send(&mut down, loud.into(), false).await.unwrap();
+        }
+        down.send_data("the end".into(), true).unwrap();
+    })
+}
+
 #[test]
-fn a_service_that_speaks_only_http2_is_not_spoken_to_in_http1() {
-    // There is no way to it yet, and the client hears so instead of waiting.
+fn a_service_that_speaks_http2_is_reached_by_clients_of_either_version() {
+    let endpoint = shouting_http2();
+    let mut proxy = Proxy::start();
+    let address = serve(&mut proxy, Protocol::Http2, &[endpoint.address]);
+    let mut one = Client::connect(address);
+    one.send("GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\n");
+    one.send("Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n");
+    let head = one.head().to_lowercase();
+    assert!(head.starts_with("http/1.1 101 "), "{head}");
+    for line in [
+        "connection: upgrade",
+        "upgrade: websocket",
+        "sec-websocket-protocol: chat",
+        "sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=",
+    ] {
+        assert!(head.lines().any(|l| l == line), "{line} in {head}");
+    }
+    assert_eq!(one.line(), "first\n");
+    wait(async {
+        let client = client(address).await;
+        let mut call = client.begin(connect("/chat", "websocket"), false).await;
+        let answer = call.head().await.unwrap();
+        assert_eq!(
+            (answer.status().as_u16(), &answer.headers()["sec-websocket-protocol"]),
+            (200, &"chat".parse().unwrap())
+        );
+        let mut down = answer.into_body();
+        assert_eq!(part(&mut down).await.unwrap().unwrap(), "first\n");
+        for n in 0..10 {
+            one.send(format!("one {n}\n"));
+            assert_eq!(one.line(), format!("ONE {n}\n"));
+            call.send(format!("two {n}\n"), false).await.unwrap();
+            assert_eq!(part(&mut down).await.unwrap().unwrap(), format!("TWO {n}\n"));
+        }
+        assert_eq!(proxy.stats().in_flight, 2);
+        call.send(Bytes::new(), true).await.unwrap();
+        assert_eq!(read(&mut down).await.unwrap().0, "the end");
+        one.end_sending();
+        assert_eq!(one.rest(), b"the end");
+        // What the service refuses is refused, and the connection goes on.
+        let mut one = Client::connect(address);
+        for _ in 0..2 {
+            one.send(
+                "GET /x HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+            );
+            let answer = one.answer();
+            assert_eq!((answer.status, &*answer.body), (403, "nope"));
+        }
+        // One that would like to speak something else is served as if it had not said so.
+        one.send("GET /x HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: else\r\n\r\n");
+        assert_eq!(one.answer().body, "no tunnel");
+    });
+    proxy.all_ended();
+    assert_eq!((proxy.stats().failed, endpoint.connections() <= 2), (0, true));
+}
+
+#[test]
+fn a_tunnel_to_http2_that_breaks_on_one_side_breaks_on_the_other() {
+    let (tell, told) = mpsc::channel();
+    let mut builder = h2::server::Builder::new();
+    builder.enable_connect_protocol();
+    let endpoint = Http2Endpoint::with(builder, move |mut exchange: Exchange| {
+        let tell = tell.clone();
+        async move {
+            let mut down = exchange.begin(Response::builder());
+            down.send_data("first\n".into(), false).unwrap();
+            match part(exchange.request.body_mut()).await {
+                Some(Ok(piece)) if piece == "break\n" => exchange.reset(Reason::INTERNAL_ERROR),
+                _ => {
+                    down.send_data("heard\n".into(), false).unwrap();
+                    let ended = part(exchange.request.body_mut()).await;
+                    tell.send(ended.map(|piece| piece.unwrap_err().is_reset())).unwrap();
+                }
+            }
+        }
+    });
+    let mut proxy = Proxy::start();
+    let address = serve(&mut proxy, Protocol::Http2, &[endpoint.address]);
+    let open = || {
+        let mut client = Client::connect(address);
+        client.send(
+            "GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        );
+        assert!(client.head().starts_with("HTTP/1.1 101 "));
+        assert_eq!(client.line(), "first\n");
+        client
+    };
+    let mut client = open();
+    client.send("break\n");
+    let error = client.reader.read_to_end(&mut Vec::new()).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    let mut client = open();
+    client.send("wait\n");
+    assert_eq!(client.line(), "heard\n");
+    let linger = Some(std::time::Duration::ZERO);
+    rustix::net::sockopt::set_socket_linger(client.reader.get_ref(), linger).unwrap();
+    drop(client);
+    assert_eq!(told.recv_timeout(crate::proxy::PATIENCE).unwrap(), Some(true));
+    proxy.all_ended();
+}
+
+#[test]
+fn a_service_of_http2_that_takes_no_tunnels_is_answered_for() {
     let endpoint = Http2Endpoint::named("two");
     let mut proxy = Proxy::start();
     let address = serve(&mut proxy, Protocol::Http2, &[endpoint.address]);
+    let why = "shop/cart:80 speaks HTTP/2 and takes no WebSocket over it";
     wait(async {
         let client = Http2Client::connect(address).await;
         client.get("/").await;
         let mut call = client.begin(connect("/", "websocket"), false).await;
-        assert_eq!(call.head().await.unwrap().status(), 502);
+        let answer = call.head().await.unwrap();
+        assert_eq!(answer.status(), 502);
+        let text = read(&mut answer.into_body()).await.unwrap().0;
+        assert!(text.starts_with(why.as_bytes()), "{text:?}");
     });
+    let mut client = Client::connect(address);
+    client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
+    let answer = client.answer();
+    assert!(answer.status == 502 && answer.body.starts_with(why), "{answer:?}");
 }

@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 
 use super::{BOTH, get, tally, under};
 use crate::backend::Backend;
+use crate::client::Client;
 use crate::http2::background::{spawn, wait};
 use crate::http2::client::{Http2Client, request};
 use crate::http2::either::{Answer, Caller, Endpoint, Version};
@@ -143,6 +144,46 @@ fn endpoints_get_no_more_connections_than_they_may() {
     });
     // An old one is closed before its place is given to a new one; the endpoint may see that later.
     assert!(open.lock().unwrap().1 <= 3, "{:?}", open.lock().unwrap());
+}
+
+#[test]
+fn those_who_wait_for_a_connection_are_served_in_the_order_in_which_they_came() {
+    let policy = limits(TrafficLimits { max_connections: Some(1), ..TrafficLimits::default() });
+    let (asked, arrived) = std::sync::mpsc::channel();
+    let (go, gate) = std::sync::mpsc::channel::<()>();
+    let gate = Mutex::new(gate);
+    let endpoint = Endpoint::One(Backend::new(move |mut connection| {
+        while let Some(request) = connection.request() {
+            asked.send(request.head.split(' ').nth(1).unwrap().to_owned()).unwrap();
+            let () = gate.lock().unwrap().recv().unwrap();
+            connection.answer("in");
+        }
+    }));
+    let mut site = Site::bare(under(&policy, &[&endpoint]));
+    let arrived = || arrived.recv_timeout(crate::proxy::PATIENCE).unwrap();
+    let mut clients = Vec::new();
+    let mut send = |path: String| {
+        // Each on a connection of its own: they meet both workers.
+        let mut client = Client::connect(site.address);
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        clients.push(client);
+    };
+    send("/0".to_owned());
+    assert_eq!(arrived(), "/0");
+    for n in 1..=12 {
+        send(format!("/{n}"));
+        until("it waits", || (site.proxy.stats().held == n).then_some(()));
+    }
+    for n in 1..=12 {
+        // As it ends, somebody comes who has not waited.
+        send(format!("/{}", n + 12));
+        go.send(()).unwrap();
+        assert_eq!(arrived(), format!("/{n}"));
+    }
+    (0..13).for_each(|_| go.send(()).unwrap());
+    for client in &mut clients {
+        assert_eq!(client.answer().status, 200);
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! How long things may take.
 
+use bytes::Bytes;
 use std::time::{Duration, Instant};
 
 use keel_model::{Protocol, Rule, Timeouts, TrafficPolicy};
@@ -170,4 +171,94 @@ fn a_change_holds_for_connections_that_are_open() {
         site.proxy.server.update(several(&[&good]));
         assert_eq!(super::get(&mut caller).await.text(), "in");
     }));
+}
+
+/// Says a word from time to time, for three times as long as nothing may be said.
+const WORDS: u32 = 12;
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// An endpoint that answers at once; to `/speaks` it says words, from `/hears` it wants to hear as many.
+fn halfway(version: Version) -> Endpoint {
+    match version {
+        Version::One => Endpoint::One(Backend::new(|mut connection| {
+            let Some(head) = connection.head() else { return };
+            connection.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+            if head.starts_with("POST /speaks ") {
+                for _ in 0..WORDS {
+                    std::thread::sleep(PAUSE);
+                    connection.send("4\r\nword\r\n");
+                }
+                connection.send("0\r\n\r\n");
+            } else if crate::backend::read_body(&mut connection.reader, &head).is_some() {
+                connection.send("4\r\ngood\r\n0\r\n\r\n");
+            }
+        })),
+        Version::Two => Endpoint::Two(Http2Endpoint::new(|mut exchange| async move {
+            let mut body = exchange.begin(http::Response::builder());
+            if exchange.path() == "/speaks" {
+                for _ in 0..WORDS {
+                    tokio::time::sleep(PAUSE).await;
+                    body.send_data("word".into(), false).unwrap();
+                }
+                body.send_data("".into(), true).unwrap();
+            } else if exchange.body().await.is_ok() {
+                body.send_data("good".into(), true).unwrap();
+            }
+        })),
+    }
+}
+
+/// Speaks to a [`halfway`] over HTTP/2; all that it says.
+async fn over_http2(client: &Http2Client, path: &str) -> Bytes {
+    let mut call = client.begin(request("POST", path), false).await;
+    let mut answer = call.head().await.unwrap().into_body();
+    if path == "/hears" {
+        for _ in 0..WORDS {
+            tokio::time::sleep(PAUSE).await;
+            call.send("word", false).await.unwrap();
+        }
+        call.send("", true).await.unwrap();
+    }
+    // What is said behind its end nobody hears.
+    crate::http2::client::read(&mut answer).await.unwrap().0
+}
+
+/// The same over HTTP/1.
+fn over_http1(address: std::net::SocketAddr, path: &str) -> String {
+    let mut client = Client::connect(address);
+    client.send(format!("POST {path} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"));
+    assert!(client.head().starts_with("HTTP/1.1 200 "));
+    if path == "/hears" {
+        for _ in 0..WORDS {
+            std::thread::sleep(PAUSE);
+            client.send("4\r\nword\r\n");
+        }
+        client.send("0\r\n\r\n");
+    }
+    let body = crate::backend::read_body(&mut client.reader, "transfer-encoding: chunked");
+    String::from_utf8(body.unwrap()).unwrap()
+}
+
+#[test]
+fn one_that_only_listens_is_not_idle() {
+    let timeouts = Timeouts { idle: Some(PAUSE * WORDS / 3), ..Timeouts::default() };
+    let policy = TrafficPolicy { timeouts, ..TrafficPolicy::default() };
+    for endpoint in [Version::One, Version::Two] {
+        let endpoint = halfway(endpoint);
+        let mut site = Site::bare(under(&policy, &[&endpoint]));
+        let address = site.address;
+        let one =
+            ["/speaks", "/hears"].map(|path| std::thread::spawn(move || over_http1(address, path)));
+        wait(async {
+            let client = Http2Client::connect(address).await;
+            let (spoken, heard) =
+                tokio::join!(over_http2(&client, "/speaks"), over_http2(&client, "/hears"));
+            assert_eq!((&spoken[..], &heard[..]), ("word".repeat(12).as_bytes(), &b"good"[..]));
+        });
+        let [spoken, heard] = one.map(|thread| thread.join().unwrap());
+        assert_eq!(spoken.matches("word").count(), 12, "{spoken}");
+        assert_eq!(heard, "4\r\ngood\r\n0\r\n\r\n");
+        site.proxy.all_ended();
+        assert_eq!(site.proxy.stats().failed, 0);
+    }
 }

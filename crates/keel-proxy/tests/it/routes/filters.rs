@@ -26,7 +26,11 @@ fn path_host_and_fields_of_requests_are_rewritten() {
         }),
         request_headers: HeaderEdits {
             remove: vec!["X-Secret".into()],
-            set: pairs(&[("X-Set", "ours"), ("X-Forwarded-Proto", "gopher")]),
+            set: pairs(&[
+                ("X-Set", "ours"),
+                ("X-Forwarded-Proto", "gopher"),
+                ("X-Forwarded-Client-Cert", "its own"),
+            ]),
             add: pairs(&[("X-Add", "more")]),
         },
         ..Filters::default()
@@ -36,6 +40,7 @@ fn path_host_and_fields_of_requests_are_rewritten() {
         let site = Site::filtered(&endpoint, filters.clone());
         let sent = nothing().with("x-secret", "1").with("x-set", "theirs").with("x-add", "one");
         let sent = sent.with("x-secret", "2").with("x-set", "theirs too");
+        let sent = sent.with("x_set", "theirs").with("x_secret", "3");
         let text = site.ask(client, "GET", "outer.test/api/a%20b?c=d&e", &sent).await.text();
         let has = |line: &str| text.lines().any(|found| found.eq_ignore_ascii_case(line));
         assert!(text.starts_with("GET /v2/a%20b?c=d&e\nhost: inner.test:81\n"), "{text}");
@@ -43,7 +48,8 @@ fn path_host_and_fields_of_requests_are_rewritten() {
             assert!(has(line), "{line}: {text}");
         }
         assert!(has("x-forwarded-host: outer.test") && has("x-forwarded-proto: gopher"), "{text}");
-        for gone in ["x-secret", "theirs", "x-forwarded-proto: http"] {
+        assert!(has("x-forwarded-client-cert: its own"), "{text}");
+        for gone in ["x-secret", "x_secret", "theirs", "x-forwarded-proto: http"] {
             assert!(!text.contains(gone), "{gone}: {text}");
         }
     }));
