@@ -17,7 +17,7 @@ use http::Request;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use pool::{Lane, Pool};
-pub use upgrade::{Upgrade, wanted};
+pub use upgrade::{Upgrade, settings_end, wanted};
 
 use crate::bridge;
 use crate::buffer::Buffer;
