@@ -150,11 +150,12 @@ pub fn run(options: ProxyOptions) -> Result<(), Error> {
         hold: options.hold_timeout,
         workers,
         max_connections: max_connections(raise_descriptor_limit(), workers),
-        tls: tls::Listeners::new().map_err(|error| Error::Start(io::Error::other(error)))?,
+        tls: tls::Listeners::default(),
         upstreams: tls::Upstreams::default(),
         connections: AtomicUsize::new(0),
         shed: AtomicU64::new(0),
     });
+    shared.tls.prepare().map_err(Error::Start)?;
     let (died_tx, died) = mpsc::channel(workers);
     let log = Rc::new(access::Writer::start().map_err(Error::Start)?);
     let mut senders = Vec::with_capacity(workers);
