@@ -95,6 +95,7 @@ pub async fn run(control: Control) -> Result<(), Error> {
     let unpublished = Unpublished::create(control.control_socket)?;
     running.begin(control.taken_over, &control.snapshot_file).await?;
     let mut socket = Some(running.publish(unpublished, control.right).await?);
+    shared.tls.prepare().map_err(Error::Start)?;
     let (arrived, mut newcomers) = mpsc::channel(NEWCOMERS);
     let mut report = tokio::time::interval(IN_FLIGHT_REPORT);
     report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

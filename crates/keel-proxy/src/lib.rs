@@ -155,7 +155,6 @@ pub fn run(options: ProxyOptions) -> Result<(), Error> {
         connections: AtomicUsize::new(0),
         shed: AtomicU64::new(0),
     });
-    shared.tls.prepare().map_err(Error::Start)?;
     let (died_tx, died) = mpsc::channel(workers);
     let log = Rc::new(access::Writer::start().map_err(Error::Start)?);
     let mut senders = Vec::with_capacity(workers);

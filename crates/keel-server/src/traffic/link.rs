@@ -158,7 +158,8 @@ impl Link {
                     let (reason, successor) = self.session(stream, &mut generation).await;
                     self.state.send_modify(|state| state.pid = None);
                     self.board.set_drained(BTreeSet::new());
-                    begun = successor;
+                    // What was started to come next is still to come if the link is made with the old one once more.
+                    begun = successor.or(begun);
                     if linked.elapsed() >= HEALTHY {
                         in_vain = 0;
                     }
