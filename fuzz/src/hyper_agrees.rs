@@ -17,11 +17,11 @@ use hyper::body::Incoming;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use keel_proxy::fuzz::RequestHead;
+use keel_proxy::fuzz::{Ends, RequestHead};
 
 /// Most requests that are looked at.
 const MOST: usize = 8;
-/// Most lines of a head that hyper takes (100 fields).
+/// Most lines of a head, or behind a chunked body, that hyper takes (100 fields).
 const MOST_LINES: usize = 100;
 
 /// A request: its method, and the content of its body.
@@ -52,7 +52,8 @@ fn we_see(mut bytes: &[u8]) -> (Vec<Seen>, Vec<u8>) {
         let mut content = Vec::new();
         let body = &bytes[head.length()..];
         let Ok(taken) = reader.take(body, &mut content) else { break };
-        if !reader.is_over() {
+        let lines = body[..taken].split(|b| *b == b'\n').count();
+        if !reader.is_over() || (head.body() == Ends::Chunked && lines > MOST_LINES) {
             break;
         }
         let method = head.passed_on.split(|b| *b == b' ').next().unwrap_or_default();

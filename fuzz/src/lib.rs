@@ -8,8 +8,11 @@ mod body;
 mod first_bytes;
 mod head;
 mod hyper_agrees;
+mod names;
+mod paths;
 mod plain;
 mod snapshot;
+mod upgrade;
 
 use keel_proxy::fuzz::Refused;
 
@@ -30,6 +33,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "hyper_agrees", run: hyper_agrees::run },
     Target { name: "proxy_protocol", run: first_bytes::proxy_protocol },
     Target { name: "detect", run: first_bytes::detection },
+    Target { name: "client_hello", run: names::client_hello },
+    Target { name: "paths", run: paths::run },
+    Target { name: "upgrade", run: upgrade::run },
     Target { name: "frames", run: snapshot::frames },
     Target { name: "state", run: snapshot::state },
 ];

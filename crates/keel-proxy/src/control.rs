@@ -24,13 +24,13 @@ use crate::again::Again;
 use crate::check::Checks;
 use crate::elder::Elder;
 use crate::handover::{self, TakenOver};
-use crate::limits::{CONTROL_WRITE, DRAIN, IN_FLIGHT_REPORT, RETIRED_DRAIN};
+use crate::limits::{CONTROL_WRITE, DRAIN, HANDOVER, IN_FLIGHT_REPORT, RETIRED_DRAIN};
 use crate::persist::{self, Saver};
 use crate::pressure::Watch;
 use crate::registry::Registry;
 use crate::shared::Shared;
 use crate::worker::{Change, Command, Ending};
-use crate::{ControlSocket, Error, edge};
+use crate::{ControlSocket, Error, Unpublished, edge};
 
 /// Bytes read from the server at once.
 const READ: usize = 64 * 1024;
@@ -52,6 +52,8 @@ pub struct Control {
     pub log: Switch,
     /// From the proxy whose place this one takes.
     pub taken_over: Option<TakenOver>,
+    /// To the control socket, if it is free.
+    pub right: Option<std::fs::File>,
 }
 
 struct Server {
@@ -77,8 +79,8 @@ struct Running {
     checks: Checks,
     /// Listeners that could not be opened, and when that is tried again.
     failed: (Vec<ListenerFailure>, Again),
-    /// A successor was given the sockets and does not accept yet.
-    handing_over: bool,
+    /// A successor was given the sockets and does not accept yet. It is given up at this time.
+    handing_over: Option<Instant>,
     /// A successor accepts; to be acted on.
     retire: bool,
 }
@@ -89,8 +91,14 @@ pub async fn run(control: Control) -> Result<(), Error> {
     let mut signals = Signals::new().map_err(Error::Start)?;
     let mut running = Running::new(&shared, workers, version, log);
     let mut saver = Saver::new(control.snapshot_file.clone());
+    if control.taken_over.is_some() {
+        // The one before may have had it still to write.
+        saver.changed();
+    }
+    let unpublished = Unpublished::create(control.control_socket)?;
     running.begin(control.taken_over, &control.snapshot_file).await?;
-    let mut socket = Some(ControlSocket::create(control.control_socket)?);
+    let mut socket = Some(running.publish(unpublished, control.right).await?);
+    shared.tls.prepare().map_err(Error::Start)?;
     let (arrived, mut newcomers) = mpsc::channel(NEWCOMERS);
     let mut report = tokio::time::interval(IN_FLIGHT_REPORT);
     report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -98,7 +106,7 @@ pub async fn run(control: Control) -> Result<(), Error> {
     let mut pressure = Watch::new();
     let mut buffer = vec![0; READ];
     loop {
-        let accepts = if running.handing_over { None } else { socket.as_ref() };
+        let accepts = socket.as_ref().filter(|_| running.handing_over.is_none());
         tokio::select! {
             biased;
             Some(worker) = died.recv() => return Err(Error::WorkerDied(worker)),
@@ -136,6 +144,7 @@ pub async fn run(control: Control) -> Result<(), Error> {
                     running.send(&FromProxy::Retired).await;
                 }
             }
+            () = passed(running.handing_over) => running.give_up_successor(),
             () = hear_elder(&mut running.elder) => running.report_in_flight(Report::Regular).await,
             () = shared.drained.notified() => running.report_in_flight(Report::Ended).await,
             _ = report.tick() => {
@@ -202,6 +211,13 @@ async fn ended(drained: &mut Option<JoinHandle<()>>) {
     }
 }
 
+async fn passed(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => pending().await,
+    }
+}
+
 async fn read(server: &mut Option<Server>, buffer: &mut [u8]) -> io::Result<usize> {
     match server {
         Some(server) => server.stream.read(buffer).await,
@@ -238,7 +254,7 @@ impl Running {
             elder: None,
             checks: Checks::default(),
             failed: Default::default(),
-            handing_over: false,
+            handing_over: None,
             retire: false,
         }
     }
@@ -265,6 +281,23 @@ impl Running {
             Err(error) => tracing::warn!(%error, "the proxy before this one did not retire"),
         }
         Ok(())
+    }
+
+    /// Serves the control socket from here on.
+    async fn publish(
+        &self,
+        socket: Unpublished,
+        right: Option<std::fs::File>,
+    ) -> Result<ControlSocket, Error> {
+        let right = right.map_or_else(|| crate::lock(&socket.path), Ok);
+        match right.and_then(|right| socket.publish(right)) {
+            Err(error) => {
+                // What was accepted meanwhile is served to its end.
+                ended(&mut Some(self.drain(Ending::Final).await?)).await;
+                Err(error)
+            }
+            published => published,
+        }
     }
 
     /// Greets whoever has connected and waits for its first word beside everything else: until then it is not
@@ -299,7 +332,7 @@ impl Running {
 
     /// Takes a newcomer for the server, or for a successor, and does what it says; true if the state has changed.
     async fn welcome(&mut self, (server, first): Newcomer) -> Result<bool, Error> {
-        if self.handing_over || self.registry.is_retired() {
+        if self.handing_over.is_some() || self.registry.is_retired() {
             // It will find the successor.
             return Ok(false);
         }
@@ -330,7 +363,7 @@ impl Running {
     async fn received(&mut self, read: io::Result<usize>, buffer: &[u8]) -> Result<bool, Error> {
         let (Ok(n @ 1..), Some(server)) = (read, &mut self.server) else {
             tracing::info!("the server is gone; the last state stays in force");
-            (self.server, self.handing_over) = (None, false);
+            (self.server, self.handing_over) = (None, None);
             return Ok(false);
         };
         server.decoder.push(&buffer[..n]);
@@ -362,7 +395,7 @@ impl Running {
             }
             ToProxy::Retire => {
                 self.registry.retire();
-                (self.retire, self.handing_over) = (true, false);
+                (self.retire, self.handing_over) = (true, None);
                 return Ok(false);
             }
             ToProxy::Stats => {
@@ -425,11 +458,17 @@ impl Running {
             Ok(stream) => {
                 tracing::info!("a successor has the sockets");
                 self.server = Some(Server { stream, decoder });
-                self.handing_over = true;
+                self.handing_over = Some(Instant::now() + HANDOVER);
             }
             Err(error) => tracing::warn!(%error, "a successor did not take the sockets"),
         }
         Ok(())
+    }
+
+    /// A successor hangs: this proxy goes on as before, and its server may come back.
+    fn give_up_successor(&mut self) {
+        tracing::warn!("a successor did not begin to accept in time and is given up");
+        (self.server, self.handing_over) = (None, None);
     }
 
     async fn replace(&mut self, snapshot: Snapshot) -> Result<(), Error> {
@@ -459,7 +498,7 @@ impl Running {
     /// Tries once more to listen where that failed: there may be a descriptor now, or the address be free. The server
     /// hears of it if anything is different.
     async fn listen_again(&mut self) -> Result<(), Error> {
-        if self.handing_over {
+        if self.handing_over.is_some() {
             // The successor will try it by itself; if none comes, there is another time.
             self.failed.1.failed();
             return Ok(());

@@ -8,8 +8,9 @@ use keel_route::snapshot::{ClusterStats, ToProxy};
 
 use crate::http1::body::{Body, Chunks};
 use crate::http1::forward::{self, Origin};
-use crate::http1::request::Request;
+use crate::http1::request::{self, Request};
 use crate::http1::response;
+use crate::http2;
 use crate::registry::Registry;
 
 /// Bounds that the targets check.
@@ -174,6 +175,24 @@ impl BodyReader {
     pub fn is_over(&self) -> bool {
         self.0.is_over()
     }
+}
+
+/// The frame that a request of HTTP/1.1 becomes as the first of HTTP/2, if it asks for that and can have it; and the
+/// length of its head.
+#[must_use]
+pub fn upgraded(input: &[u8]) -> Option<(Vec<u8>, usize)> {
+    let mut fields = request::fields();
+    let (request, head) = request::read(input, &mut fields).ok()??;
+    let upgrade = http2::wanted(&request, &head)?;
+    Some((upgrade.into_frame(), request.head))
+}
+
+/// Where the preface and the settings end that a client begins HTTP/2 with; `None` if they are not complete.
+///
+/// # Errors
+/// [`Refused`].
+pub fn settings_end(input: &[u8]) -> Result<Option<usize>, Refused> {
+    http2::settings_end(input).map_err(|_| Refused)
 }
 
 /// The state of a proxy, without its threads and sockets.

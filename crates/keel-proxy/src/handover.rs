@@ -7,7 +7,9 @@
 //! have. Until then the new one is its server: changes go to both, and what is in flight is added up, so that no
 //! instance is stopped under a request of the old proxy.
 //!
-//! If either dies on the way, the other goes on: the old one as before, the new one by what it has.
+//! If either dies on the way, the other goes on: the old one as before, the new one by what it has, or by the state in
+//! the file. The same if the new one hangs. An old one that hangs when it has given the sockets away is killed: it could
+//! come back as a second proxy, and as long as it has the control socket nobody can tell the new one anything.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -16,7 +18,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{FromProxy, Snapshot, ToProxy};
@@ -25,7 +27,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-use crate::limits::{HANDOVER, MAX_HANDED_SOCKETS};
+use crate::limits::{HANDOVER, LOCK_PAUSE, MAX_HANDED_SOCKETS};
 
 /// Descriptors in one message; the system allows 253.
 const BATCH: usize = 128;
@@ -42,11 +44,25 @@ pub struct TakenOver {
     pub stream: UnixStream,
 }
 
-/// Asks the proxy that serves `control_socket` for its place. `None`: there is none.
+/// Asks the proxy that serves `control_socket` for its place. `None`: there is none, or it ended on the way.
 ///
 /// # Errors
 /// When it does not give it in time, or not in the form that is understood.
 pub fn take_over(control_socket: &Path) -> io::Result<Option<TakenOver>> {
+    let until = Instant::now() + HANDOVER;
+    loop {
+        match ask(control_socket) {
+            // It died, or another one is about to be in its place.
+            Err(error) if is_end(&error) && Instant::now() < until => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// Asks once.
+fn ask(control_socket: &Path) -> io::Result<Option<TakenOver>> {
     let mut stream = match UnixStream::connect(control_socket) {
         Ok(stream) => stream,
         Err(e)
@@ -84,6 +100,12 @@ pub fn take_over(control_socket: &Path) -> io::Result<Option<TakenOver>> {
         .map(|(bind, count)| (bind, received.by_ref().take(count).map(TcpListener::from).collect()))
         .collect();
     Ok(Some(TakenOver { snapshot, sockets, stream }))
+}
+
+/// Whether the other side is gone.
+fn is_end(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
 /// Reads exactly one frame: descriptors that come behind it must not be read as bytes.
@@ -147,20 +169,39 @@ pub fn give(
     Ok(())
 }
 
-/// Tells the old proxy to retire and waits until it has given the control socket up.
+/// Tells the old proxy to retire and waits until it has given the control socket up. One that does not in time hangs,
+/// and is killed.
 ///
 /// # Errors
-/// When it does not say so in time; it may be dead.
+/// When it is dead, or not understood.
 pub fn retire(stream: &mut UnixStream) -> io::Result<()> {
+    let retired = told_to_retire(stream);
+    if let Err(error) = &retired
+        && matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
+        && let Some(elder) = peer(stream)
+    {
+        tracing::warn!(%error, "the proxy before this one hangs and is killed");
+        rustix::process::kill_process(elder, rustix::process::Signal::KILL)?;
+    }
+    retired
+}
+
+fn told_to_retire(stream: &mut UnixStream) -> io::Result<()> {
     stream.write_all(&encode(&ToProxy::Retire).map_err(io::Error::other)?)?;
-    let until = std::time::Instant::now() + HANDOVER;
-    while std::time::Instant::now() < until {
+    let until = Instant::now() + HANDOVER;
+    while Instant::now() < until {
         if matches!(read_frame(stream)?, FromProxy::Retired) {
             stream.set_read_timeout(None)?;
             return Ok(());
         }
     }
     Err(io::ErrorKind::TimedOut.into())
+}
+
+/// The process at the other end, if it is another one.
+fn peer(stream: &UnixStream) -> Option<rustix::process::Pid> {
+    let peer = rustix::net::sockopt::socket_peercred(stream).ok()?.pid;
+    (peer != rustix::process::getpid()).then_some(peer)
 }
 
 /// How long a retired proxy is waited for when a change is brought to it.

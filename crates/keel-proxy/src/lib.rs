@@ -50,8 +50,10 @@ mod upstream;
 mod waiting;
 mod worker;
 
+use std::ffi::OsString;
 use std::fs::{File, TryLockError};
 use std::io;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -136,10 +138,11 @@ pub fn run(options: ProxyOptions) -> Result<(), Error> {
     } else {
         None
     };
-    if taken_over.is_none() {
-        // Before anything is started; it is asked again when the socket is made.
-        drop(lock(&options.control_socket)?);
-    }
+    // Held before anything is accepted: of two that start at once, one ends, and must not have begun to serve.
+    let right = match taken_over {
+        Some(_) => None,
+        None => Some(lock(&options.control_socket)?),
+    };
     let workers = options.workers.max(1);
     let (refused_tx, refused) = mpsc::channel(limits::REFUSED_QUEUE);
     let shared = Arc::new(Shared {
@@ -149,7 +152,7 @@ pub fn run(options: ProxyOptions) -> Result<(), Error> {
         hold: options.hold_timeout,
         workers,
         max_connections: max_connections(raise_descriptor_limit(), workers),
-        tls: tls::Listeners::new().map_err(|error| Error::Start(io::Error::other(error)))?,
+        tls: tls::Listeners::default(),
         upstreams: tls::Upstreams::default(),
         connections: AtomicUsize::new(0),
         shed: AtomicU64::new(0),
@@ -181,6 +184,7 @@ pub fn run(options: ProxyOptions) -> Result<(), Error> {
             refused,
             shared,
             control_socket: options.control_socket.clone(),
+            right,
             snapshot_file: options.snapshot_file.clone(),
             taken_over,
             log: access::Switch::new(Rc::clone(&log), options.access_log),
@@ -237,22 +241,58 @@ struct ControlSocket {
     _lock: File,
 }
 
-impl ControlSocket {
-    /// Makes the socket, for this user only. With the lock held, a file that exists is left from a proxy
-    /// that died.
+/// A control socket that nobody finds yet.
+struct Unpublished {
+    /// Until it is published.
+    listener: Option<UnixListener>,
+    beside: PathBuf,
+    path: PathBuf,
+}
+
+impl Unpublished {
+    /// Makes the socket under another name, for this user only. What can fail for want of rights or space does so here,
+    /// while the proxy whose place is taken still serves.
     fn create(path: PathBuf) -> Result<Self, Error> {
-        let lock = lock(&path)?;
+        let beside = beside(&path);
         let failed = |source| Error::ControlSocket { path: path.clone(), source };
-        match std::fs::remove_file(&path) {
+        match std::fs::remove_file(&beside) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),
         }
         let before = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
-        let listener = UnixListener::bind(&path);
+        let listener = UnixListener::bind(&beside);
         umask(before);
-        Ok(Self { listener: listener.map_err(failed)?, path, _lock: lock })
+        Ok(Self { listener: Some(listener.map_err(failed)?), beside, path })
     }
+
+    /// Puts it into its place. With the right to that, a file that exists is left from a proxy that died.
+    fn publish(mut self, right: File) -> Result<ControlSocket, Error> {
+        let path = self.path.clone();
+        match (std::fs::rename(&self.beside, &path), self.listener.take()) {
+            (Ok(()), Some(listener)) => Ok(ControlSocket { listener, path, _lock: right }),
+            (renamed, _) => {
+                let source = renamed.err().unwrap_or_else(|| io::ErrorKind::NotConnected.into());
+                Err(Error::ControlSocket { path, source })
+            }
+        }
+    }
+}
+
+impl Drop for Unpublished {
+    fn drop(&mut self) {
+        // Once published it is not there any more.
+        let _ = std::fs::remove_file(&self.beside);
+    }
+}
+
+/// A name of the same length, as that of a socket is bounded.
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().as_bytes().to_vec();
+    if let Some(last) = name.last_mut() {
+        *last = if *last == b'~' { b'-' } else { b'~' };
+    }
+    OsString::from_vec(name).into()
 }
 
 impl Drop for ControlSocket {

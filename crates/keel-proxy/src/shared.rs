@@ -65,7 +65,7 @@ impl Shared {
             hold: std::time::Duration::ZERO,
             workers: 2,
             max_connections: 1,
-            tls: Listeners::new().expect("there is randomness"),
+            tls: Listeners::default(),
             upstreams: Upstreams::default(),
             connections: AtomicUsize::new(0),
             shed: AtomicU64::new(0),

@@ -9,8 +9,8 @@
 //!   services they can matter (object keys, addresses inside of paths) and no reading of them leaves a prefix.
 //! - **Matched**: the forwarded form with unreserved characters decoded, all others that may not stand in a path
 //!   encoded, hexadecimal digits in capitals (RFC 3986, 6.2.2) and repeated slashes as one.
-//! - **Other readings**: services differ on whether `%2F`, `%5C` and `\` part segments, on whether `;x` belongs to its
-//!   segment, and on the order in which they see to it. A path with one of these is looked up under each
+//! - **Other readings**: services differ on whether `%2F`, `%5C` and `\` part segments, on whether `;x` (or `%3Bx`)
+//!   belongs to its segment, and on the order in which they see to it. A path with one of these is looked up under each
 //!   reading; where the routes differ, whichever we took could be the wrong one, and the request is refused (400).
 //!   A route whose own rule names such a character is taken at its word.
 //!
@@ -130,7 +130,7 @@ fn scan(path: &[u8]) -> Signs {
                 let lower = digits.clone().any(u8::is_ascii_lowercase);
                 let decoded = percent_decoded(&path[at..]);
                 signs.unmatched |= lower || decoded.is_none_or(is_unreserved);
-                signs.doubtful |= matches!(decoded, Some(b'/' | b'\\' | 0));
+                signs.doubtful |= matches!(decoded, Some(b'/' | b'\\' | b';' | 0));
             }
         }
         previous = *byte;
@@ -221,15 +221,24 @@ pub(crate) fn other_readings(forwarded: &str) -> Option<Vec<String>> {
         return None;
     }
     let plain = matched(forwarded, Slashes::Kept);
+    // To those who decode first.
+    let decoded = plain.contains("%3B").then(|| plain.replace("%3B", ";"));
+    let mut readings = Vec::new();
+    for plain in std::iter::once(plain).chain(decoded) {
+        add_readings(&plain, &mut readings);
+    }
+    Some(readings)
+}
+
+fn add_readings(plain: &str, readings: &mut Vec<String>) {
     let parted: [fn(&str) -> String; 4] = [
         str::to_owned,
         |path| path.replace("%2F", "/"),
         |path| path.replace("%5C", "/"),
         |path| path.replace("%2F", "/").replace("%5C", "/"),
     ];
-    let mut readings = Vec::new();
     for parted in parted {
-        for path in [parted(&plain), bare(&parted(&plain)), parted(&bare(&plain))] {
+        for path in [parted(plain), bare(&parted(plain)), parted(&bare(plain))] {
             let merged = |path: &str| matched(path, Slashes::Merged);
             let kept = merged(&path);
             let resolved = merged(&without_dot_segments(&path));
@@ -241,7 +250,6 @@ pub(crate) fn other_readings(forwarded: &str) -> Option<Vec<String>> {
             }
         }
     }
-    Some(readings)
 }
 
 /// The path without what follows semicolons in its segments.
@@ -363,6 +371,7 @@ mod tests {
             ("/a%2fb", "/a%2fb", "/a%2Fb", true),
             ("/a\\b", "/a\\b", "/a%5Cb", true),
             ("/a;x=1/b", "/a;x=1/b", "/a;x=1/b", true),
+            ("/a%3bx=1/b", "/a%3bx=1/b", "/a%3Bx=1/b", true),
             ("/a%252fb", "/a%252fb", "/a%252fb", false),
             ("/a#b", "/a#b", "/a%23b", true),
             ("/a%23b%00", "/a%23b%00", "/a%23b%00", true),
@@ -393,6 +402,7 @@ mod tests {
             ),
             ("/x/..;y=1/admin;z", vec!["/x/..;y=1/admin;z", "/x/../admin", "/admin"]),
             ("/;x%2Fadmin/a", vec!["/;x%2Fadmin/a", "/a", "/;x/admin/a", "/admin/a"]),
+            ("/admin%3bx", vec!["/admin%3Bx", "/admin;x", "/admin"]),
             ("/x/..;/a//..;/b", vec!["/x/..;/a/..;/b", "/x/../a/../b", "/a/b", "/b"]),
         ] {
             assert_eq!(other_readings(path).unwrap(), expected, "{path}");

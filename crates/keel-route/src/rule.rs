@@ -228,7 +228,7 @@ pub(crate) fn looks_at_paths(rule: &Rule) -> bool {
 pub(crate) fn names_doubtful_characters(rule: &Rule) -> bool {
     let encoded = |text: &str| {
         let text = text.to_ascii_lowercase();
-        text.contains(';') || text.contains("%2f") || text.contains("%5c")
+        [";", "%3b", "%2f", "%5c"].iter().any(|sign| text.contains(sign))
     };
     match rule {
         Rule::All(rules) | Rule::Any(rules) => rules.iter().any(names_doubtful_characters),

@@ -90,7 +90,9 @@ impl LogFile {
         if self.log.max_size == 0 || size == 0 || size + more <= self.log.max_size {
             return Ok(());
         }
-        // Somebody else may have moved it just now.
+        // A proxy that drains may find it full at the same moment: whoever comes second must not move the new file over
+        // the one that was full. The lock goes with the file. Where there are no locks, one proxy is the rule.
+        let _ = file.lock();
         if identity(fs::metadata(&self.log.path)) == Some(*own)
             && let Err(error) = self.move_aside()
         {
@@ -98,6 +100,7 @@ impl LogFile {
             let path = self.log.path.display();
             tracing::warn!(%path, %error, "the access log can't be moved aside and grows on");
             self.log.max_size = 0;
+            let _ = file.unlock();
             return Ok(());
         }
         self.open = None;
@@ -186,6 +189,31 @@ mod tests {
         let wanted = ["ggg\n", "eee\nfff\n", "ccc\nddd\n"].map(|text| Some(text.to_owned()));
         assert_eq!(["a.log", "a.log.1", "a.log.2"].map(|name| read(&dir, name)), wanted);
         assert_eq!(read(&dir, "a.log.3"), None);
+    }
+
+    #[test]
+    fn two_proxies_that_share_a_file_move_only_full_ones_aside() {
+        const LINES: usize = 800;
+        let (dir, file) = log(40, 500);
+        let log = &file.log;
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let mut file = LogFile::new(log.clone());
+                    (0..LINES).for_each(|_| file.append(b"line\n").unwrap());
+                });
+            }
+        });
+        let mut sizes = Vec::new();
+        for entry in fs::read_dir(dir.path()).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_name() != "a.log" {
+                sizes.push(entry.metadata().unwrap().len());
+            }
+        }
+        let all = sizes.iter().sum::<u64>() + fs::metadata(file.path()).unwrap().len();
+        assert_eq!(all, 2 * 5 * LINES as u64, "lines are lost");
+        assert!(sizes.iter().all(|size| *size >= 40), "{sizes:?}");
     }
 
     #[test]

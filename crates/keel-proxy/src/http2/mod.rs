@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use pool::{Lane, Pool};
 pub use runners::Runners;
-pub use upgrade::{Upgrade, wanted};
+pub use upgrade::{Upgrade, settings_end, wanted};
 
 use crate::buffer::Buffer;
 use crate::deadline::Deadline;

@@ -37,6 +37,13 @@ pub struct Upgrade {
     pub input: Buffer,
 }
 
+impl Upgrade {
+    /// The frame alone.
+    pub fn into_frame(self) -> Vec<u8> {
+        self.frame
+    }
+}
+
 /// The frame that `head` becomes, if it asks for HTTP/2 and can have it: it has no body, and names its settings.
 /// Anything else is served as HTTP/1.1, which the client has to reckon with.
 pub fn wanted(request: &Request, head: &Head<'_, '_>) -> Option<Upgrade> {
@@ -148,7 +155,7 @@ impl Begun {
 }
 
 /// Where the settings behind the preface end, once they are there.
-fn settings_end(seen: &[u8]) -> io::Result<Option<usize>> {
+pub fn settings_end(seen: &[u8]) -> io::Result<Option<usize>> {
     let preface = seen.len().min(PREFACE.len());
     if seen[..preface] != PREFACE[..preface] {
         return Err(io::ErrorKind::InvalidData.into());

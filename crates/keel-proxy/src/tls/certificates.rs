@@ -4,7 +4,7 @@
 //! look-ups however many names there are. A certificate that can't be used is reported and left out.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 
 use keel_route::snapshot::Certificate;
 use rustls::SignatureAlgorithm;
@@ -43,6 +43,9 @@ struct Loaded {
 /// What tells that a certificate was loaded before.
 type Fingerprint = [u8; 32];
 
+/// A certificate that is made when it is first wanted; `None` if it can't be made.
+pub type Fallback = Arc<LazyLock<Option<Arc<CertifiedKey>>>>;
+
 /// Certificates by name.
 #[derive(Debug, Default)]
 pub struct Certificates {
@@ -51,7 +54,7 @@ pub struct Certificates {
     /// By what follows `*.`.
     wildcard: HashMap<Box<str>, Vec<Arc<Loaded>>>,
     challenges: HashMap<Box<str>, Arc<CertifiedKey>>,
-    default: Option<Arc<CertifiedKey>>,
+    default: Option<Fallback>,
 }
 
 impl Certificates {
@@ -60,7 +63,7 @@ impl Certificates {
     pub fn new(
         certificates: &[Certificate],
         challenges: &[Certificate],
-        default: Option<Arc<CertifiedKey>>,
+        default: Option<Fallback>,
         before: Option<&Self>,
         provider: &CryptoProvider,
     ) -> (Self, Vec<CertificateProblem>) {
@@ -127,7 +130,9 @@ impl Certificates {
         let parent = name.and_then(|name| name.split_once('.')).map(|(_, parent)| parent);
         let wildcard = parent.and_then(|parent| self.wildcard.get(parent));
         let all = || exact.into_iter().chain(wildcard).flatten().map(|loaded| &loaded.key);
-        all().find(|key| accepts(key)).or_else(|| all().next()).or(self.default.as_ref())
+        let default =
+            || self.default.as_ref().and_then(|default| LazyLock::force(default).as_ref());
+        all().find(|key| accepts(key)).or_else(|| all().next()).or_else(default)
     }
 
     /// How many certificates can be shown.

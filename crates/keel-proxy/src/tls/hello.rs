@@ -47,37 +47,42 @@ pub enum Peeked {
 /// Looks for a ClientHello at the start of `bytes`.
 #[must_use]
 pub fn peek_client_hello(bytes: &[u8]) -> Peeked {
-    let Some(message) = handshake_bytes(bytes) else { return Peeked::NotTls };
+    let Some(message) = first_message(bytes) else { return Peeked::NotTls };
     match message.get(..4) {
         None => incomplete(bytes),
-        Some([1, a, b, c]) => {
-            let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
-            if length > MAX_HELLO {
-                return Peeked::NotTls;
+        Some([1, ..]) => match end(&message) {
+            Some(end) if end > 4 + MAX_HELLO => Peeked::NotTls,
+            Some(end) if end <= message.len() => {
+                read(&message[4..end]).map_or(Peeked::NotTls, Peeked::Hello)
             }
-            match message.get(4..4 + length) {
-                None => incomplete(bytes),
-                Some(body) => read(body).map_or(Peeked::NotTls, Peeked::Hello),
-            }
-        }
+            _ => incomplete(bytes),
+        },
         Some(_) => Peeked::NotTls,
     }
+}
+
+/// Where a handshake message ends that `content` begins with, once its length is known (RFC 8446, 4).
+fn end(content: &[u8]) -> Option<usize> {
+    let [_, a, b, c, ..] = content else { return None };
+    Some(4 + (usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c)))
 }
 
 fn incomplete(bytes: &[u8]) -> Peeked {
     if bytes.len() < MAX_HELLO { Peeked::Incomplete } else { Peeked::NotTls }
 }
 
-/// The content of the handshake records that `bytes` begin with. A message may be split over several
-/// (RFC 8446, 5.1). `None` if something else comes first.
-fn handshake_bytes(bytes: &[u8]) -> Option<Vec<u8>> {
+/// The content of the handshake records that `bytes` begin with, up to the one that makes the first message whole. A
+/// message may be split over several (RFC 8446, 5.1). `None` if something else comes before its end.
+fn first_message(bytes: &[u8]) -> Option<Vec<u8>> {
     const HANDSHAKE: u8 = 22;
     let mut rest = &bytes[..bytes.len().min(MAX_HELLO)];
     let mut content = Vec::new();
-    while let [kind, header @ ..] = rest {
+    // What follows a whole message is none of ours, and may not change what was said of it.
+    while end(&content).is_none_or(|end| content.len() < end)
+        && let [kind, header @ ..] = rest
+    {
         if *kind != HANDSHAKE {
-            // What follows a whole message is none of ours.
-            return (!content.is_empty()).then_some(content);
+            return None;
         }
         // The minor version says nothing (RFC 8446, 5.1).
         let [major, _, high, low, body @ ..] = header else {
@@ -255,8 +260,13 @@ mod tests {
         for size in [1, 3, 100, 16_000] {
             assert_eq!(peek_client_hello(&split(&bytes, size)), Peeked::Hello(expected.clone()));
         }
-        let followed = [&bytes[..], b"more"].concat();
-        assert_eq!(peek_client_hello(&followed), Peeked::Hello(expected));
+        // Neither a record of another kind nor one with a bad head changes what was said.
+        for more in [&b"more"[..], &[22, 2], &[22, 3, 1, 0, 0], &[22, 3, 3, 0xff, 0xff]] {
+            let followed = [&bytes[..], more].concat();
+            assert_eq!(peek_client_hello(&followed), Peeked::Hello(expected.clone()), "{more:?}");
+        }
+        let broken_off = [&split(&bytes, 50)[..55], &[21, 3, 3, 0, 2, 1, 0]].concat();
+        assert_eq!(peek_client_hello(&broken_off), Peeked::NotTls);
         let nameless = peek_client_hello(&hello("127.0.0.1", &[]));
         assert_eq!(nameless, Peeked::Hello(ClientHello::default()));
         let proof = hello("a.test", &[ACME_TLS]);

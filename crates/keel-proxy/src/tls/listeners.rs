@@ -4,7 +4,7 @@
 //! differ in that do not share the keys of tickets, because a resumed session brings the client's certificate along and
 //! nobody would verify it against the other listener's authorities.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use keel_model::{ClientAuth, TlsVersion};
 use keel_route::snapshot::{Certificate, Challenges, ListenerTls};
@@ -17,7 +17,9 @@ use rustls::server::{
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, SupportedProtocolVersion, version};
 
-use super::certificates::{CertificateProblem, Certificates, ChallengeResolver, Resolver};
+use super::certificates::{
+    CertificateProblem, Certificates, ChallengeResolver, Fallback, Resolver,
+};
 use super::files::{ConfigError, PemFile};
 use super::hello::{ACME_TLS, ClientHello};
 
@@ -60,22 +62,36 @@ struct Demand {
 pub struct Listeners {
     provider: Arc<CryptoProvider>,
     resolver: Arc<Resolver>,
-    default: Arc<CertifiedKey>,
+    default: Fallback,
     demands: Mutex<Vec<Demand>>,
 }
 
-impl Listeners {
+impl Default for Listeners {
     /// Without certificates but the one that we make ourselves.
-    ///
-    /// # Errors
-    /// When there is no randomness.
-    pub fn new() -> Result<Self, ConfigError> {
+    fn default() -> Self {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let default = self_signed(&provider)?;
+        let default: Fallback = Arc::new(LazyLock::new(|| {
+            let made = self_signed(&aws_lc_rs::default_provider());
+            made.inspect_err(|error| tracing::error!(%error, "no certificate of our own")).ok()
+        }));
         let (resolver, demands) = (Arc::new(Resolver::default()), Mutex::default());
         let listeners = Self { provider, resolver, default, demands };
         listeners.set_certificates(&[], &Challenges::default());
-        Ok(listeners)
+        listeners
+    }
+}
+
+impl Listeners {
+    /// Makes our own certificate on a thread. The library gathers randomness for tens of milliseconds before its first
+    /// key, and who speaks plain HTTP to a proxy that was just started, perhaps after another one died, should not wait
+    /// for that.
+    ///
+    /// # Errors
+    /// When there is no thread.
+    pub fn prepare(&self) -> std::io::Result<()> {
+        let default = Arc::clone(&self.default);
+        let thread = std::thread::Builder::new().name("keel-certificate".to_owned());
+        thread.spawn(move || drop(LazyLock::force(&default).clone())).map(drop)
     }
 
     /// Shows these from now on. Open connections are not touched. What is broken is left out and told.

@@ -329,17 +329,34 @@ fn the_log_goes_on_after_it_was_rotated_by_others() {
 }
 
 /// A small file system, taken away when dropped.
-struct SmallDisk(PathBuf);
+pub struct SmallDisk(pub PathBuf);
 
 impl SmallDisk {
     /// `None` without the right to mount.
-    fn new(path: PathBuf) -> Option<Self> {
-        fs::create_dir(&path).unwrap();
+    pub fn new(path: PathBuf) -> Option<Self> {
+        fs::create_dir_all(&path).unwrap();
         let mounted = Command::new("mount")
             .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
             .arg(&path)
             .status();
         mounted.is_ok_and(|status| status.success()).then_some(Self(path))
+    }
+
+    /// Fills it up to the last page with a file.
+    pub fn fill(&self) -> Ballast {
+        let path = self.0.join("ballast");
+        let mut file = fs::File::create(&path).unwrap();
+        while file.write_all(&[0; 4096]).is_ok() {}
+        Ballast(path)
+    }
+}
+
+/// What fills a disk.
+pub struct Ballast(PathBuf);
+
+impl Ballast {
+    pub fn remove(self) {
+        fs::remove_file(self.0).unwrap();
     }
 }
 
@@ -355,10 +372,7 @@ fn a_full_disk_costs_lines_and_nothing_else() {
     let mut proxy = Proxy::start();
     let Some(disk) = SmallDisk::new(proxy.dir.path().join("disk")) else { return };
     let path = disk.0.join("access.log");
-    let ballast = disk.0.join("ballast");
-    let mut file = fs::File::create(&ballast).unwrap();
-    // Up to the last page.
-    while file.write_all(&[0; 4096]).is_ok() {}
+    let ballast = disk.fill();
     let at = proxy.address();
     let log = AccessLog { path: path.clone(), ..json() };
     assert_eq!(proxy.server.apply(snapshot(at, &[backend.address], Some(log))), []);
@@ -372,8 +386,7 @@ fn a_full_disk_costs_lines_and_nothing_else() {
         Some(proxy.all_stats().proxy.log_dropped).filter(|dropped| *dropped > 0)
     });
     assert!(dropped <= sent);
-    drop(file);
-    fs::remove_file(&ballast).unwrap();
+    ballast.remove();
     until("lines again", || {
         assert_eq!(client.get("/again").status, 200);
         sent += 1;

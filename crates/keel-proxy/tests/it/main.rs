@@ -25,6 +25,7 @@ mod routes;
 mod secure;
 mod smuggling;
 mod takeover;
+mod takeover_faults;
 mod tcp;
 
 /// Not a test: the process that the tests start (see [`proxy::Proxy`]).
@@ -39,4 +40,11 @@ fn proxy_process() {
 #[ignore = "is started by a test as a process of its own"]
 fn caller_process() {
     callers::call_as_told();
+}
+
+/// Not a test: a proxy that fails when another one takes its place.
+#[test]
+#[ignore = "is started by a test as a process of its own"]
+fn elder_process() {
+    takeover_faults::fail_as_told();
 }

@@ -16,6 +16,42 @@ use EndpointState::{Draining, Ready};
 
 /// Between two requests of a client.
 const PACE: Duration = Duration::from_millis(2);
+const CLIENTS: usize = 8;
+
+/// Another process takes the place of the proxy's, which ends by itself when the last client has moved.
+pub fn succeed(proxy: &mut Proxy) {
+    let mut old = std::mem::replace(&mut proxy.process, Process::succeed(proxy.dir.path()));
+    assert!(old.wait().success());
+    proxy.server = Server::connect(proxy.dir.path());
+}
+
+/// Clients that ask all the time.
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    failed: Arc<AtomicUsize>,
+    clients: Vec<thread::JoinHandle<usize>>,
+}
+
+impl Load {
+    pub fn start(address: std::net::SocketAddr) -> Self {
+        let (stop, failed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let client = || {
+            let (stop, failed) = (Arc::clone(&stop), Arc::clone(&failed));
+            thread::spawn(move || load(address, &stop, &failed))
+        };
+        let clients = (0..CLIENTS).map(|_| client()).collect();
+        Self { stop, failed, clients }
+    }
+
+    /// How many requests there were; none has failed.
+    pub fn end(self) -> usize {
+        self.stop.store(true, Ordering::SeqCst);
+        let requests = self.clients.into_iter().map(|client| client.join().unwrap()).sum();
+        assert_eq!(self.failed.load(Ordering::SeqCst), 0, "of {requests}");
+        assert!(requests > 0);
+        requests
+    }
+}
 
 /// Requests on kept connections, which are made anew when the proxy closes them; how many.
 fn load(address: std::net::SocketAddr, stop: &AtomicBool, failed: &AtomicUsize) -> usize {
@@ -40,27 +76,15 @@ fn no_request_is_lost_when_a_successor_takes_over_again_and_again() {
     let backends = [Backend::named("a"), Backend::named("b")];
     let mut proxy = Proxy::start();
     let address = proxy.serve(Protocol::Auto, &[backends[0].address, backends[1].address]);
-    let (stop, failed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let clients: Vec<_> = (0..8)
-        .map(|_| {
-            let (stop, failed) = (Arc::clone(&stop), Arc::clone(&failed));
-            thread::spawn(move || load(address, &stop, &failed))
-        })
-        .collect();
+    let load = Load::start(address);
     for round in 1..5 {
-        let successor = Process::succeed(proxy.dir.path());
-        let mut old = std::mem::replace(&mut proxy.process, successor);
-        // It ends by itself, when the last client has moved.
-        assert!(old.wait().success());
-        proxy.server = Server::connect(proxy.dir.path());
+        succeed(&mut proxy);
         proxy.server.generation = 100 * round;
         let endpoints = [(backends[0].address, Ready), (backends[1].address, Ready)];
         proxy.server.update(cluster(&endpoints, true));
     }
-    stop.store(true, Ordering::SeqCst);
-    let requests: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
+    let requests = load.end();
     assert!(requests > 100, "{requests}");
-    assert_eq!(failed.load(Ordering::SeqCst), 0, "of {requests}");
 }
 
 #[test]

@@ -21,6 +21,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::snapshot::{Sources, drained, snapshot};
@@ -33,8 +34,11 @@ use crate::world::WorldReader;
 
 /// Pause between two tries to reach the proxy.
 const RECONNECT: Duration = Duration::from_millis(10);
-/// A proxy that was started gets this long before another is.
+/// A proxy that was started gets this long before another is, unless it ends; one that ends again and again is started
+/// anew at most this seldom.
 const START_TIME: Duration = Duration::from_secs(3);
+/// One that was linked for this long did not fail at its start.
+const HEALTHY: Duration = Duration::from_secs(1);
 /// A proxy that takes no frame for this long hangs; the link is made anew.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often counters are asked for.
@@ -98,6 +102,7 @@ pub struct Link {
 }
 
 /// What one connection knows.
+#[derive(Default)]
 struct Session {
     sent: Arc<Snapshot>,
     spared: BTreeMap<InstanceId, Generation>,
@@ -109,6 +114,29 @@ struct Session {
     questions: VecDeque<Instant>,
     /// The revision of what is issued in `sent`, and since which generation it is there.
     issued: (Generation, u64),
+    /// Was started to take the place of the proxy that is linked.
+    successor: Option<Begun>,
+}
+
+/// A proxy that was started and is not linked yet.
+struct Begun {
+    at: Instant,
+    /// Is finished when it has ended.
+    life: JoinHandle<()>,
+}
+
+impl Begun {
+    fn may_come(&self) -> bool {
+        !self.life.is_finished() && self.at.elapsed() < START_TIME
+    }
+}
+
+/// How long nothing is started after so many in a row that ended at once.
+fn pause(in_vain: u32) -> Duration {
+    match in_vain {
+        0 => Duration::ZERO,
+        _ => START_TIME.min(RECONNECT.saturating_mul(1 << in_vain.min(16))),
+    }
 }
 
 impl Link {
@@ -121,28 +149,34 @@ impl Link {
         // Above every generation that an earlier server gave, unless the clock was set back; then the proxy
         // takes the first snapshot of a connection all the same.
         let mut generation = Generation(clock::now().0 << 10);
-        let mut started: Option<Instant> = None;
+        let mut begun: Option<Begun> = None;
+        let mut in_vain = 0;
         loop {
             match UnixStream::connect(self.socket()).await {
                 Ok(stream) => {
-                    let reason = self.session(stream, &mut generation).await;
+                    let linked = Instant::now();
+                    let (reason, successor) = self.session(stream, &mut generation).await;
                     self.state.send_modify(|state| state.pid = None);
                     self.board.set_drained(BTreeSet::new());
-                    started = None;
+                    // What was started to come next is still to come if the link is made with the old one once more.
+                    begun = successor.or(begun);
+                    if linked.elapsed() >= HEALTHY {
+                        in_vain = 0;
+                    }
                     tracing::warn!(reason, "the link to the proxy ended");
                 }
-                Err(_) if started.is_some_and(|at| at.elapsed() < START_TIME) => {}
+                Err(_) if begun.as_ref().is_some_and(Begun::may_come) => {}
                 Err(_) => {
-                    started = Some(Instant::now());
-                    self.start(Place::Empty);
-                    continue;
+                    tokio::time::sleep(pause(in_vain)).await;
+                    in_vain += 1;
+                    begun = self.start(Place::Empty);
                 }
             }
             tokio::time::sleep(RECONNECT).await;
         }
     }
 
-    fn start(&self, place: Place) {
+    fn start(&self, place: Place) -> Option<Begun> {
         let path = self.state_dir.join("proxy.log");
         let full = std::fs::metadata(&path).is_ok_and(|log| log.len() > MAX_LOG);
         if full && let Err(error) = std::fs::remove_file(&path) {
@@ -174,30 +208,38 @@ impl Link {
                 let message = format!("proxy started (process {})", child.id().unwrap_or_default());
                 self.events.add(EventKind::Platform, None, None, None, message);
                 // Waited for so that it leaves no zombie.
-                tokio::spawn(async move { child.wait().await });
+                let life = tokio::spawn(async move { drop(child.wait().await) });
+                Some(Begun { at: Instant::now(), life })
             }
             Err(error) => {
                 let message = format!("the proxy can't be started: {error}");
                 tracing::error!("{message}");
                 self.events.add(EventKind::Platform, None, None, None, message);
+                None
             }
         }
     }
 
-    /// Serves one connection; why it ended.
-    async fn session(&self, stream: UnixStream, generation: &mut Generation) -> String {
+    /// Serves one connection; why it ended, and the proxy that was started to take this one's place.
+    async fn session(
+        &self,
+        stream: UnixStream,
+        generation: &mut Generation,
+    ) -> (String, Option<Begun>) {
+        let mut session = Session::default();
+        let reason = self.talk(&mut session, stream, generation).await;
+        (reason, session.successor)
+    }
+
+    async fn talk(
+        &self,
+        session: &mut Session,
+        stream: UnixStream,
+        generation: &mut Generation,
+    ) -> String {
         let (mut reader, mut writer) = stream.into_split();
         let mut decoder = Decoder::default();
         let mut buffer = BytesMut::new();
-        let mut session = Session {
-            sent: Arc::default(),
-            spared: BTreeMap::new(),
-            acknowledged: Generation(0),
-            in_flight: BTreeMap::new(),
-            withdrawn: Vec::new(),
-            questions: VecDeque::new(),
-            issued: (Generation(0), 0),
-        };
         let mut worlds = self.worlds.subscribe();
         let mut board = self.board.subscribe();
         let mut credentials = self.credentials.subscribe();
@@ -207,7 +249,7 @@ impl Link {
             worlds.borrow_and_update();
             board.borrow_and_update();
             credentials.seen();
-            let frames = self.news(&mut session, generation, first);
+            let frames = self.news(session, generation, first);
             first = false;
             if let Err(reason) = send(&mut writer, frames).await {
                 return reason;
@@ -224,7 +266,7 @@ impl Link {
                         Err(reason) => return reason,
                     };
                     for frame in frames {
-                        self.hear(&mut session, frame);
+                        self.hear(session, frame);
                     }
                 }
                 changed = worlds.changed() => if changed.is_err() { return "shutdown".to_owned() },
@@ -233,12 +275,12 @@ impl Link {
                 _ = stats.tick() => {
                     // The proxy tries a listener that failed again with the next whole snapshot.
                     first = !self.state.borrow().failed.is_empty();
-                    if let Err(reason) = ask(&mut session, &mut writer).await {
+                    if let Err(reason) = ask(session, &mut writer).await {
                         return reason;
                     }
                 }
                 () = self.ask.notified() => {
-                    if let Err(reason) = ask(&mut session, &mut writer).await {
+                    if let Err(reason) = ask(session, &mut writer).await {
                         return reason;
                     }
                 }
@@ -329,7 +371,7 @@ impl Link {
                 self.state.send_modify(|state| (state.pid, state.version) = (Some(pid), version));
                 if is_other_binary(pid, &self.program) {
                     tracing::info!(pid, "the proxy is of another build; a new one takes its place");
-                    self.start(Place::Taken);
+                    session.successor = self.start(Place::Taken);
                 }
             }
             FromProxy::Ack { generation, failed } => {

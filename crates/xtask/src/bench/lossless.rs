@@ -30,7 +30,7 @@ pub fn run() -> Result<Vec<Figure>, Error> {
     platform.keel(&["up", "-d", "--wait"])?;
     let paths = ["/", "/api/products", "/api/cart"];
     let script = root().join("target/bench/paced.lua");
-    let client = wrk(&script, PORT, RATE, SECONDS, &paths)?
+    let client = wrk(&script, &format!("http://127.0.0.1:{PORT}"), RATE, SECONDS, &paths)?
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|e| format!("wrk can't be run ({e}); `scripts/setup.sh` installs it"))?;
@@ -86,10 +86,10 @@ pub fn settled(platform: &Platform) -> Result<(), Error> {
         .map(|_| ())
 }
 
-/// wrk, asking `paths` in turns on kept connections, about `rate` times a second for whole `seconds`.
+/// wrk, asking `paths` of `origin` in turns on kept connections, about `rate` times a second for whole `seconds`.
 pub fn wrk(
     script: &Path,
-    port: u16,
+    origin: &str,
     rate: u32,
     seconds: u64,
     paths: &[&str],
@@ -113,7 +113,7 @@ pub fn wrk(
         .arg(format!("-d{seconds}s"))
         .arg("-s")
         .arg(script)
-        .arg(format!("http://127.0.0.1:{port}"));
+        .arg(origin);
     Ok(command)
 }
 

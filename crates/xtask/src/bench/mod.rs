@@ -60,7 +60,7 @@ const BENCHES: &[Bench] = &[
     },
     Bench {
         name: "heal",
-        about: "a killed instance: out of the load balancer, replaced, ready",
+        about: "a killed instance: out of the load balancer, replaced, ready; a killed proxy: replaced",
         run: Run::Fixed(heal::run),
     },
     Bench {

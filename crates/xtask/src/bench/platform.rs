@@ -1,5 +1,6 @@
 //! A keel server of its own for one bench: own state directory, own network, ended by process id.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -61,8 +62,25 @@ impl Platform {
             _ => {}
         }
         std::fs::create_dir_all(&platform.state)?;
+        std::fs::copy(binary("keel"), platform.program())?;
         platform.server()?;
         Ok(platform)
+    }
+
+    /// A binary of its own, so that another one can come into its place.
+    fn program(&self) -> PathBuf {
+        self.state.join("keel")
+    }
+
+    /// Puts another build into the place of the binary, as an upgrade does, and starts the server anew.
+    pub fn upgrade(&self) -> Result<(), Error> {
+        let new = self.state.join("keel.new");
+        std::fs::copy(self.program(), &new)?;
+        // What follows the program in its file does nothing.
+        std::fs::OpenOptions::new().append(true).open(&new)?.write_all(b"x")?;
+        std::fs::rename(new, self.program())?;
+        self.keel(&["server", "stop"])?;
+        self.server()
     }
 
     /// Starts the server in the background.
@@ -79,7 +97,7 @@ impl Platform {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let environment = self.environment.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut command = Command::new(binary("keel"));
+        let mut command = Command::new(self.program());
         command
             .arg("--state-dir")
             .arg(&self.state)

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
@@ -144,7 +144,18 @@ fn send(pid: u32, signal: Signal) {
 
 /// Runs a tool to its end and gives what it printed; an error with its words when it fails or takes longer than
 /// `patience`.
-pub fn output(mut command: Command, name: &str, patience: Duration) -> Result<String, Error> {
+pub fn output(command: Command, name: &str, patience: Duration) -> Result<String, Error> {
+    let output = ended(command, name, patience)?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        return Ok(text);
+    }
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    Err(format!("{name} failed ({}): {text}{words}", output.status).into())
+}
+
+/// Runs a tool to its end, whether it succeeds or not; an error when it takes longer than `patience`.
+pub fn ended(mut command: Command, name: &str, patience: Duration) -> Result<Output, Error> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().map_err(|e| format!("{name} can't be started: {e}"))?;
     let pid = child.id();
@@ -166,12 +177,7 @@ pub fn output(mut command: Command, name: &str, patience: Duration) -> Result<St
     if hung {
         return Err(format!("{name} did not end within {patience:?}").into());
     }
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    if output.status.success() {
-        return Ok(text);
-    }
-    let words = String::from_utf8_lossy(&output.stderr).into_owned();
-    Err(format!("{name} failed ({}): {text}{words}", output.status).into())
+    Ok(output)
 }
 
 /// A port at which nobody listens. Each is given out once.

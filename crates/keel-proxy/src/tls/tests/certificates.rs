@@ -38,7 +38,7 @@ fn the_best_name_wins_and_none_gets_one_that_we_made() {
         let wildcard = authority.issue(&["*.shop.test"]);
         let given =
             Certificate { names: vec!["Given.test".to_owned()], ..authority.issue(&["x.test"]) };
-        let listeners = Listeners::new().unwrap();
+        let listeners = Listeners::default();
         let all = [exact.clone(), wildcard.clone(), given.clone()];
         assert_eq!(listeners.set_certificates(&all, &Challenges::default()), []);
         for (name, expected) in [
@@ -66,7 +66,7 @@ fn what_lasts_longer_is_preferred_whatever_the_order() {
             })
         };
         let (old, new) = (until(2040), until(2050));
-        let listeners = Listeners::new().unwrap();
+        let listeners = Listeners::default();
         for all in [[old.clone(), new.clone()], [new.clone(), old]] {
             assert_eq!(listeners.set_certificates(&all, &Challenges::default()), []);
             assert_eq!(shown(&listeners, "a.test").await, leaf(&new));
@@ -93,7 +93,7 @@ fn broken_ones_are_told_by_name_and_the_others_work() {
             named("swapped.test", &good.chain, &other.key),
             Certificate { names: Vec::new(), ..named("", "", "") },
         ];
-        let listeners = Listeners::new().unwrap();
+        let listeners = Listeners::default();
         let all: Vec<_> = broken.into_iter().chain([good.clone()]).collect();
         let problems = listeners.set_certificates(&all, &Challenges::default());
         let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
@@ -117,7 +117,7 @@ fn certificates_change_under_open_connections() {
     local(async {
         let authority = Authority::new("root");
         let (before, after) = (authority.issue(&["a.test"]), authority.issue(&["a.test"]));
-        let listeners = Listeners::new().unwrap();
+        let listeners = Listeners::default();
         listeners.set_certificates(std::slice::from_ref(&before), &Challenges::default());
         let config = listeners.config(&ListenerTls::default()).unwrap();
         let server = config.for_hello(&super::ClientHello::default());
@@ -147,7 +147,7 @@ fn five_thousand_names_are_found_and_not_loaded_twice() {
                 key: one.key.clone(),
             })
             .collect();
-        let listeners = Listeners::new().unwrap();
+        let listeners = Listeners::default();
         let timed = |all: &[Certificate]| {
             let since = std::time::Instant::now();
             assert_eq!(listeners.set_certificates(all, &Challenges::default()), []);

@@ -74,7 +74,7 @@ async fn serve(listener: TcpListener, config: ListenerConfig) {
 const LARGE: usize = 3_000_000;
 
 fn listeners(certificates: &[Certificate]) -> Listeners {
-    let listeners = Listeners::new().unwrap();
+    let listeners = Listeners::default();
     assert_eq!(listeners.set_certificates(certificates, &Challenges::default()), []);
     listeners
 }
@@ -213,7 +213,7 @@ fn a_proof_is_shown_to_an_authority_that_asks_for_it() {
     let proof = authority.issue_with(&["new.test"], &rcgen::PKCS_ECDSA_P256_SHA256, |params| {
         params.custom_extensions = vec![rcgen::CustomExtension::new_acme_identifier(&[7; 32])];
     });
-    let listeners = Arc::new(Listeners::new().unwrap());
+    let listeners = Arc::new(Listeners::default());
     let challenges = Challenges { tls_alpn: vec![proof], ..Challenges::default() };
     assert_eq!(listeners.set_certificates(&[authority.issue(&["old.test"])], &challenges), []);
     // An authority shows no certificate, whatever the listener demands.

@@ -42,7 +42,7 @@ impl Forger {
 /// A client that gives its keys away after the handshake.
 async fn connected() -> (Forger, Tls) {
     let authority = Authority::new("root");
-    let listeners = Listeners::new().unwrap();
+    let listeners = Listeners::default();
     listeners.set_certificates(&[authority.issue(&["a.test"])], &Challenges::default());
     let mut provider = default_provider();
     provider.cipher_suites = vec![cipher_suite::TLS13_AES_256_GCM_SHA384];

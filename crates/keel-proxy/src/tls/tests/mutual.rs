@@ -11,7 +11,7 @@ use super::authority::Authority;
 use super::{HandshakeError, Tls, handshake, local, pair};
 
 fn listeners(authority: &Authority) -> Listeners {
-    let listeners = Listeners::new().unwrap();
+    let listeners = Listeners::default();
     let problems =
         listeners.set_certificates(&[authority.issue(&["a.test"])], &Challenges::default());
     assert_eq!(problems, []);

@@ -18,7 +18,7 @@ use crate::tls::{HandshakeError, Tls, accept, connect};
 /// A configuration of either side that trust each other, for the name `a.test`.
 fn configs() -> (Arc<ServerConfig>, Arc<ClientConfig>) {
     let authority = Authority::new("root");
-    let listeners = Listeners::new().unwrap();
+    let listeners = Listeners::default();
     let problems =
         listeners.set_certificates(&[authority.issue(&["a.test"])], &Challenges::default());
     assert_eq!(problems, []);

@@ -24,12 +24,12 @@ const BOTH: [Version; 2] = [Version::One, Version::Two];
 const NEVER: Duration = Duration::from_secs(300);
 
 /// Endpoints under a policy.
-fn under(policy: &TrafficPolicy, endpoints: &[&Endpoint]) -> Cluster {
+pub fn under(policy: &TrafficPolicy, endpoints: &[&Endpoint]) -> Cluster {
     with_policy(several(endpoints), policy.clone())
 }
 
 /// No endpoint is left out for what it does.
-fn patient() -> Outlier {
+pub fn patient() -> Outlier {
     Outlier { consecutive_errors: 0, ..Outlier::default() }
 }
 
@@ -47,12 +47,12 @@ fn silent(version: Version) -> Endpoint {
 }
 
 /// Answers with its name, and the status that is set.
-fn moody(version: Version, name: &'static str, status: &Arc<AtomicU16>) -> Endpoint {
+pub fn moody(version: Version, name: &'static str, status: &Arc<AtomicU16>) -> Endpoint {
     let status = Arc::clone(status);
     Endpoint::new(version, move |_| answer(status.load(Ordering::SeqCst), name))
 }
 
-fn mood(status: u16) -> Arc<AtomicU16> {
+pub fn mood(status: u16) -> Arc<AtomicU16> {
     Arc::new(AtomicU16::new(status))
 }
 

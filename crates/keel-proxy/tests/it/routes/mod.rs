@@ -4,6 +4,7 @@ mod affinity;
 mod choice;
 mod compression;
 mod filters;
+mod logged;
 mod refusals;
 
 use std::collections::BTreeMap;

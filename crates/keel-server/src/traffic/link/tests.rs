@@ -103,3 +103,23 @@ async fn certificates_are_in_the_first_snapshot_and_proofs_are_shown_when_acknow
     proxy.acknowledge(third.generation).await;
     tokio::time::timeout(PATIENCE, shown.wait_for(is(7))).await.unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn a_proxy_that_was_started_is_waited_for_while_it_lives() {
+    let begun = |at, life| Begun { at, life };
+    let now = Instant::now();
+    assert!(begun(now, tokio::spawn(std::future::pending())).may_come());
+    let long_ago = now.checked_sub(START_TIME).unwrap();
+    assert!(!begun(long_ago, tokio::spawn(std::future::pending())).may_come());
+    let ended = tokio::spawn(async {});
+    while !ended.is_finished() {
+        tokio::task::yield_now().await;
+    }
+    assert!(!begun(now, ended).may_come());
+}
+
+#[test]
+fn a_proxy_that_ends_again_and_again_is_started_ever_more_seldom() {
+    assert_eq!((pause(0), pause(100)), (Duration::ZERO, START_TIME));
+    assert!((1..100).all(|n| pause(n - 1) <= pause(n)));
+}

@@ -1,6 +1,6 @@
 # A gRPC service that sends back what it gets on a stream, and a client of it. No generated code: messages are bytes.
 #   grpc_echo.py serve            listens on $PORT
-#   grpc_echo.py ask TARGET SECONDS STREAMS PER_SECOND
+#   grpc_echo.py ask TARGET SECONDS STREAMS PER_SECOND [ROOTS]     with TLS if there are roots to trust
 import asyncio, os, signal, sys
 import grpc
 from paced import run
@@ -26,9 +26,16 @@ async def serve():
     await server.stop(grace=5)
 
 
+def channel_to(target, roots=None):
+    if roots is None:
+        return grpc.aio.insecure_channel(target)
+    with open(roots, "rb") as file:
+        return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(file.read()))
+
+
 async def session(target, client):
     """One stream on a channel of its own."""
-    async with grpc.aio.insecure_channel(target) as channel:
+    async with channel_to(*target) as channel:
         stream = channel.stream_stream(METHOD)()
 
         async def ask(message):

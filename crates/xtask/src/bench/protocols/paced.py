@@ -57,9 +57,9 @@ async def all_clients(session, target, seconds, number, per_second):
 
 
 def run(session, arguments):
-    target, seconds, number, per_second = arguments
+    target, seconds, number, per_second, *roots = arguments
     clients = asyncio.run(
-        all_clients(session, target, float(seconds), int(number), float(per_second))
+        all_clients(session, (target, *roots), float(seconds), int(number), float(per_second))
     )
     for why in {client.why for client in clients if client.why}:
         print(why, file=sys.stderr)

@@ -1,7 +1,7 @@
 # A WebSocket service that sends back what it gets, and a client of it.
 #   websocket_echo.py serve       listens on $PORT
-#   websocket_echo.py ask TARGET SECONDS CONNECTIONS PER_SECOND
-import asyncio, os, signal, sys
+#   websocket_echo.py ask TARGET SECONDS CONNECTIONS PER_SECOND [ROOTS]     with TLS if there are roots to trust
+import asyncio, os, signal, ssl, sys
 import websockets
 from paced import run
 
@@ -20,9 +20,16 @@ async def serve():
         await ended.wait()
 
 
+def connect_to(target, roots=None):
+    if roots is None:
+        return websockets.connect("ws://" + target, open_timeout=5)
+    context = ssl.create_default_context(cafile=roots)
+    return websockets.connect("wss://" + target, open_timeout=5, ssl=context)
+
+
 async def session(target, client):
     """One connection."""
-    async with websockets.connect("ws://" + target, open_timeout=5) as connection:
+    async with connect_to(*target) as connection:
 
         async def ask(message):
             await connection.send(message)

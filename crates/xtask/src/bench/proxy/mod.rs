@@ -18,7 +18,6 @@ mod table;
 
 use case::{CASES, CONNECTIONS, Case, LATENCY_LOAD, Measure, PEAK};
 use engine::{Engine, Proxy};
-pub use load::read_h2load;
 use load::{Count, Load};
 use rig::Rig;
 
