@@ -10,7 +10,7 @@ use keel_model::{
 
 use super::claims::{Claim, claims, describe};
 use crate::error::Refusal;
-use crate::sockets;
+use crate::sockets::{self, Own};
 use crate::traffic::{default_priority, tcp_ports};
 use crate::world::World;
 
@@ -37,7 +37,7 @@ pub(super) fn check(world: &World, wanted: &StackRecord) -> Result<(), Refusal> 
 pub(super) fn check_sockets(
     old: Option<&StackRecord>,
     wanted: &Stack,
-    own: Option<u32>,
+    own: &Own,
 ) -> Result<(), Refusal> {
     for (name, entrypoint) in &wanted.entrypoints {
         let before = old.and_then(|old| old.stack.entrypoints.get(name));

@@ -29,6 +29,7 @@ use crate::board::Board;
 use crate::clock;
 use crate::events::EventLog;
 use crate::network::Network;
+use crate::sockets::Own;
 use crate::world::WorldReader;
 
 /// Pause between two tries to reach the proxy.
@@ -65,6 +66,16 @@ pub struct ProxyState {
     pub asked: Option<Instant>,
     /// What it was told last.
     pub snapshot: Option<Arc<Snapshot>>,
+}
+
+impl ProxyState {
+    /// Which sockets of this machine are the proxy's.
+    pub fn own(&self) -> Own {
+        let told = self.snapshot.iter().flat_map(|snapshot| &snapshot.listeners);
+        let mut open: BTreeSet<_> = told.map(|listener| listener.bind).collect();
+        self.failed.iter().for_each(|failure| _ = open.remove(&failure.bind));
+        Own { proxy: self.pid, open }
+    }
 }
 
 /// The link.

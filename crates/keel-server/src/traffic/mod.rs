@@ -14,5 +14,5 @@ pub use credentials::Credentials;
 pub use figures::Figures;
 pub use files::CertificateFiles;
 pub use link::{Link, ProxyState};
-pub use snapshot::tcp_ports;
+pub use snapshot::{is_served, tcp_ports};
 pub use tables::default_priority;

@@ -9,7 +9,7 @@ use keel_model::{
 };
 use keel_route::snapshot::{Cluster, ClusterId, Listener, Snapshot};
 
-use super::{Credentials, tables};
+use super::{Credentials, ProxyState, tables};
 use crate::board::BoardView;
 use crate::network::Network;
 use crate::world::{StackState, World};
@@ -146,6 +146,28 @@ fn clusters(
             )
         })
         .collect()
+}
+
+/// Whether the proxy, as far as it is there, serves the endpoints that a service has now. It may be behind the board:
+/// an engine that has to read its configuration anew takes a moment.
+pub fn is_served(
+    proxy: &ProxyState,
+    stack_name: &StackName,
+    stack: &StackState,
+    board: &BoardView,
+    name: &ServiceName,
+    service: &Service,
+) -> bool {
+    if proxy.pid.is_none() {
+        return true;
+    }
+    let Some(told) = proxy.snapshot.as_ref().filter(|told| proxy.acknowledged >= told.generation)
+    else {
+        return false;
+    };
+    clusters(stack_name, stack, board, name, service)
+        .iter()
+        .all(|(id, now)| told.clusters.get(id).is_some_and(|t| t.endpoints == now.endpoints))
 }
 
 fn protocol(service: &Service, target: u16) -> keel_model::Protocol {
