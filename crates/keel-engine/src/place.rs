@@ -226,8 +226,11 @@ mod tests {
             tls: Some(keel_route::snapshot::ListenerTls::default()),
             ..keel_route::snapshot::Listener::default()
         };
-        let snapshot =
-            Snapshot { listeners: vec![listener], certificates: vec![one], ..Snapshot::default() };
+        let snapshot = Snapshot {
+            listeners: vec![listener],
+            certificates: vec![one].into(),
+            ..Snapshot::default()
+        };
         let error = place.prepare(&snapshot, None).await.unwrap_err();
         assert!(matches!(error, Error::Refused { .. }), "{error}");
         assert_eq!(fs::read_to_string(&main).unwrap(), good);

@@ -77,7 +77,7 @@ pub struct Registry {
     /// What outlives a table.
     memory: Memory,
     /// Certificates and proofs in force.
-    certificates: (Vec<Certificate>, Challenges),
+    certificates: (Arc<Vec<Certificate>>, Challenges),
     shared: Arc<Shared>,
     callers: Arc<CallerNames>,
     /// Sockets of the proxy before, by address, that are not in use yet.
