@@ -168,10 +168,12 @@ async fn start_link(
     tasks: &mut JoinSet<()>,
 ) -> Result<(), Error> {
     let credentials = Arc::new(Credentials::default());
-    let mut files =
-        CertificateFiles::new(shared.worlds.clone(), shared.events.clone(), credentials.clone());
+    let (worlds, store) = (shared.worlds.clone(), shared.store.clone());
+    let events = shared.events.clone();
+    let mut files = CertificateFiles::new(worlds, events, credentials.clone(), store).await?;
     // Before the link: a proxy that runs must not lose its certificates to a new server that has not looked yet.
     files.look();
+    files.keep().await;
     tasks.spawn(files.run());
     let (shown_sender, shown) = watch::channel(0);
     let issuance = Issuance {

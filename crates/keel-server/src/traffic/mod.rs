@@ -4,6 +4,7 @@ mod callers;
 mod credentials;
 mod figures;
 mod files;
+mod kept;
 mod link;
 mod snapshot;
 mod tables;
