@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use keel_model::{EventKind, NodeName};
+use keel_model::{EventKind, NodeName, ZoneName};
 use keel_route::access_log::AccessLog;
 use keel_runtime::{ProcessOptions, ProcessRuntime, Runtime};
 use keel_store::{RedbStore, Store};
@@ -45,6 +45,8 @@ pub struct ServerOptions {
     pub state_dir: PathBuf,
     /// The machine's name; its host name when absent.
     pub node: Option<NodeName>,
+    /// The zone that the machine is in, if it is known.
+    pub zone: Option<ZoneName>,
     /// The network of virtual addresses (`10.77.0.0/16`); chosen by rights when absent.
     pub network: Option<String>,
     /// The binary that has `shim` and `proxy` as subcommands.
@@ -192,6 +194,8 @@ async fn start_link(
         worlds: shared.worlds.clone(),
         board: shared.board.clone(),
         events: shared.events.clone(),
+        node: shared.node.clone(),
+        zone: options.zone.clone(),
         network: shared.network.clone(),
         runtime: shared.runtime.clone(),
         access_log: options.access_log.clone(),
@@ -331,6 +335,7 @@ fn info(
         started_at: clock::now(),
         state_dir: options.state_dir.clone(),
         node,
+        zone: options.zone.clone(),
         network: network.text().to_owned(),
         dns: network.dns(),
         metrics: None,

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use keel_model::{EventKind, Generation, Goal, InstanceId, Phase};
+use keel_model::{EventKind, Generation, Goal, InstanceId, NodeName, Phase, ZoneName};
 use keel_route::access_log::AccessLog;
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
@@ -92,6 +92,10 @@ pub struct Link {
     pub board: Arc<Board>,
     /// Where people are told.
     pub events: Arc<EventLog>,
+    /// This machine.
+    pub node: NodeName,
+    /// The zone that it is in.
+    pub zone: Option<ZoneName>,
     /// Virtual addresses.
     pub network: Arc<Network>,
     /// Who calls from where.
@@ -271,6 +275,8 @@ impl Link {
         let sources = Sources {
             world: &world,
             board: &view,
+            node: &self.node,
+            zone: self.zone.as_ref(),
             network: &self.network,
             credentials: &self.credentials,
             ipv6,

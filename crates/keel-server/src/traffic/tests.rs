@@ -7,7 +7,7 @@ use std::time::Duration;
 use keel_model::{
     Assignment, Balance, Generation, Goal, Health, InstanceId, InstanceStatus, NodeName, Phase,
     PortBinding, Protocol, Route, RouteKind, RouteTls, Rule, ServiceName, Split, Stack, StackName,
-    Timestamp,
+    Timestamp, ZoneName,
 };
 use keel_route::snapshot::{Certificate, Challenges, Snapshot};
 use keel_store::{RedbStore, Version};
@@ -56,7 +56,17 @@ fn add(world: &mut World, stack: Stack) {
 async fn told(world: &World, board: &BoardView, credentials: &Credentials) -> Snapshot {
     let store = RedbStore::in_memory().unwrap();
     let (network, _) = Network::open(Some("127.97.0.0/16"), &store).await.unwrap();
-    let sources = Sources { world, board, network: &network, credentials, ipv6: true };
+    let node = NodeName::new("here").unwrap();
+    let zone = ZoneName::new("east").unwrap();
+    let sources = Sources {
+        world,
+        board,
+        node: &node,
+        zone: Some(&zone),
+        network: &network,
+        credentials,
+        ipv6: true,
+    };
     snapshot(&sources, Generation(7))
 }
 
@@ -181,6 +191,25 @@ fn running() -> (World, BoardView) {
         state.assignments.insert(id, stored(assignment));
     }
     (world, board)
+}
+
+#[tokio::test]
+async fn endpoints_of_this_machine_are_in_its_zone() {
+    let (mut world, board) = running();
+    let (other, elsewhere) = {
+        let assignments = &world.stacks.values().next().unwrap().assignments;
+        let (id, assignment) = assignments.last_key_value().unwrap();
+        let node = NodeName::new("there").unwrap();
+        (id.clone(), Assignment { node, ..Assignment::clone(&assignment.value) })
+    };
+    let state = world.stacks.values_mut().next().unwrap();
+    state.assignments.insert(other.clone(), stored(elsewhere));
+    let snapshot = told(&world, &board, &Credentials::default()).await;
+    assert_eq!(snapshot.zone.as_deref(), Some("east"));
+    let cluster = &snapshot.clusters["s/a:80"];
+    assert_eq!(cluster.endpoints.len(), 2);
+    let zones: Vec<_> = cluster.zones.iter().collect();
+    assert!(matches!(zones[..], [(id, zone)] if *id != other && zone == "east"), "{zones:?}");
 }
 
 #[tokio::test]

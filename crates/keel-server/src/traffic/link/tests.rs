@@ -53,6 +53,8 @@ async fn link(
         worlds: Arc::new(WorldReader::new(store.clone()).await.unwrap()),
         board: Arc::new(Board::load(&*store).await.unwrap()),
         events: Arc::new(EventLog::load(&*store).await.unwrap()),
+        node: NodeName::new("here").unwrap(),
+        zone: None,
         network: Arc::new(network),
         runtime: Arc::new(keel_runtime::FakeRuntime::new()),
         access_log: None,
