@@ -6,14 +6,15 @@
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
+use keel_link::{ControlSocket, Incumbent, LOCK_PATIENCE, Lock, SUCCESSION_PATIENCE, load};
 use keel_model::{Generation, InstanceId};
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::net::unix::SocketAddr;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -23,13 +24,13 @@ use crate::access::Switch;
 use crate::check::Checks;
 use crate::elder::Elder;
 use crate::handover::{self, TakenOver};
-use crate::limits::{CONTROL_WRITE, DRAIN, IN_FLIGHT_REPORT, RETIRED_DRAIN};
-use crate::persist::{self, Saver};
+use crate::limits::{CONTROL_WRITE, DRAIN, IN_FLIGHT_REPORT, RELEASE, RELEASE_LOOK, RETIRED_DRAIN};
+use crate::persist::Saver;
 use crate::pressure::Watch;
 use crate::registry::Registry;
 use crate::shared::Shared;
 use crate::worker::{Change, Command, Ending};
-use crate::{ControlSocket, Error, edge};
+use crate::{Error, edge};
 
 /// Bytes read from the server at once.
 const READ: usize = 64 * 1024;
@@ -49,8 +50,17 @@ pub struct Control {
     pub control_socket: std::path::PathBuf,
     pub snapshot_file: std::path::PathBuf,
     pub log: Switch,
-    /// From the proxy whose place this one takes.
-    pub taken_over: Option<TakenOver>,
+    pub predecessor: Predecessor,
+}
+
+/// Whose place is taken.
+pub enum Predecessor {
+    /// Nobody's.
+    None,
+    /// That of a proxy that gave its sockets.
+    Proxy(Box<TakenOver>),
+    /// That of one that drives an engine, whose sockets nobody can give: the same addresses are opened beside it.
+    Driver(Incumbent),
 }
 
 struct Server {
@@ -86,8 +96,10 @@ pub async fn run(control: Control) -> Result<(), Error> {
     let mut signals = Signals::new().map_err(Error::Start)?;
     let mut running = Running::new(&shared, workers, version, log);
     let mut saver = Saver::new(control.snapshot_file.clone());
-    running.begin(control.taken_over, &control.snapshot_file).await?;
-    let mut socket = Some(ControlSocket::create(control.control_socket)?);
+    let path = control.control_socket;
+    let lock = running.begin(control.predecessor, &path, &control.snapshot_file).await?;
+    let socket = ControlSocket::create(&path, lock);
+    let mut socket = Some(socket.map_err(|source| Error::ControlSocket { path, source })?);
     let (arrived, mut newcomers) = mpsc::channel(NEWCOMERS);
     let mut report = tokio::time::interval(IN_FLIGHT_REPORT);
     report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -111,7 +123,7 @@ pub async fn run(control: Control) -> Result<(), Error> {
             },
             () = ended(&mut drained) => break,
             accepted = accept(accepts) => match accepted {
-                Ok((stream, _)) => running.greet(stream, arrived.clone()),
+                Ok(stream) => running.greet(stream, arrived.clone()),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept the server's connection");
                     tokio::time::sleep(crate::limits::ACCEPT_PAUSE).await;
@@ -183,9 +195,9 @@ impl Signals {
     }
 }
 
-async fn accept(socket: Option<&ControlSocket>) -> io::Result<(UnixStream, SocketAddr)> {
+async fn accept(socket: Option<&ControlSocket>) -> io::Result<UnixStream> {
     match socket {
-        Some(socket) => socket.listener.accept().await,
+        Some(socket) => socket.accept().await,
         None => pending().await,
     }
 }
@@ -238,18 +250,56 @@ impl Running {
         }
     }
 
-    /// Brings the last known state into force: that of the proxy before, which then retires, or that of the file.
+    /// Brings the last known state into force: that of the proxy before, which then retires, or that of the file. The
+    /// right to the control socket is ours then.
     async fn begin(
         &mut self,
-        taken_over: Option<TakenOver>,
-        snapshot_file: &std::path::Path,
-    ) -> Result<(), Error> {
-        let Some(TakenOver { snapshot, sockets, mut stream }) = taken_over else {
-            if let Some(snapshot) = persist::load(snapshot_file) {
-                self.replace(snapshot).await?;
+        predecessor: Predecessor,
+        control_socket: &Path,
+        snapshot_file: &Path,
+    ) -> Result<Lock, Error> {
+        let patience = match predecessor {
+            Predecessor::Proxy(taken_over) => {
+                self.succeed(*taken_over).await?;
+                LOCK_PATIENCE
             }
-            return Ok(());
+            Predecessor::Driver(driver) => {
+                let snapshot = load(snapshot_file).unwrap_or_default();
+                self.take_from_engine(&driver, snapshot).await?;
+                SUCCESSION_PATIENCE
+            }
+            Predecessor::None => {
+                if let Some(snapshot) = load(snapshot_file) {
+                    self.replace(snapshot).await?;
+                }
+                LOCK_PATIENCE
+            }
         };
+        crate::lock(control_socket, patience)
+    }
+
+    /// Opens the addresses beside an engine, and has its driver end then.
+    async fn take_from_engine(
+        &mut self,
+        driver: &Incumbent,
+        snapshot: Snapshot,
+    ) -> Result<(), Error> {
+        self.registry.open_beside(true);
+        let mut failed = self.replace(snapshot.clone()).await?;
+        driver.end();
+        let until = Instant::now() + RELEASE;
+        // nginx shares its addresses with nobody: they are free only now.
+        while !failed.is_empty() && Instant::now() < until {
+            tokio::time::sleep(RELEASE_LOOK).await;
+            failed = self.replace(snapshot.clone()).await?;
+        }
+        self.registry.open_beside(false);
+        Ok(())
+    }
+
+    /// Takes over from a proxy that gave its sockets.
+    async fn succeed(&mut self, before: TakenOver) -> Result<(), Error> {
+        let TakenOver { snapshot, sockets, mut stream } = before;
         self.registry.adopt(sockets);
         self.replace(snapshot).await?;
         let retired =

@@ -48,7 +48,6 @@ mod tunnel;
 mod upstream;
 mod worker;
 
-use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -57,12 +56,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::{Duration, Instant};
 
 use keel_route::access_log::AccessLog;
-use rustix::fs::Mode;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
-use tokio::net::UnixListener;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
-use crate::control::Control;
+use crate::control::{Control, Predecessor};
 use crate::shared::Shared;
 
 /// How long requests are held for a service without a ready endpoint, unless told otherwise.
@@ -129,15 +126,7 @@ pub enum Error {
 /// # Errors
 /// [`Error`], if it cannot start or has to give up.
 pub fn run(options: ProxyOptions) -> Result<(), Error> {
-    let taken_over = if options.take_over {
-        handover::take_over(&options.control_socket).map_err(Error::TakeOver)?
-    } else {
-        None
-    };
-    if taken_over.is_none() {
-        // Before anything is started; it is asked again when the socket is made.
-        drop(lock(&options.control_socket)?);
-    }
+    let predecessor = predecessor(&options)?;
     let workers = options.workers.max(1);
     let (refused_tx, refused) = mpsc::channel(limits::REFUSED_QUEUE);
     let shared = Arc::new(Shared {
@@ -180,7 +169,7 @@ pub fn run(options: ProxyOptions) -> Result<(), Error> {
             shared,
             control_socket: options.control_socket.clone(),
             snapshot_file: options.snapshot_file.clone(),
-            taken_over,
+            predecessor,
             log: access::Switch::new(Rc::clone(&log), options.access_log),
         })
         .await
@@ -190,6 +179,23 @@ pub fn run(options: ProxyOptions) -> Result<(), Error> {
     }
     runtime.shutdown_timeout(limits::CONTROL_WRITE);
     result
+}
+
+/// Whose place is taken. Without anybody's it is made sure, before anything is started, that nobody serves.
+fn predecessor(options: &ProxyOptions) -> Result<Predecessor, Error> {
+    if options.take_over {
+        let incumbent = keel_link::incumbent(&options.control_socket).map_err(Error::TakeOver)?;
+        if let Some(driver) = incumbent.filter(|incumbent| incumbent.engine().is_some()) {
+            return Ok(Predecessor::Driver(driver));
+        }
+        let taken_over = handover::take_over(&options.control_socket).map_err(Error::TakeOver)?;
+        if let Some(taken_over) = taken_over {
+            return Ok(Predecessor::Proxy(Box::new(taken_over)));
+        }
+    }
+    // It is asked again when the socket is made.
+    drop(lock(&options.control_socket, keel_link::LOCK_PATIENCE)?);
+    Ok(Predecessor::None)
 }
 
 /// Tells the control thread when a worker ends, by a panic too.
@@ -205,59 +211,12 @@ impl Drop for DeathNotice {
     }
 }
 
-/// Makes sure that there is one proxy per control socket, for as long as the file is open. Connecting would
-/// tell as well, but would take the server's place.
-fn lock(control_socket: &Path) -> Result<File, Error> {
-    let mut path = control_socket.as_os_str().to_owned();
-    path.push(".lock");
-    let failed = |source| Error::ControlSocket { path: control_socket.to_owned(), source };
-    let file = File::options().create(true).append(true).open(path).map_err(failed)?;
-    let since = Instant::now();
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            // One that is ending gives it up in a moment.
-            Err(TryLockError::WouldBlock) if since.elapsed() < limits::LOCK_PATIENCE => {
-                std::thread::sleep(limits::LOCK_PAUSE);
-            }
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::AlreadyServed { path: control_socket.to_owned() });
-            }
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
-        }
-    }
-}
-
-/// The control socket and the right to it; removed and given up when dropped.
-struct ControlSocket {
-    listener: UnixListener,
-    path: PathBuf,
-    _lock: File,
-}
-
-impl ControlSocket {
-    /// Makes the socket, for this user only. With the lock held, a file that exists is left from a proxy
-    /// that died.
-    fn create(path: PathBuf) -> Result<Self, Error> {
-        let lock = lock(&path)?;
-        let failed = |source| Error::ControlSocket { path: path.clone(), source };
-        match std::fs::remove_file(&path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed(error)),
-        }
-        let before = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
-        let listener = UnixListener::bind(&path);
-        umask(before);
-        Ok(Self { listener: listener.map_err(failed)?, path, _lock: lock })
-    }
-}
-
-impl Drop for ControlSocket {
-    fn drop(&mut self) {
-        // Whoever looks for a proxy shall not find one that is gone. The lock is given up after this.
-        let _ = std::fs::remove_file(&self.path);
-    }
+/// The right to serve a control socket.
+fn lock(control_socket: &Path, patience: Duration) -> Result<keel_link::Lock, Error> {
+    let path = || control_socket.to_owned();
+    let lock = keel_link::lock(control_socket, patience);
+    let lock = lock.map_err(|source| Error::ControlSocket { path: path(), source })?;
+    lock.ok_or_else(|| Error::AlreadyServed { path: path() })
 }
 
 /// Allows as many file descriptors as the system lets us; the number.

@@ -22,6 +22,13 @@ const SETTLED: usize = 60;
 /// Between two requests of a client.
 const PACE: Duration = Duration::from_millis(5);
 
+fn two_free_ports() -> (u16, u16) {
+    let first = free_port();
+    // The system may give the same one again.
+    let mut others = std::iter::repeat_with(free_port).take(100);
+    (first, others.find(|port| *port != first).unwrap())
+}
+
 fn is_installed(engine: &str) -> bool {
     let there = Command::new(engine).arg("-v").output().is_ok();
     if !there {
@@ -157,8 +164,8 @@ fn kill(pid: u32) {
 }
 
 /// The process id in a file of the engine's directory.
-fn noted(keel: &Running, file: &str) -> u32 {
-    let path = keel.sandbox.state_dir().join("engine").join(file);
+fn noted(keel: &Running, engine: &str, file: &str) -> u32 {
+    let path = keel.sandbox.state_dir().join("engine").join(engine).join(file);
     let text = std::fs::read_to_string(path).unwrap();
     text.split_whitespace().next().unwrap().parse().unwrap()
 }
@@ -185,7 +192,7 @@ fn is_driven(engine: &str) {
     if !is_installed(engine) {
         return;
     }
-    let (published, routed) = (free_port(), free_port());
+    let (published, routed) = two_free_ports();
     let keel = Running::new(&compose(published, routed));
     keel.run(&["server", "--detach", "--proxy-engine", engine]).ok();
     keel.run(&["up", "-d", "--wait"]).ok();
@@ -198,23 +205,61 @@ fn is_driven(engine: &str) {
     changes_lose_nothing(&keel, published, routed);
 
     let both = || (get(published)? == "there" && get(routed)? == "there").then_some(());
-    let first = noted(&keel, "engine.pid");
+    let first = noted(&keel, engine, "engine.pid");
     kill(first);
-    wait_for("another engine that serves", || (noted(&keel, "engine.pid") != first).then(both));
+    wait_for("another engine that serves", || {
+        (noted(&keel, engine, "engine.pid") != first).then(both)
+    });
     wait_for("answers", both);
 
-    let second = noted(&keel, "engine.pid");
+    let second = noted(&keel, engine, "engine.pid");
     kill(keel.server_pid());
     both().expect("a dead server stops no traffic");
     keel.run(&["server", "--detach", "--proxy-engine", engine]).ok();
     both().expect("nor does a new one");
-    let driver = noted(&keel, "driver.pid");
+    let driver = noted(&keel, engine, "driver.pid");
     kill(driver);
     both().expect("a dead driver stops no traffic");
-    wait_for("another driver", || (noted(&keel, "driver.pid") != driver).then_some(()));
+    wait_for("another driver", || (noted(&keel, engine, "driver.pid") != driver).then_some(()));
     keel.run(&["scale", "web=1"]).ok();
     both().expect("the new driver tells the engine that was there of changes");
-    assert_eq!(noted(&keel, "engine.pid"), second, "the engine ran all the time");
+    assert_eq!(noted(&keel, engine, "engine.pid"), second, "the engine ran all the time");
+}
+
+/// Ends the server and starts another one, whose proxy is to be of this kind; waits until that one serves.
+fn switch(keel: &Running, options: &[&str]) {
+    kill(keel.server_pid());
+    keel.run(&[&["server", "--detach"], options].concat()).ok();
+    let started = wait_for("a proxy that takes over", || {
+        let events = keel.run(&["events"]).ok();
+        let line = events.lines().rev().find(|line| line.contains("started to take over"))?;
+        let pid = line.split_once("process ")?.1.trim_end_matches(')').parse::<u32>().ok()?;
+        is_alive(pid).then_some(pid)
+    });
+    let socket = keel.sandbox.state_dir().join("proxy.sock");
+    wait_for("it to serve", || {
+        let incumbent = keel_link::incumbent(&socket).ok()??;
+        (incumbent.pid == started).then_some(())
+    });
+}
+
+#[test]
+fn haproxy_and_our_proxy_take_over_from_each_other_without_loss() {
+    if !is_installed("haproxy") {
+        return;
+    }
+    let (published, routed) = two_free_ports();
+    let keel = Running::new(&compose(published, routed));
+    keel.run(&["up", "-d", "--wait"]).ok();
+    let load = Load::start(published, routed);
+    load.settle();
+    switch(&keel, &["--proxy-engine", "haproxy"]);
+    load.settle();
+    let engine = noted(&keel, "haproxy", "engine.pid");
+    switch(&keel, &[]);
+    load.settle();
+    assert_eq!(load.end(), 0, "requests were lost");
+    wait_for("the end of haproxy", || (!is_alive(engine)).then_some(()));
 }
 
 #[test]

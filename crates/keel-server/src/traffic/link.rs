@@ -140,10 +140,9 @@ impl Link {
         loop {
             match UnixStream::connect(self.socket()).await {
                 Ok(stream) => {
-                    let reason = self.session(stream, &mut generation).await;
+                    let reason = self.session(stream, &mut generation, &mut started).await;
                     self.state.send_modify(|state| state.pid = None);
                     self.board.set_drained(BTreeSet::new());
-                    started = None;
                     tracing::warn!(reason, "the link to the proxy ended");
                 }
                 Err(_) if started.is_some_and(|at| at.elapsed() < START_TIME) => {}
@@ -186,7 +185,13 @@ impl Link {
         }
         match command.spawn() {
             Ok(mut child) => {
-                let message = format!("proxy started (process {})", child.id().unwrap_or_default());
+                let what = match &self.engine {
+                    Some(engine) => format!("proxy with {engine}"),
+                    None => "proxy".to_owned(),
+                };
+                let how = if place == Place::Taken { " to take over" } else { "" };
+                let pid = child.id().unwrap_or_default();
+                let message = format!("{what} started{how} (process {pid})");
                 self.events.add(EventKind::Platform, None, None, None, message);
                 // Waited for so that it leaves no zombie.
                 tokio::spawn(async move { child.wait().await });
@@ -199,8 +204,13 @@ impl Link {
         }
     }
 
-    /// Serves one connection; why it ended.
-    async fn session(&self, stream: UnixStream, generation: &mut Generation) -> String {
+    /// Serves one connection; why it ended. Notes when a proxy was started that is to take the place of this one.
+    async fn session(
+        &self,
+        stream: UnixStream,
+        generation: &mut Generation,
+        started: &mut Option<Instant>,
+    ) -> String {
         let (mut reader, mut writer) = stream.into_split();
         let mut decoder = Decoder::default();
         let mut buffer = BytesMut::new();
@@ -239,7 +249,15 @@ impl Link {
                         Err(reason) => return reason,
                     };
                     for frame in frames {
-                        self.hear(&mut session, frame);
+                        match self.hear(&mut session, frame) {
+                            Heard::Fits => *started = None,
+                            // One that was started takes a moment; this one serves until then.
+                            Heard::Other if started.is_none_or(|at| at.elapsed() >= START_TIME) => {
+                                *started = Some(Instant::now());
+                                self.start(Place::Taken);
+                            }
+                            Heard::Other | Heard::Nothing => {}
+                        }
                     }
                 }
                 changed = worlds.changed() => if changed.is_err() { return "shutdown".to_owned() },
@@ -338,16 +356,21 @@ impl Link {
         frames
     }
 
-    fn hear(&self, session: &mut Session, frame: FromProxy) {
+    fn hear(&self, session: &mut Session, frame: FromProxy) -> Heard {
         match frame {
             FromProxy::Hello { pid, version } => {
                 tracing::info!(pid, version, "linked to the proxy");
-                self.compare_engine(&version, pid);
+                let is_other =
+                    self.is_other_engine(&version) || is_other_binary(pid, &self.program);
                 self.state.send_modify(|state| (state.pid, state.version) = (Some(pid), version));
-                if is_other_binary(pid, &self.program) {
-                    tracing::info!(pid, "the proxy is of another build; a new one takes its place");
-                    self.start(Place::Taken);
+                if is_other {
+                    tracing::info!(
+                        pid,
+                        "the proxy is not what it should be; another one is started"
+                    );
+                    return Heard::Other;
                 }
+                return Heard::Fits;
             }
             FromProxy::Ack { generation, failed } => {
                 session.acknowledged = generation;
@@ -376,21 +399,14 @@ impl Link {
                 tracing::debug!("a word for a successor went astray");
             }
         }
+        Heard::Nothing
     }
 
     /// A proxy outlives its server, and then may not be what this one would start.
-    fn compare_engine(&self, version: &str, pid: u32) {
+    fn is_other_engine(&self, version: &str) -> bool {
         let wanted = self.engine.as_deref();
         let driven = version.split_once(" with ").map(|(_, engine)| engine);
-        if wanted != driven {
-            let message = format!(
-                "traffic is still handled by {}, not by {}; to change over, run: kill -TERM {pid}",
-                driven.unwrap_or("keel proxy itself"),
-                wanted.unwrap_or("keel proxy itself")
-            );
-            tracing::warn!("{message}");
-            self.events.add(EventKind::Platform, None, None, None, message);
-        }
+        wanted != driven
     }
 
     fn tell_withdrawn(&self, session: &mut Session) {
@@ -430,6 +446,16 @@ impl Link {
 enum Place {
     Empty,
     Taken,
+}
+
+/// What came of a frame for the link itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    Nothing,
+    /// The proxy is what this server would start.
+    Fits,
+    /// It is not.
+    Other,
 }
 
 /// Whether process `pid` runs something else than what lies at `program` now. Where that can't be told, it does not.
