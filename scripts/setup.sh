@@ -27,6 +27,10 @@ needs=(
     openssl:openssl
     pebble:pebble
 )
+# File that shows whether it is there, and the package that brings it.
+files=(
+    /usr/lib/nginx/modules/ngx_stream_module.so:libnginx-mod-stream
+)
 # Module of Python that the tests import, and the package that brings it.
 modules=(
     grpc:python3-grpcio
@@ -75,6 +79,9 @@ missing_packages() {
     local need
     for need in "${needs[@]}"; do
         have "${need%%:*}" || printf '%s\n' "${need##*:}"
+    done
+    for need in "${files[@]}"; do
+        [[ -e ${need%%:*} ]] || printf '%s\n' "${need##*:}"
     done
     have_python || printf 'python3\n'
     for need in "${modules[@]}"; do

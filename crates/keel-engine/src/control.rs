@@ -1,87 +1,25 @@
-//! The control socket: who may serve it, the server's connection, and the last state in a file.
+//! The server's connection, and the last state kept for the next driver.
 
-use std::fs::{self, File, TryLockError};
 use std::future::pending;
-use std::io;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::Path;
 
 use keel_route::codec::{Decoder, encode};
-use keel_route::snapshot::{FromProxy, MAX_FRAME, Snapshot, ToProxy};
-use rustix::fs::Mode;
-use rustix::process::umask;
+use keel_route::snapshot::{FromProxy, Snapshot, ToProxy};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::files;
-use crate::limits::{CONTROL_WRITE, LOCK_PATIENCE, LOCK_PAUSE};
+use crate::limits::CONTROL_WRITE;
 
 /// Bytes read from the server at once.
 const READ: usize = 64 * 1024;
-
-/// The control socket and the right to it; removed and given up when dropped.
-pub struct ControlSocket {
-    listener: UnixListener,
-    path: PathBuf,
-    _lock: File,
-}
-
-/// The right to serve a control socket, for as long as the file is open; `None` if somebody else keeps it.
-pub fn lock(socket: &Path, patience: Duration) -> io::Result<Option<File>> {
-    let mut path = socket.as_os_str().to_owned();
-    path.push(".lock");
-    let file = File::options().create(true).append(true).open(path)?;
-    let since = Instant::now();
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(Some(file)),
-            // One that is ending gives it up in a moment.
-            Err(TryLockError::WouldBlock) if since.elapsed() < patience => {
-                std::thread::sleep(LOCK_PAUSE);
-            }
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) => return Err(error),
-        }
-    }
-}
-
-/// How long the right to a control socket is waited for.
-pub const PATIENCE: Duration = LOCK_PATIENCE;
-
-impl ControlSocket {
-    /// Makes the socket, for this user only. A file that is there is left from somebody who died.
-    pub fn create(path: &Path, lock: File) -> io::Result<Self> {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let before = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
-        let listener = UnixListener::bind(path);
-        umask(before);
-        Ok(Self { listener: listener?, path: path.to_owned(), _lock: lock })
-    }
-
-    /// The next connection of the server.
-    pub async fn accept(socket: Option<&Self>) -> io::Result<UnixStream> {
-        match socket {
-            Some(socket) => socket.listener.accept().await.map(|(stream, _)| stream),
-            None => pending().await,
-        }
-    }
-}
-
-impl Drop for ControlSocket {
-    fn drop(&mut self) {
-        // Whoever looks for a proxy shall not find one that is gone. The lock is given up after this.
-        let _ = fs::remove_file(&self.path);
-    }
-}
 
 /// The server's connection, if there is one.
 #[derive(Default)]
 pub struct Server {
     connection: Option<Connection>,
+    /// Has said nothing yet. Who only asks who serves here must not cost the server its connection.
+    newcomer: Option<Connection>,
 }
 
 struct Connection {
@@ -90,12 +28,21 @@ struct Connection {
     buffer: Vec<u8>,
 }
 
+/// What came.
+pub struct News {
+    /// What was said.
+    pub messages: Vec<ToProxy>,
+    /// It is the first that a new connection says.
+    pub is_new: bool,
+}
+
 impl Server {
-    /// Takes a connection in the place of the one there was.
-    pub fn replace(&mut self, stream: UnixStream) {
-        let connection = Connection { stream, decoder: Decoder::default(), buffer: vec![0; READ] };
-        if self.connection.replace(connection).is_some() {
-            tracing::info!("a new connection of the server replaces the old one");
+    /// Greets whoever has connected. The first word makes it the server.
+    pub async fn greet(&mut self, mut stream: UnixStream, hello: &FromProxy) {
+        let Ok(frame) = encode(hello) else { return };
+        if let Ok(Ok(())) = timeout(CONTROL_WRITE, stream.write_all(&frame)).await {
+            let buffer = vec![0; READ];
+            self.newcomer = Some(Connection { stream, decoder: Decoder::default(), buffer });
         }
     }
 
@@ -122,45 +69,50 @@ impl Server {
     }
 
     /// Waits for news; what came, if the connection still stands.
-    pub async fn receive(&mut self) -> Vec<ToProxy> {
-        let Some(Connection { stream, decoder, buffer }) = &mut self.connection else {
-            return pending().await;
+    pub async fn receive(&mut self) -> News {
+        let (read, is_new) = tokio::select! {
+            read = read(&mut self.connection) => (read, false),
+            read = read(&mut self.newcomer) => (read, true),
         };
-        let Ok(read @ 1..) = stream.read(buffer).await else {
+        let mut news = News { messages: Vec::new(), is_new: false };
+        if is_new {
+            let newcomer = self.newcomer.take().filter(|_| read > 0);
+            let Some(newcomer) = newcomer else { return news };
+            news.is_new = true;
+            if self.connection.replace(newcomer).is_some() {
+                tracing::info!("a new connection of the server replaces the old one");
+            }
+        } else if read == 0 {
             tracing::info!("the server is gone; the last state stays in force");
             self.connection = None;
-            return Vec::new();
-        };
+        }
+        let Some(Connection { decoder, buffer, .. }) = &mut self.connection else { return news };
         decoder.push(&buffer[..read]);
-        let mut messages = Vec::new();
         loop {
             match decoder.decode() {
-                Ok(Some(message)) => messages.push(message),
-                Ok(None) => return messages,
+                Ok(Some(message)) => news.messages.push(message),
+                Ok(None) => return news,
                 Err(error) => {
                     tracing::warn!(%error, "the server is not understood; its connection is closed");
                     self.connection = None;
-                    return messages;
+                    return news;
                 }
             }
         }
     }
 }
 
-/// Reads the last state; `None` if there is none or it can't be used.
-pub fn load(path: &Path) -> Option<Snapshot> {
-    let length = fs::metadata(path).ok()?.len();
-    if length > MAX_FRAME as u64 {
-        return None;
+/// Reads once; 0 if the connection has ended. Without one it waits for ever.
+async fn read(connection: &mut Option<Connection>) -> usize {
+    match connection {
+        Some(Connection { stream, buffer, .. }) => stream.read(buffer).await.unwrap_or(0),
+        None => pending().await,
     }
-    let state = serde_json::from_slice(&fs::read(path).ok()?);
-    state.inspect_err(|error| tracing::warn!(%error, "the last state is damaged")).ok()
 }
 
 /// Keeps the last state. A full disk costs the newest state after a restart, nothing else.
 pub fn save(path: &Path, snapshot: &Snapshot) {
-    let json = serde_json::to_vec(snapshot).expect("a snapshot has string keys only");
-    if let Err(error) = files::put(path, &json, files::SECRET) {
+    if let Err(error) = keel_link::save(path, &keel_link::to_json(snapshot)) {
         tracing::warn!(path = %path.display(), %error, "cannot keep the last state");
     }
 }

@@ -6,14 +6,16 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use keel_link::{ControlSocket, Incumbent, LOCK_PATIENCE, SUCCESSION_PATIENCE};
 use keel_model::{EndpointState, Generation, InstanceId};
 use keel_render::Engine;
 use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::control::{self, ControlSocket, Server};
+use crate::control::{self, Server};
 use crate::files;
 use crate::haproxy::Haproxy;
 use crate::limits::{
@@ -55,21 +57,37 @@ pub fn run(options: &DriverOptions) -> Result<(), Error> {
     let path = &options.control_socket;
     let failed = |source| Error::ControlSocket { path: path.clone(), source };
     let note = options.directory.join("driver.pid");
-    let mut lock = control::lock(path, control::PATIENCE).map_err(failed)?;
-    if lock.is_none() && options.take_over {
+    let other = other_kind(options).map_err(failed)?;
+    let patience = if options.take_over { Duration::ZERO } else { LOCK_PATIENCE };
+    let mut lock = keel_link::lock(path, patience).map_err(failed)?;
+    if lock.is_none() && options.take_over && other.is_none() {
         replace(&note);
-        lock = control::lock(path, control::PATIENCE * 5).map_err(failed)?;
+        lock = keel_link::lock(path, SUCCESSION_PATIENCE).map_err(failed)?;
     }
-    let lock = lock.ok_or_else(|| Error::AlreadyServed { path: path.clone() })?;
-    files::put(&note, std::process::id().to_string().as_bytes(), files::PLAIN).map_err(failed)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(failed)?.block_on(async {
         let signals = Signals::new().map_err(failed)?;
-        let driver = Driver::new(options, place);
-        let snapshot = control::load(&options.snapshot_file);
+        let mut driver = Driver::new(options, place);
+        let snapshot = keel_link::load(&options.snapshot_file);
+        if let Some(other) = other {
+            driver.take_from(&other, snapshot.as_ref()).await?;
+            lock = keel_link::lock(path, SUCCESSION_PATIENCE).map_err(failed)?;
+        }
+        let lock = lock.ok_or_else(|| Error::AlreadyServed { path: path.clone() })?;
+        let own = std::process::id().to_string();
+        files::put(&note, own.as_bytes(), files::PLAIN).map_err(failed)?;
         let socket = ControlSocket::create(path, lock).map_err(failed)?;
         driver.run(socket, signals, snapshot).await
     })
+}
+
+/// The proxy whose place is to be taken, if it is of another kind: it drives another engine, or none.
+fn other_kind(options: &DriverOptions) -> std::io::Result<Option<Incumbent>> {
+    if !options.take_over {
+        return Ok(None);
+    }
+    let incumbent = keel_link::incumbent(&options.control_socket)?;
+    Ok(incumbent.filter(|incumbent| incumbent.engine() != Some(options.engine.command())))
 }
 
 /// Tells the driver that is noted there to leave its place.
@@ -130,7 +148,7 @@ struct Driver {
     due: Option<Instant>,
     told: Option<Instant>,
     /// Pause before the engine is started again.
-    pause: std::time::Duration,
+    pause: Duration,
     save: Option<Instant>,
     /// Last numbers in flight that were reported, and when all were.
     reported: BTreeMap<InstanceId, u64>,
@@ -158,6 +176,29 @@ impl Driver {
         }
     }
 
+    /// Takes the place of a proxy of another kind. HAProxy shares its addresses with whoever does too: it is started
+    /// beside, so that somebody listens all the time. nginx shares them with nobody, and has to wait until they are free.
+    async fn take_from(
+        &mut self,
+        other: &Incumbent,
+        snapshot: Option<&Snapshot>,
+    ) -> Result<(), Error> {
+        let wanted = snapshot.cloned().unwrap_or_default();
+        let open = wanted.listeners.iter().map(|listener| listener.bind).collect();
+        let shares = |engine: Option<&str>| engine != Some(Engine::Nginx.command());
+        if self.options.engine == Engine::Haproxy && shares(other.engine()) {
+            let (fit, _) = listeners::without_failing(&wanted, &open);
+            // If it does not start, the other one goes on.
+            self.driven.apply(&fit).await?;
+            self.applied = Some(fit);
+        }
+        other.end();
+        if self.applied.is_none() {
+            listeners::released(&open).await;
+        }
+        Ok(())
+    }
+
     async fn run(
         mut self,
         socket: ControlSocket,
@@ -178,15 +219,18 @@ impl Driver {
                     Told::Leave => return Ok(()),
                 },
                 () = ended(&self.driven) => self.restart().await,
-                accepted = ControlSocket::accept(Some(&socket)) => match accepted {
+                accepted = socket.accept() => match accepted {
                     Ok(stream) => self.greet(stream).await,
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept the server's connection");
                         sleep(ACCEPT_PAUSE).await;
                     }
                 },
-                messages = self.server.receive() => {
-                    for message in messages {
+                news = self.server.receive() => {
+                    if news.is_new {
+                        self.reported.clear();
+                    }
+                    for message in news.messages {
                         self.obey(message).await;
                     }
                 }
@@ -203,10 +247,8 @@ impl Driver {
     }
 
     async fn greet(&mut self, stream: tokio::net::UnixStream) {
-        self.server.replace(stream);
-        self.reported.clear();
         let version = format!("{} with {}", self.options.version, self.options.engine.command());
-        self.server.send(&FromProxy::Hello { pid: std::process::id(), version }).await;
+        self.server.greet(stream, &FromProxy::Hello { pid: std::process::id(), version }).await;
     }
 
     async fn obey(&mut self, message: ToProxy) {

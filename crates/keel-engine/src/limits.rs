@@ -32,10 +32,6 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub const ANSWER: Duration = Duration::from_secs(5);
 /// Longest answer of an engine's command line, in bytes.
 pub const MAX_ANSWER: u64 = 64 << 20;
-/// A driver waits this long for its predecessor to give up the control socket.
-pub const LOCK_PATIENCE: Duration = Duration::from_secs(1);
-/// Between two looks at that.
-pub const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// The state is written to its file this long after a change, with all changes until then.
 pub const SAVE_DELAY: Duration = Duration::from_millis(200);
 /// A log of the engine larger than this, in bytes, is begun anew with the next start.

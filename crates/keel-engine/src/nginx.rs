@@ -64,9 +64,7 @@ impl Nginx {
             return Ok(());
         }
         let rendered = self.place.prepare(snapshot, None).await?;
-        for gap in &rendered.gaps {
-            tracing::warn!(place = gap.place, why = gap.why, "nginx lacks: {}", gap.what.what());
-        }
+        self.place.tell_gaps(&rendered.gaps);
         let from = self.place.files.log_length();
         let before: HashSet<Pid> = self.living().into_iter().map(|(pid, _)| pid).collect();
         match &self.master {

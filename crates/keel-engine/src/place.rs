@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use keel_render::{Engine, Options, Rendered, render};
+use keel_render::{Engine, Gap, Options, Rendered, render};
 use keel_route::snapshot::{Certificate, Snapshot};
 use rcgen::{CertificateParams, KeyPair};
 use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
@@ -26,6 +26,8 @@ pub struct Place {
     options: Options,
     /// Who may read what the engine's workers need.
     group: Option<u32>,
+    /// What the log has already about what the engine can't do.
+    told: Vec<Gap>,
 }
 
 impl Place {
@@ -51,6 +53,7 @@ impl Place {
             directory: directory.to_owned(),
             options,
             group: account.map(|account| account.group),
+            told: Vec::new(),
         })
     }
 
@@ -104,6 +107,16 @@ impl Place {
             _ => fs::rename(&next, self.current()).map_err(failed)?,
         }
         Ok(rendered)
+    }
+
+    /// Logs what the engine can't do of what is wanted: with each change of that, and not with each of endpoints.
+    pub fn tell_gaps(&mut self, gaps: &[Gap]) {
+        let engine = self.engine.command();
+        for gap in gaps.iter().filter(|gap| !self.told.contains(gap)) {
+            let what = gap.what.what();
+            tracing::warn!(place = gap.place, why = gap.why, "{engine} lacks: {what}");
+        }
+        gaps.clone_into(&mut self.told);
     }
 
     /// Notes the addresses on which the engine listens, for a driver that takes over.
@@ -213,8 +226,11 @@ mod tests {
             tls: Some(keel_route::snapshot::ListenerTls::default()),
             ..keel_route::snapshot::Listener::default()
         };
-        let snapshot =
-            Snapshot { listeners: vec![listener], certificates: vec![one], ..Snapshot::default() };
+        let snapshot = Snapshot {
+            listeners: vec![listener],
+            certificates: vec![one].into(),
+            ..Snapshot::default()
+        };
         let error = place.prepare(&snapshot, None).await.unwrap_err();
         assert!(matches!(error, Error::Refused { .. }), "{error}");
         assert_eq!(fs::read_to_string(&main).unwrap(), good);

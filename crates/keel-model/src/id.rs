@@ -115,6 +115,11 @@ name!(
     |n| word(n, "._-")
 );
 name!(
+    /// The name of a zone: machines that fail together, with short ways among them.
+    ZoneName, "zone", "use letters, digits, '.', '-' and '_', beginning with a letter or digit",
+    |n| word(n, "._-")
+);
+name!(
     /// One running copy of a revision, unique for all time: `<stack>-<service>-<serial>`.
     InstanceId, "instance", "use letters, digits, '.', '-' and '_', beginning with a letter or digit",
     |n| word(n, "._-")

@@ -21,7 +21,9 @@ mod traffic;
 pub use content::Content;
 pub use event::{Event, EventKind};
 pub use health::{HealthCheck, Probe, Readiness, Test};
-pub use id::{Generation, InstanceId, InvalidName, NodeName, RevisionId, ServiceName, StackName};
+pub use id::{
+    Generation, InstanceId, InvalidName, NodeName, RevisionId, ServiceName, StackName, ZoneName,
+};
 pub use instance::{
     Assignment, Exit, Goal, Health, InstanceStatus, Phase, PortBinding, StartFailure,
 };

@@ -129,6 +129,12 @@ mod tests {
             ),
             (Rule::Not(Box::new(hosts())), "!(Host(`a`) || Host(`b`))"),
             (
+                Rule::Not(Box::new(Rule::All(vec![host("a"), path()]))),
+                "!(Host(`a`) && PathPrefix(`/api`))",
+            ),
+            (Rule::Sni("*".to_owned()), "HostSNI(`*`)"),
+            (Rule::Method("GET".to_owned()), "Method(`GET`)"),
+            (
                 Rule::All(vec![Rule::Any(vec![host("a")]), path()]),
                 "Host(`a`) && PathPrefix(`/api`)",
             ),

@@ -6,14 +6,17 @@
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
+use keel_link::{
+    ControlSocket, Incumbent, LOCK_PATIENCE, Lock, SUCCESSION_PATIENCE, Unpublished, load,
+};
 use keel_model::{Generation, InstanceId};
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::net::unix::SocketAddr;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -24,13 +27,15 @@ use crate::again::Again;
 use crate::check::Checks;
 use crate::elder::Elder;
 use crate::handover::{self, TakenOver};
-use crate::limits::{CONTROL_WRITE, DRAIN, HANDOVER, IN_FLIGHT_REPORT, RETIRED_DRAIN};
-use crate::persist::{self, Saver};
+use crate::limits::{
+    CONTROL_WRITE, DRAIN, HANDOVER, IN_FLIGHT_REPORT, RELEASE, RELEASE_LOOK, RETIRED_DRAIN,
+};
+use crate::persist::Saver;
 use crate::pressure::Watch;
 use crate::registry::Registry;
 use crate::shared::Shared;
 use crate::worker::{Change, Command, Ending};
-use crate::{ControlSocket, Error, Unpublished, edge};
+use crate::{Error, edge};
 
 /// Bytes read from the server at once.
 const READ: usize = 64 * 1024;
@@ -50,10 +55,24 @@ pub struct Control {
     pub control_socket: std::path::PathBuf,
     pub snapshot_file: std::path::PathBuf,
     pub log: Switch,
-    /// From the proxy whose place this one takes.
-    pub taken_over: Option<TakenOver>,
-    /// To the control socket, if it is free.
-    pub right: Option<std::fs::File>,
+    pub predecessor: Predecessor,
+}
+
+/// Whose place is taken.
+pub enum Predecessor {
+    /// Nobody's: this is the right to the control socket.
+    None(Lock),
+    /// That of a proxy that gave its sockets.
+    Proxy(Box<TakenOver>),
+    /// That of one that drives an engine, whose sockets nobody can give: the same addresses are opened beside it.
+    Driver(Incumbent),
+}
+
+/// The right to the control socket.
+enum Right {
+    Held(Lock),
+    /// Given up by the one before, so long after it was told to.
+    Awaited(Duration),
 }
 
 struct Server {
@@ -91,13 +110,15 @@ pub async fn run(control: Control) -> Result<(), Error> {
     let mut signals = Signals::new().map_err(Error::Start)?;
     let mut running = Running::new(&shared, workers, version, log);
     let mut saver = Saver::new(control.snapshot_file.clone());
-    if control.taken_over.is_some() {
+    if !matches!(control.predecessor, Predecessor::None(_)) {
         // The one before may have had it still to write.
         saver.changed();
     }
-    let unpublished = Unpublished::create(control.control_socket)?;
-    running.begin(control.taken_over, &control.snapshot_file).await?;
-    let mut socket = Some(running.publish(unpublished, control.right).await?);
+    let path = control.control_socket;
+    let unpublished = Unpublished::create(&path);
+    let unpublished = unpublished.map_err(|source| Error::ControlSocket { path, source })?;
+    let right = running.begin(control.predecessor, &control.snapshot_file).await?;
+    let mut socket = Some(running.publish(unpublished, right).await?);
     shared.tls.prepare().map_err(Error::Start)?;
     let (arrived, mut newcomers) = mpsc::channel(NEWCOMERS);
     let mut report = tokio::time::interval(IN_FLIGHT_REPORT);
@@ -122,7 +143,7 @@ pub async fn run(control: Control) -> Result<(), Error> {
             },
             () = ended(&mut drained) => break,
             accepted = accept(accepts) => match accepted {
-                Ok((stream, _)) => running.greet(stream, arrived.clone()),
+                Ok(stream) => running.greet(stream, arrived.clone()),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept the server's connection");
                     tokio::time::sleep(crate::limits::ACCEPT_PAUSE).await;
@@ -196,9 +217,9 @@ impl Signals {
     }
 }
 
-async fn accept(socket: Option<&ControlSocket>) -> io::Result<(UnixStream, SocketAddr)> {
+async fn accept(socket: Option<&ControlSocket>) -> io::Result<UnixStream> {
     match socket {
-        Some(socket) => socket.listener.accept().await,
+        Some(socket) => socket.accept().await,
         None => pending().await,
     }
 }
@@ -259,18 +280,54 @@ impl Running {
         }
     }
 
-    /// Brings the last known state into force: that of the proxy before, which then retires, or that of the file.
+    /// Brings the last known state into force: that of the proxy before, which then retires, or that of the file. The
+    /// right to the control socket is ours then.
     async fn begin(
         &mut self,
-        taken_over: Option<TakenOver>,
-        snapshot_file: &std::path::Path,
-    ) -> Result<(), Error> {
-        let Some(TakenOver { snapshot, sockets, mut stream }) = taken_over else {
-            if let Some(snapshot) = persist::load(snapshot_file) {
-                self.replace(snapshot).await?;
+        predecessor: Predecessor,
+        snapshot_file: &Path,
+    ) -> Result<Right, Error> {
+        match predecessor {
+            Predecessor::Proxy(taken_over) => {
+                self.succeed(*taken_over).await?;
+                Ok(Right::Awaited(LOCK_PATIENCE))
             }
-            return Ok(());
-        };
+            Predecessor::Driver(driver) => {
+                let snapshot = load(snapshot_file).unwrap_or_default();
+                self.take_from_engine(&driver, snapshot).await?;
+                Ok(Right::Awaited(SUCCESSION_PATIENCE))
+            }
+            Predecessor::None(lock) => {
+                if let Some(snapshot) = load(snapshot_file) {
+                    self.replace(snapshot).await?;
+                }
+                Ok(Right::Held(lock))
+            }
+        }
+    }
+
+    /// Opens the addresses beside an engine, and has its driver end then.
+    async fn take_from_engine(
+        &mut self,
+        driver: &Incumbent,
+        snapshot: Snapshot,
+    ) -> Result<(), Error> {
+        self.registry.open_beside(true);
+        self.replace(snapshot).await?;
+        driver.end();
+        let until = Instant::now() + RELEASE;
+        // nginx shares its addresses with nobody: they are free only now.
+        while !self.failed.0.is_empty() && Instant::now() < until {
+            tokio::time::sleep(RELEASE_LOOK).await;
+            self.listen_again().await?;
+        }
+        self.registry.open_beside(false);
+        Ok(())
+    }
+
+    /// Takes over from a proxy that gave its sockets.
+    async fn succeed(&mut self, before: TakenOver) -> Result<(), Error> {
+        let TakenOver { snapshot, sockets, mut stream } = before;
         self.registry.adopt(sockets);
         self.replace(snapshot).await?;
         let retired =
@@ -284,13 +341,14 @@ impl Running {
     }
 
     /// Serves the control socket from here on.
-    async fn publish(
-        &self,
-        socket: Unpublished,
-        right: Option<std::fs::File>,
-    ) -> Result<ControlSocket, Error> {
-        let right = right.map_or_else(|| crate::lock(&socket.path), Ok);
-        match right.and_then(|right| socket.publish(right)) {
+    async fn publish(&self, socket: Unpublished, right: Right) -> Result<ControlSocket, Error> {
+        let path = socket.path().to_owned();
+        let lock = match right {
+            Right::Held(lock) => Ok(lock),
+            Right::Awaited(patience) => crate::lock(&path, patience),
+        };
+        let failed = |source| Error::ControlSocket { path, source };
+        match lock.and_then(|lock| socket.publish(lock).map_err(failed)) {
             Err(error) => {
                 // What was accepted meanwhile is served to its end.
                 ended(&mut Some(self.drain(Ending::Final).await?)).await;

@@ -27,7 +27,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-use crate::limits::{HANDOVER, LOCK_PAUSE, MAX_HANDED_SOCKETS};
+use crate::limits::{HANDOVER, MAX_HANDED_SOCKETS, TAKE_OVER_PAUSE};
 
 /// Descriptors in one message; the system allows 253.
 const BATCH: usize = 128;
@@ -54,7 +54,7 @@ pub fn take_over(control_socket: &Path) -> io::Result<Option<TakenOver>> {
         match ask(control_socket) {
             // It died, or another one is about to be in its place.
             Err(error) if is_end(&error) && Instant::now() < until => {
-                std::thread::sleep(LOCK_PAUSE);
+                std::thread::sleep(TAKE_OVER_PAUSE);
             }
             answer => return answer,
         }
@@ -103,7 +103,7 @@ fn ask(control_socket: &Path) -> io::Result<Option<TakenOver>> {
 }
 
 /// Whether the other side is gone.
-fn is_end(error: &io::Error) -> bool {
+pub fn is_end(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }

@@ -50,10 +50,7 @@ mod upstream;
 mod waiting;
 mod worker;
 
-use std::ffi::OsString;
-use std::fs::{File, TryLockError};
 use std::io;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -61,12 +58,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::{Duration, Instant};
 
 use keel_route::access_log::AccessLog;
-use rustix::fs::Mode;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
-use tokio::net::UnixListener;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
-use crate::control::Control;
+use crate::control::{Control, Predecessor};
 use crate::shared::Shared;
 
 /// How long requests are held for a service without a ready endpoint, unless told otherwise.
@@ -133,16 +128,7 @@ pub enum Error {
 /// # Errors
 /// [`Error`], if it cannot start or has to give up.
 pub fn run(options: ProxyOptions) -> Result<(), Error> {
-    let taken_over = if options.take_over {
-        handover::take_over(&options.control_socket).map_err(Error::TakeOver)?
-    } else {
-        None
-    };
-    // Held before anything is accepted: of two that start at once, one ends, and must not have begun to serve.
-    let right = match taken_over {
-        Some(_) => None,
-        None => Some(lock(&options.control_socket)?),
-    };
+    let predecessor = predecessor(&options)?;
     let workers = options.workers.max(1);
     let (refused_tx, refused) = mpsc::channel(limits::REFUSED_QUEUE);
     let shared = Arc::new(Shared {
@@ -184,9 +170,8 @@ pub fn run(options: ProxyOptions) -> Result<(), Error> {
             refused,
             shared,
             control_socket: options.control_socket.clone(),
-            right,
             snapshot_file: options.snapshot_file.clone(),
-            taken_over,
+            predecessor,
             log: access::Switch::new(Rc::clone(&log), options.access_log),
         })
         .await
@@ -196,6 +181,26 @@ pub fn run(options: ProxyOptions) -> Result<(), Error> {
     }
     runtime.shutdown_timeout(limits::CONTROL_WRITE);
     result
+}
+
+/// Whose place is taken. Without anybody's it is made sure, before anything is started, that nobody serves.
+fn predecessor(options: &ProxyOptions) -> Result<Predecessor, Error> {
+    if options.take_over {
+        let incumbent = match keel_link::incumbent(&options.control_socket) {
+            // It died just now, which the next question shows.
+            Err(error) if handover::is_end(&error) => None,
+            answer => answer.map_err(Error::TakeOver)?,
+        };
+        if let Some(driver) = incumbent.filter(|incumbent| incumbent.engine().is_some()) {
+            return Ok(Predecessor::Driver(driver));
+        }
+        let taken_over = handover::take_over(&options.control_socket).map_err(Error::TakeOver)?;
+        if let Some(taken_over) = taken_over {
+            return Ok(Predecessor::Proxy(Box::new(taken_over)));
+        }
+    }
+    // Held before anything is accepted: of two that start at once, one ends, and must not have begun to serve.
+    Ok(Predecessor::None(lock(&options.control_socket, keel_link::LOCK_PATIENCE)?))
 }
 
 /// Tells the control thread when a worker ends, by a panic too.
@@ -211,95 +216,12 @@ impl Drop for DeathNotice {
     }
 }
 
-/// Makes sure that there is one proxy per control socket, for as long as the file is open. Connecting would
-/// tell as well, but would take the server's place.
-fn lock(control_socket: &Path) -> Result<File, Error> {
-    let mut path = control_socket.as_os_str().to_owned();
-    path.push(".lock");
-    let failed = |source| Error::ControlSocket { path: control_socket.to_owned(), source };
-    let file = File::options().create(true).append(true).open(path).map_err(failed)?;
-    let since = Instant::now();
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            // One that is ending gives it up in a moment.
-            Err(TryLockError::WouldBlock) if since.elapsed() < limits::LOCK_PATIENCE => {
-                std::thread::sleep(limits::LOCK_PAUSE);
-            }
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::AlreadyServed { path: control_socket.to_owned() });
-            }
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
-        }
-    }
-}
-
-/// The control socket and the right to it; removed and given up when dropped.
-struct ControlSocket {
-    listener: UnixListener,
-    path: PathBuf,
-    _lock: File,
-}
-
-/// A control socket that nobody finds yet.
-struct Unpublished {
-    /// Until it is published.
-    listener: Option<UnixListener>,
-    beside: PathBuf,
-    path: PathBuf,
-}
-
-impl Unpublished {
-    /// Makes the socket under another name, for this user only. What can fail for want of rights or space does so here,
-    /// while the proxy whose place is taken still serves.
-    fn create(path: PathBuf) -> Result<Self, Error> {
-        let beside = beside(&path);
-        let failed = |source| Error::ControlSocket { path: path.clone(), source };
-        match std::fs::remove_file(&beside) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed(error)),
-        }
-        let before = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
-        let listener = UnixListener::bind(&beside);
-        umask(before);
-        Ok(Self { listener: Some(listener.map_err(failed)?), beside, path })
-    }
-
-    /// Puts it into its place. With the right to that, a file that exists is left from a proxy that died.
-    fn publish(mut self, right: File) -> Result<ControlSocket, Error> {
-        let path = self.path.clone();
-        match (std::fs::rename(&self.beside, &path), self.listener.take()) {
-            (Ok(()), Some(listener)) => Ok(ControlSocket { listener, path, _lock: right }),
-            (renamed, _) => {
-                let source = renamed.err().unwrap_or_else(|| io::ErrorKind::NotConnected.into());
-                Err(Error::ControlSocket { path, source })
-            }
-        }
-    }
-}
-
-impl Drop for Unpublished {
-    fn drop(&mut self) {
-        // Once published it is not there any more.
-        let _ = std::fs::remove_file(&self.beside);
-    }
-}
-
-/// A name of the same length, as that of a socket is bounded.
-fn beside(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().as_bytes().to_vec();
-    if let Some(last) = name.last_mut() {
-        *last = if *last == b'~' { b'-' } else { b'~' };
-    }
-    OsString::from_vec(name).into()
-}
-
-impl Drop for ControlSocket {
-    fn drop(&mut self) {
-        // Whoever looks for a proxy shall not find one that is gone. The lock is given up after this.
-        let _ = std::fs::remove_file(&self.path);
-    }
+/// The right to serve a control socket.
+fn lock(control_socket: &Path, patience: Duration) -> Result<keel_link::Lock, Error> {
+    let path = || control_socket.to_owned();
+    let lock = keel_link::lock(control_socket, patience);
+    let lock = lock.map_err(|source| Error::ControlSocket { path: path(), source })?;
+    lock.ok_or_else(|| Error::AlreadyServed { path: path() })
 }
 
 /// Allows as many file descriptors as the system lets us; the number.

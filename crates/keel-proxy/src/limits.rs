@@ -41,14 +41,16 @@ pub const MAX_HANDED_SOCKETS: usize = 1 << 20;
 pub const DRAIN: Duration = Duration::from_secs(30);
 /// Nothing is accepted for this long when file descriptors ran out.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// A proxy waits this long for its predecessor to give up the control socket.
-pub const LOCK_PATIENCE: Duration = Duration::from_secs(1);
-/// Between two looks at that.
-pub const LOCK_PAUSE: Duration = Duration::from_millis(10);
+/// An engine whose place is taken has this long to give up its addresses.
+pub const RELEASE: Duration = Duration::from_secs(1);
+/// Between two tries to open them.
+pub const RELEASE_LOOK: Duration = Duration::from_millis(10);
 /// How often timeouts and idle connections are looked at; times are kept to this precision.
 pub const TICK: Duration = Duration::from_millis(250);
 /// Numbers in flight at draining endpoints are reported this often.
 pub const IN_FLIGHT_REPORT: Duration = Duration::from_millis(500);
+/// Between two tries to take the place of a proxy that died while it was asked.
+pub const TAKE_OVER_PAUSE: Duration = Duration::from_millis(10);
 /// The server has this long to take a frame.
 pub const CONTROL_WRITE: Duration = Duration::from_secs(5);
 /// The state is written to its file this long after a change, with all changes until then.

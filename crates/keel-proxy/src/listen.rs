@@ -90,6 +90,11 @@ fn socket(listener: &Listener) -> io::Result<TcpListener> {
 pub struct Taken(OnceCell<HashSet<String>>);
 
 impl Taken {
+    /// Nobody listens, or nobody whom it matters to.
+    pub fn by_nobody() -> Self {
+        Self(OnceCell::from(HashSet::new()))
+    }
+
     /// Whether somebody listens on exactly this address. Where that cannot be told, nobody does.
     fn has(&self, bind: SocketAddr) -> bool {
         let listed = self.0.get_or_init(|| {

@@ -77,11 +77,13 @@ pub struct Registry {
     /// What outlives a table.
     memory: Memory,
     /// Certificates and proofs in force.
-    certificates: (Vec<Certificate>, Challenges),
+    certificates: (Arc<Vec<Certificate>>, Challenges),
     shared: Arc<Shared>,
     callers: Arc<CallerNames>,
     /// Sockets of the proxy before, by address, that are not in use yet.
     adopted: BTreeMap<SocketAddr, Vec<std::net::TcpListener>>,
+    /// Addresses are opened beside another process that listens there.
+    beside: bool,
     /// The clusters that an instance is in.
     members: HashMap<InstanceId, BTreeSet<ClusterId>>,
     /// In how many clusters an instance drains; those that drain nowhere are not in it.
@@ -108,6 +110,7 @@ impl Registry {
             shared,
             callers: Arc::default(),
             adopted: BTreeMap::new(),
+            beside: false,
             members: HashMap::new(),
             draining: BTreeMap::new(),
             changes_since: 0,
@@ -118,6 +121,11 @@ impl Registry {
     /// Takes over listening sockets, to be used instead of new ones.
     pub fn adopt(&mut self, sockets: BTreeMap<SocketAddr, Vec<std::net::TcpListener>>) {
         self.adopted = sockets;
+    }
+
+    /// Whether addresses are opened although another process listens there, which is about to end.
+    pub fn open_beside(&mut self, beside: bool) {
+        self.beside = beside;
     }
 
     /// Lets go of all listeners.
@@ -324,7 +332,7 @@ impl Registry {
     fn set_listeners(&mut self, changes: &mut [Change]) -> Vec<ListenerFailure> {
         let mut failed = Vec::new();
         let mut wanted = BTreeSet::new();
-        let taken = Taken::default();
+        let taken = if self.beside { Taken::by_nobody() } else { Taken::default() };
         if self.retired {
             return failed;
         }

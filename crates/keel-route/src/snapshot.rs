@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use keel_model::{
@@ -39,9 +40,10 @@ pub struct Snapshot {
     /// Routes of the entrypoints.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tables: BTreeMap<TableId, RouteTable>,
-    /// Certificates for TLS that ends here.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub certificates: Vec<Certificate>,
+    /// Certificates for TLS that ends here. Shared, as many snapshots follow each other with the same ones: two that are
+    /// one are equal without being looked at.
+    #[serde(default, skip_serializing_if = "no_certificates")]
+    pub certificates: Arc<Vec<Certificate>>,
     /// Proofs that certificate authorities ask for.
     #[serde(default, skip_serializing_if = "Challenges::is_empty")]
     pub challenges: Challenges,
@@ -58,6 +60,10 @@ pub struct Snapshot {
     /// The zone of this node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
+}
+
+fn no_certificates(certificates: &Arc<Vec<Certificate>>) -> bool {
+    certificates.is_empty()
 }
 
 impl Default for Listener {

@@ -12,6 +12,7 @@
 //! stacks/<stack>/instances/<instance>/assignment Assignment
 //! status/<instance>                              InstanceStatus, written by its node
 //! events/<seq>                                   Event
+//! certificates/<hash>                            the last good certificate of a pair of files
 //! acme/…                                         accounts, orders, certificates (see `keel_acme`)
 //! ```
 
@@ -23,6 +24,8 @@ pub const STACKS: &str = "stacks/";
 pub const STATUS: &str = "status/";
 /// What happened.
 pub const EVENTS: &str = "events/";
+/// The last good certificates from files.
+pub const CERTIFICATES: &str = "certificates/";
 /// What is kept about certificates from authorities; the keys below it are `keel_acme`'s.
 pub const ACME: &str = "acme/";
 /// The network of virtual addresses.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use keel_model::{EventKind, NodeName};
+use keel_model::{EventKind, NodeName, ZoneName};
 use keel_route::access_log::AccessLog;
 use keel_runtime::{ProcessOptions, ProcessRuntime, Runtime};
 use keel_store::{RedbStore, Store};
@@ -45,6 +45,8 @@ pub struct ServerOptions {
     pub state_dir: PathBuf,
     /// The machine's name; its host name when absent.
     pub node: Option<NodeName>,
+    /// The zone that the machine is in, if it is known.
+    pub zone: Option<ZoneName>,
     /// The network of virtual addresses (`10.77.0.0/16`); chosen by rights when absent.
     pub network: Option<String>,
     /// The binary that has `shim` and `proxy` as subcommands.
@@ -168,10 +170,12 @@ async fn start_link(
     tasks: &mut JoinSet<()>,
 ) -> Result<(), Error> {
     let credentials = Arc::new(Credentials::default());
-    let mut files =
-        CertificateFiles::new(shared.worlds.clone(), shared.events.clone(), credentials.clone());
+    let (worlds, store) = (shared.worlds.clone(), shared.store.clone());
+    let events = shared.events.clone();
+    let mut files = CertificateFiles::new(worlds, events, credentials.clone(), store).await?;
     // Before the link: a proxy that runs must not lose its certificates to a new server that has not looked yet.
     files.look();
+    files.keep().await;
     tasks.spawn(files.run());
     let (shown_sender, shown) = watch::channel(0);
     let issuance = Issuance {
@@ -190,6 +194,8 @@ async fn start_link(
         worlds: shared.worlds.clone(),
         board: shared.board.clone(),
         events: shared.events.clone(),
+        node: shared.node.clone(),
+        zone: options.zone.clone(),
         network: shared.network.clone(),
         runtime: shared.runtime.clone(),
         access_log: options.access_log.clone(),
@@ -329,6 +335,7 @@ fn info(
         started_at: clock::now(),
         state_dir: options.state_dir.clone(),
         node,
+        zone: options.zone.clone(),
         network: network.text().to_owned(),
         dns: network.dns(),
         metrics: None,

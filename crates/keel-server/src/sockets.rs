@@ -6,6 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// State of a listening socket in `/proc/net/tcp`.
 const LISTEN: &str = "0A";
+/// Generations of processes that are looked through for an ancestor.
+const MAX_GENERATIONS: usize = 16;
 
 /// A listening TCP socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,9 +61,38 @@ pub fn addresses_in_use() -> BTreeSet<IpAddr> {
     listening().into_iter().map(|socket| socket.address.ip()).collect()
 }
 
-/// Who, other than process `own`, already listens so that `wanted` could not be opened; for people. A socket of
-/// `own` and the virtual addresses it serves do not count.
-pub fn holder(wanted: SocketAddr, own: Option<u32>) -> Option<String> {
+/// What is known to be our own.
+#[derive(Clone, Debug, Default)]
+pub struct Own {
+    /// The proxy. What it started is ours too: an engine that it drives has the sockets in its workers.
+    pub proxy: Option<u32>,
+    /// Where the proxy says that it listens. An engine outlives its driver, and is then nobody's child.
+    pub open: BTreeSet<SocketAddr>,
+}
+
+impl Own {
+    fn has(&self, socket: &ListeningSocket, owner: Option<u32>) -> bool {
+        self.open.contains(&socket.address)
+            || self.proxy.is_some_and(|proxy| owner.is_some_and(|pid| descends(pid, proxy)))
+    }
+}
+
+/// Whether a process is `ancestor`, or was started by it or by what it started.
+fn descends(pid: u32, ancestor: u32) -> bool {
+    std::iter::successors(Some(pid), |pid| parent(*pid))
+        .take(MAX_GENERATIONS)
+        .any(|pid| pid == ancestor)
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in the second field may have spaces and brackets in it.
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+}
+
+/// Who else than ourselves already listens so that `wanted` could not be opened; for people. Virtual addresses that our
+/// proxy serves do not count.
+pub fn holder(wanted: SocketAddr, own: &Own) -> Option<String> {
     let rivals: Vec<ListeningSocket> = listening()
         .into_iter()
         .filter(|socket| socket.address.port() == wanted.port())
@@ -71,11 +102,12 @@ pub fn holder(wanted: SocketAddr, own: Option<u32>) -> Option<String> {
         return None;
     }
     let owners = owners(&rivals.iter().map(|socket| socket.inode).collect());
-    rivals.iter().find_map(|socket| match owners.get(&socket.inode) {
-        Some((pid, _)) if Some(*pid) == own => None,
-        Some((pid, name)) => Some(format!("{name} (process {pid}) at {}", socket.address)),
-        None => Some(format!("another process at {}", socket.address)),
-    })
+    let owner = |socket: &ListeningSocket| owners.get(&socket.inode);
+    let rival =
+        rivals.iter().find(|socket| !own.has(socket, owner(socket).map(|(pid, _)| *pid)))?;
+    let name = owner(rival).map(|(pid, name)| format!("{name} (process {pid})"));
+    let name = name.unwrap_or_else(|| "another process".to_owned());
+    Some(format!("{name} at {}", rival.address))
 }
 
 fn overlap(held: IpAddr, wanted: IpAddr) -> bool {
@@ -110,12 +142,25 @@ mod tests {
     fn a_listener_is_found_with_its_owner() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let holder_text = holder(address, None).expect("it listens");
+        let holder_text = holder(address, &Own::default()).expect("it listens");
         assert!(holder_text.contains(&std::process::id().to_string()), "{holder_text}");
-        assert_eq!(holder(address, Some(std::process::id())), None);
+        let own = Own { proxy: Some(std::process::id()), ..Own::default() };
+        assert_eq!(holder(address, &own), None);
+        let open = Own { open: BTreeSet::from([address]), ..Own::default() };
+        assert_eq!(holder(address, &open), None);
         let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port());
-        assert!(holder(any, None).is_some());
+        assert!(holder(any, &Own::default()).is_some());
         assert!(addresses_in_use().contains(&address.ip()));
+    }
+
+    #[test]
+    fn what_a_process_started_is_its_own() {
+        let own = std::process::id();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        assert!(descends(own, own) && descends(child.id(), own));
+        assert!(!descends(own, child.id()));
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

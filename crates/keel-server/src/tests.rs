@@ -35,6 +35,7 @@ struct Server {
     runtime: FakeRuntime,
     changes: Changes,
     viewer: Viewer,
+    _proxy: watch::Sender<ProxyState>,
     _tasks: JoinSet<()>,
 }
 
@@ -58,7 +59,7 @@ impl Server {
             preparations: Preparations::default(),
         });
         agent.adopt().await.unwrap();
-        let proxy = watch::channel(ProxyState::default()).1;
+        let (sender, proxy) = watch::channel(ProxyState::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(board.clone().persist(store.clone()));
         tasks.spawn(agent.run());
@@ -81,7 +82,7 @@ impl Server {
             turn: Mutex::new(()),
         };
         let viewer = Viewer { node, worlds, board, network, proxy };
-        Self { store, runtime, changes, viewer, _tasks: tasks }
+        Self { store, runtime, changes, viewer, _proxy: sender, _tasks: tasks }
     }
 
     async fn new() -> Self {

@@ -20,7 +20,7 @@ use crate::board::{Board, BoardView};
 use crate::controller;
 use crate::error::Refusal;
 use crate::network::Network;
-use crate::traffic::ProxyState;
+use crate::traffic::{ProxyState, is_served};
 use crate::world::{StackState, World, WorldReader};
 
 /// Longest command shown.
@@ -37,7 +37,7 @@ pub struct Viewer {
     pub board: Arc<Board>,
     /// Addresses.
     pub network: Arc<Network>,
-    /// Which listeners failed.
+    /// Which listeners failed, and which endpoints are served.
     pub proxy: watch::Receiver<ProxyState>,
 }
 
@@ -45,6 +45,7 @@ pub struct Viewer {
 pub struct Changed {
     worlds: watch::Receiver<Arc<World>>,
     board: watch::Receiver<u64>,
+    proxy: watch::Receiver<ProxyState>,
 }
 
 impl Changed {
@@ -53,6 +54,7 @@ impl Changed {
         let ended = tokio::select! {
             changed = self.worlds.changed() => changed.is_err(),
             changed = self.board.changed() => changed.is_err(),
+            changed = self.proxy.changed() => changed.is_err(),
         };
         if ended {
             std::future::pending::<()>().await;
@@ -63,7 +65,8 @@ impl Changed {
 impl Viewer {
     /// Wakes with every change from now on.
     pub fn subscribe(&self) -> Changed {
-        Changed { worlds: self.worlds.subscribe(), board: self.board.subscribe() }
+        let proxy = self.proxy.clone();
+        Changed { worlds: self.worlds.subscribe(), board: self.board.subscribe(), proxy }
     }
 
     /// One line per stack.
@@ -106,7 +109,11 @@ impl Viewer {
             .services
             .iter()
             .map(|(service, definition)| {
-                (service.clone(), self.service(stack, &board, service, definition, &summaries))
+                let mut view = self.service(stack, &board, service, definition, &summaries);
+                // Who waits for a service wants to call it next.
+                view.converged &= view.failed
+                    || is_served(&self.proxy.borrow(), name, stack, &board, service, definition);
+                (service.clone(), view)
             })
             .collect();
         Ok(StackView {

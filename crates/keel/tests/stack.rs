@@ -340,3 +340,20 @@ fn the_server_may_die_meanwhile() {
     child.kill().unwrap();
     child.wait().unwrap();
 }
+
+#[test]
+fn a_preference_for_a_zone_that_is_not_known_is_told() {
+    let keel = Running::new(&SLEEPER.replace(
+        "    deploy: { replicas: 2 }\n",
+        "    expose: ['80']\n    x-keel: { traffic: { prefer_zone: true } }\n",
+    ));
+    let up = keel.run(&["up", "-d"]);
+    assert!(up.stderr.contains("warning: `prefer_zone` has no effect (web)"), "{}", up.all());
+    keel.run(&["server", "stop"]).ok();
+    keel.run(&["server", "--detach", "--zone", "east"]).ok();
+    assert_eq!(keel.json(&["server", "status"])["zone"], "east");
+    let up = keel.run(&["up", "-d"]);
+    assert!(up.code == 0 && !up.stderr.contains("prefer_zone"), "{}", up.all());
+    let done = keel.run(&["server", "--zone", "no zone"]);
+    assert!(done.code == 2 && done.stderr.contains("zone name"), "{}", done.all());
+}

@@ -94,9 +94,7 @@ impl Haproxy {
             }
         }
         let rendered = self.place.prepare(snapshot, Some(slots)).await?;
-        for gap in &rendered.gaps {
-            tracing::warn!(place = gap.place, why = gap.why, "haproxy lacks: {}", gap.what.what());
-        }
+        self.place.tell_gaps(&rendered.gaps);
         self.backends =
             rendered.pools.iter().map(|(id, pool)| (id.clone(), pool.backends.clone())).collect();
         self.structure = None;

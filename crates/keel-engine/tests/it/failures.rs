@@ -129,7 +129,7 @@ fn what_the_engine_does_not_accept_leaves_the_last_good_state_with_the_endpoints
         let snapshot = Snapshot {
             listeners: vec![listener(bind), secure],
             clusters: [(crate::driver::CART.to_owned(), cluster(&[(new.address, Ready)]))].into(),
-            certificates: vec![mismatched()],
+            certificates: vec![mismatched()].into(),
             ..Snapshot::default()
         };
         let failed = driver.server.replace(snapshot.clone());
@@ -137,7 +137,7 @@ fn what_the_engine_does_not_accept_leaves_the_last_good_state_with_the_endpoints
         assert_eq!(failed[0].bind, bad);
         assert!(failed[0].reason.contains("does not accept"), "{failed:?}");
         assert_eq!(get(bind).unwrap(), "new", "{engine:?}");
-        let good = Snapshot { certificates: Vec::new(), ..snapshot };
+        let good = Snapshot { certificates: Vec::new().into(), ..snapshot };
         assert_eq!(driver.server.replace(good), []);
         assert_eq!(get(bind).unwrap(), "new");
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use keel_model::{
@@ -363,7 +364,8 @@ fn snapshot() -> BoxedStrategy<Snapshot> {
                 ..Snapshot::default()
             };
             if with_certificate {
-                snapshot.certificates.push(certificate(&authority(), &["a.example", "*.example"]));
+                Arc::make_mut(&mut snapshot.certificates)
+                    .push(certificate(&authority(), &["a.example", "*.example"]));
             }
             snapshot
         })

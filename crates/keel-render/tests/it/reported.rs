@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use keel_model::{
@@ -31,7 +32,8 @@ fn with_routes(routes: Vec<RouteEntry>) -> Snapshot {
     // So that nothing is said about HTTP/2 without TLS.
     snapshot.listeners[0].tls = Some(ListenerTls::default());
     let authority = crate::tls::authority();
-    snapshot.certificates.push(crate::tls::certificate(&authority, &["a.example"]));
+    Arc::make_mut(&mut snapshot.certificates)
+        .push(crate::tls::certificate(&authority, &["a.example"]));
     snapshot
 }
 
@@ -169,7 +171,7 @@ fn what_is_asked_of_listeners() {
     let mut snapshot = with_routes(vec![route("web", prefix("/"), "one")]);
     let first = snapshot.listeners[0].clone();
     snapshot.listeners.push(first.clone());
-    snapshot.certificates.clear();
+    snapshot.certificates = Arc::default();
     let at = |port: u16| ([127, 0, 0, 1], port).into();
     let proxied = vec!["10.0.0.0/8".parse().unwrap()];
     let listener = Listener { bind: at(81), cluster: id("one"), ..Listener::default() };
@@ -181,7 +183,7 @@ fn what_is_asked_of_listeners() {
         key: String::new(),
     };
     snapshot.challenges.tls_alpn.push(certificate.clone());
-    snapshot.certificates.push(certificate);
+    Arc::make_mut(&mut snapshot.certificates).push(certificate);
     let both = [Lack::Listener, Lack::Certificate, Lack::CertificateName, Lack::AlpnChallenge];
     assert_eq!(reported(Engine::Haproxy, &snapshot), BTreeSet::from(both));
     let mut nginx = BTreeSet::from(both);

@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use keel_model::{ClientAuth, Protocol, RouteKind, Rule, UpstreamTls};
 use keel_route::snapshot::ListenerTls;
@@ -21,8 +22,9 @@ fn certificates_by_name_and_http2_by_alpn() {
         let clusters = crate::cases::clusters(&[("one", echo.address)]);
         let snapshot = routed(bind, vec![route("all", prefix("/"), "one")], clusters);
         let mut snapshot = secure(snapshot, ListenerTls::default());
-        snapshot.certificates.push(certificate(&authority, &["first.example"]));
-        snapshot.certificates.push(certificate(&authority, &["a.example", "*.b.example"]));
+        Arc::make_mut(&mut snapshot.certificates).push(certificate(&authority, &["first.example"]));
+        Arc::make_mut(&mut snapshot.certificates)
+            .push(certificate(&authority, &["a.example", "*.b.example"]));
         let running = Running::start(engine, &snapshot);
         let ca = running.directory.path().join("ca.pem");
         std::fs::write(&ca, authority.pem()).unwrap();
@@ -72,7 +74,7 @@ fn certificates_of_clients_and_the_oldest_version() {
             client_auth: Some(ClientAuth { ca: ca.clone().into(), optional: false }),
         };
         let mut snapshot = secure(snapshot, tls);
-        snapshot.certificates.push(certificate(&authority, &["a.example"]));
+        Arc::make_mut(&mut snapshot.certificates).push(certificate(&authority, &["a.example"]));
         let _running = Running::start(engine, &snapshot);
         let url = format!("https://{bind}/");
         assert!(curl(&["--cert", &cert, "--key", &key, &url]).contains("2 200"), "{engine:?}");
@@ -103,7 +105,7 @@ fn tls_towards_services() {
         let auth = ClientAuth { ca: ca.clone(), optional: false };
         let tls = ListenerTls { client_auth: Some(auth), ..ListenerTls::default() };
         let mut behind = secure(behind, tls);
-        behind.certificates.push(certificate(&good, &["service.example"]));
+        Arc::make_mut(&mut behind.certificates).push(certificate(&good, &["service.example"]));
         let _behind = Running::start(engine, &behind);
         for (trusted, name, status) in [
             (&ca, "service.example", 200),
@@ -138,7 +140,7 @@ fn connections_by_server_name_beside_requests() {
         let clusters = crate::cases::clusters(&[("one", echo.address)]);
         let inner = routed(passed, vec![route("inner", prefix("/"), "one")], clusters);
         let mut inner = secure(inner, ListenerTls::default());
-        inner.certificates.push(certificate(&authority, &["pass.example"]));
+        Arc::make_mut(&mut inner.certificates).push(certificate(&authority, &["pass.example"]));
         let _inner = Running::start(engine, &inner);
 
         let bind = own_address();
@@ -154,7 +156,8 @@ fn connections_by_server_name_beside_requests() {
         tcp.kind = RouteKind::Tcp;
         let routes = vec![pass, tcp, route("web", host("web.example"), "one")];
         let mut snapshot = secure(routed(bind, routes, clusters), ListenerTls::default());
-        snapshot.certificates.push(certificate(&authority, &["web.example", "*.tcp.example"]));
+        Arc::make_mut(&mut snapshot.certificates)
+            .push(certificate(&authority, &["web.example", "*.tcp.example"]));
         let running = Running::start(engine, &snapshot);
         let ca = running.directory.path().join("ca.pem");
         std::fs::write(&ca, authority.pem()).unwrap();

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use keel_model::{
     EntrypointName, Generation, Goal, Health, InstanceId, InstanceStatus, NodeName, Phase,
-    RevisionId, Rollout, RouteKind, ServiceName, Stack, StackName, Timestamp,
+    RevisionId, Rollout, RouteKind, ServiceName, Stack, StackName, Timestamp, ZoneName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +39,9 @@ pub struct ServerInfo {
     pub state_dir: PathBuf,
     /// The machine's name.
     pub node: NodeName,
+    /// The zone that it is in, if it is known.
+    #[serde(default)]
+    pub zone: Option<ZoneName>,
     /// The network that virtual addresses come from.
     pub network: String,
     /// Where its DNS server listens, if it could.

@@ -203,9 +203,10 @@ impl Changes {
             wanted.changed_at = clock::now();
             if !wanted.removing {
                 check_programs(stack, &wanted)?;
-                ports::check(&world, &wanted, self.proxy.borrow().pid)?;
+                let own = self.proxy.borrow().own();
+                ports::check(&world, &wanted, &own)?;
                 routes::check(&world, &wanted)?;
-                routes::check_sockets(old, &wanted.stack, self.proxy.borrow().pid)?;
+                routes::check_sockets(old, &wanted.stack, &own)?;
             }
             self.prepare(&world, stack, &wanted).await?;
             let outcome = self.store.commit(commit::commit(name, stack, &wanted)).await?;

@@ -6,14 +6,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use keel_model::{Service, ServiceName, StackName, StackRecord};
 
 use crate::error::Refusal;
-use crate::sockets;
+use crate::sockets::{self, Own};
 use crate::world::{ServiceAddress, World};
 
 /// Host ports that are chosen for `ports:` entries without one.
 const CHOSEN_PORTS: std::ops::Range<u16> = 32_768..40_000;
 
 /// Refuses host ports that somebody else has.
-pub(super) fn check(world: &World, wanted: &StackRecord, own: Option<u32>) -> Result<(), Refusal> {
+pub(super) fn check(world: &World, wanted: &StackRecord, own: &Own) -> Result<(), Refusal> {
     let mut seen: BTreeMap<(Option<IpAddr>, u16), (StackName, ServiceName)> = BTreeMap::new();
     let others = world.stacks.iter().filter(|(name, _)| **name != wanted.stack.name);
     for (name, stack) in others {

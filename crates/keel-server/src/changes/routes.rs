@@ -7,15 +7,20 @@ use keel_model::{
     Entrypoint, EntrypointName, Route, RouteKind, Service, ServiceName, Stack, StackName,
     StackRecord,
 };
+use keel_route::validate::validate_route;
 
 use super::claims::{Claim, claims, describe};
 use crate::error::Refusal;
-use crate::sockets;
+use crate::sockets::{self, Own};
 use crate::traffic::{default_priority, tcp_ports};
 use crate::world::World;
 
 /// Most routes of all stacks together.
 const MAX_ROUTES: usize = 20_000;
+/// Problems of a route that are told at once.
+const MAX_PROBLEMS: usize = 3;
+/// Characters that are shown of a name.
+const MAX_SHOWN: usize = 80;
 
 /// Refuses routes that lead nowhere, and what somebody else has already. Looks at no socket.
 pub(super) fn check(world: &World, wanted: &StackRecord) -> Result<(), Refusal> {
@@ -37,7 +42,7 @@ pub(super) fn check(world: &World, wanted: &StackRecord) -> Result<(), Refusal> 
 pub(super) fn check_sockets(
     old: Option<&StackRecord>,
     wanted: &Stack,
-    own: Option<u32>,
+    own: &Own,
 ) -> Result<(), Refusal> {
     for (name, entrypoint) in &wanted.entrypoints {
         let before = old.and_then(|old| old.stack.entrypoints.get(name));
@@ -59,7 +64,8 @@ fn invalid(message: String, hint: &str) -> Refusal {
     Refusal::new("invalid", message).hint(hint)
 }
 
-/// Every name that a route has must be one of its stack.
+/// Every route must be one that the proxy can use, and every name that it has one of its stack. The command line
+/// has checked what it read from files; others send what they like.
 fn check_references(stack: &Stack) -> Result<(), Refusal> {
     let mut names: BTreeMap<&str, &ServiceName> = BTreeMap::new();
     for (service, definition) in &stack.services {
@@ -70,6 +76,15 @@ fn check_references(stack: &Stack) -> Result<(), Refusal> {
                     route.name
                 );
                 return Err(invalid(message, "give one of them another `name`"));
+            }
+            let problems = validate_route(route);
+            if !problems.is_empty() {
+                let message = format!(
+                    "route `{}` of service `{service}` can't be used: {}",
+                    shown(&route.name),
+                    listed(&problems)
+                );
+                return Err(Refusal::new("invalid", message));
             }
             let unknown =
                 route.entrypoints.iter().find(|name| !stack.entrypoints.contains_key(*name));
@@ -97,6 +112,21 @@ fn check_references(stack: &Stack) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+/// A name that somebody made up, in an error message.
+fn shown(name: &str) -> String {
+    name.chars().filter(|c| !c.is_control()).take(MAX_SHOWN).collect()
+}
+
+/// The first problems of many.
+fn listed(problems: &[String]) -> String {
+    let more = problems.len().saturating_sub(MAX_PROBLEMS);
+    let mut text = problems[..problems.len() - more].join("; ");
+    if more > 0 {
+        text.push_str(&format!("; and {more} more"));
+    }
+    text
 }
 
 fn check_port(

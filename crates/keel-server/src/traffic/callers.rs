@@ -93,7 +93,7 @@ mod tests {
         assert!(differ(&|s| {
             s.tables.insert("0.0.0.0:80".to_owned(), RouteTable::default());
         }));
-        assert!(differ(&|s| s.certificates.push(certificate())));
+        assert!(differ(&|s| s.certificates = vec![certificate()].into()));
         assert!(differ(&|s| s.challenges.tls_alpn.push(certificate())));
         assert!(differ(&|s| s.access_log = Some(AccessLog::default())));
         assert!(differ(&|s| s.zone = Some("a".to_owned())));

@@ -10,10 +10,22 @@ use keel_route::snapshot::{Certificate, Challenges};
 use tokio::sync::watch;
 
 /// Certificates and proofs, by who provides them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 struct Parts {
     files: Vec<Certificate>,
     issued: Published,
+    /// Both together, as every snapshot has them.
+    all: Arc<Vec<Certificate>>,
+}
+
+impl Parts {
+    /// Those of users come first: where two are for one name, a user's own choice wins.
+    fn join(&mut self) {
+        let all: Vec<_> = self.files.iter().chain(&self.issued.certificates).cloned().collect();
+        if *self.all != all {
+            self.all = Arc::new(all);
+        }
+    }
 }
 
 /// Certificates and proofs that are in force.
@@ -31,12 +43,22 @@ impl Default for Credentials {
 impl Credentials {
     /// Replaces the certificates that are read from files of users.
     pub fn set_files(&self, certificates: Vec<Certificate>) {
-        self.change(|parts| parts.files = certificates);
+        self.parts.send_if_modified(|parts| {
+            let differs = parts.files != certificates;
+            parts.files = certificates;
+            parts.join();
+            differs
+        });
     }
 
     /// Replaces what authorities issued, and the proofs that they ask for.
     pub fn set_issued(&self, issued: Published) {
-        self.change(|parts| parts.issued = issued);
+        self.parts.send_if_modified(|parts| {
+            let differs = parts.issued != issued;
+            parts.issued = issued;
+            parts.join();
+            differs
+        });
     }
 
     /// The revision of what authorities issued.
@@ -52,19 +74,9 @@ impl Credentials {
         }
     }
 
-    /// Wakes only when something differs.
-    fn change(&self, change: impl FnOnce(&mut Parts)) {
-        self.parts.send_if_modified(|parts| {
-            let before = parts.clone();
-            change(parts);
-            *parts != before
-        });
-    }
-
-    /// All certificates. Those of users come first: where two are for one name, a user's own choice wins.
-    pub fn certificates(&self) -> Vec<Certificate> {
-        let parts = self.parts.borrow();
-        parts.files.iter().chain(&parts.issued.certificates).cloned().collect()
+    /// All certificates: the same list until one of them changes.
+    pub fn certificates(&self) -> Arc<Vec<Certificate>> {
+        Arc::clone(&self.parts.borrow().all)
     }
 
     /// The proofs.
@@ -110,7 +122,7 @@ mod tests {
             .set_issued(Published { certificates: vec![certificate("b")], ..Published::default() });
         credentials.set_files(vec![certificate("a")]);
         let names: Vec<String> =
-            credentials.certificates().into_iter().flat_map(|c| c.names).collect();
+            credentials.certificates().iter().flat_map(|c| c.names.clone()).collect();
         assert_eq!(names, ["a", "b"]);
         assert!(wake.0.has_changed().unwrap());
     }
@@ -121,7 +133,9 @@ mod tests {
         credentials.set_files(vec![certificate("a")]);
         let wake = credentials.subscribe();
         credentials.set_files(vec![certificate("a")]);
+        let before = credentials.certificates();
         credentials.set_issued(Published::default());
         assert!(!wake.0.has_changed().unwrap());
+        assert!(Arc::ptr_eq(&before, &credentials.certificates()), "nothing is copied");
     }
 }

@@ -1,23 +1,27 @@
 //! Certificates in files of users: read, checked, and read again when they change.
 //!
-//! A file that can't be used is told once, and the last good certificate stays in use. Whoever renews a certificate
-//! writes two files one after the other; a pair that does not match at one look is therefore told at the second.
+//! A file that can't be used is told once, and the last good certificate stays in use, also when the server is started
+//! anew. Whoever renews a certificate writes two files one after the other; a pair that does not match at one look is
+//! therefore told at the second.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use keel_model::{EventKind, RouteTls, ServiceName, StackName};
 use keel_route::snapshot::Certificate;
+use keel_store::Store;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
 use super::Credentials;
+use super::kept::{Kept, Pair};
+use crate::Error;
 use crate::events::EventLog;
 use crate::world::{World, WorldReader};
 
@@ -26,8 +30,6 @@ const POLL: Duration = Duration::from_secs(2);
 /// Largest file of a certificate or key, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
-/// Certificate chain and key.
-type Pair = (PathBuf, PathBuf);
 /// Whose routes use a pair.
 type Owner = (StackName, ServiceName);
 
@@ -40,6 +42,7 @@ pub struct CertificateFiles {
     /// Where certificates are put.
     pub credentials: Arc<Credentials>,
     known: BTreeMap<Pair, Known>,
+    kept: Kept,
 }
 
 /// What is known of one pair.
@@ -61,13 +64,23 @@ struct Stamp {
 }
 
 impl CertificateFiles {
-    /// One that has not looked yet.
-    pub fn new(
+    /// One that has not looked yet, but knows what an earlier server has read.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn new(
         worlds: Arc<WorldReader>,
         events: Arc<EventLog>,
         credentials: Arc<Credentials>,
-    ) -> Self {
-        Self { worlds, events, credentials, known: BTreeMap::new() }
+        store: Arc<dyn Store>,
+    ) -> Result<Self, Error> {
+        let kept = Kept::load(store).await?;
+        let known = |certificate: &Certificate| Known {
+            good: Some(certificate.clone()),
+            ..Known::default()
+        };
+        let known = kept.known().iter().map(|(pair, good)| (pair.clone(), known(good))).collect();
+        Ok(Self { worlds, events, credentials, known, kept })
     }
 
     /// Looks at all files now. Reads at most as many bytes as the files may have; blocks.
@@ -83,8 +96,18 @@ impl CertificateFiles {
                 self.events.add(kind, Some(stack), Some(service), None, message);
             }
         }
-        let good = self.known.values().filter_map(|known| known.good.clone()).collect();
-        self.credentials.set_files(good);
+        self.credentials.set_files(self.good().into_values().collect());
+    }
+
+    /// Keeps what is in use for the next server.
+    pub async fn keep(&mut self) {
+        let good = self.good();
+        self.kept.keep(good).await;
+    }
+
+    fn good(&self) -> BTreeMap<Pair, Certificate> {
+        let all = self.known.iter();
+        all.filter_map(|(pair, known)| Some((pair.clone(), known.good.clone()?))).collect()
     }
 
     /// Looks again with every change of a stack, and every few seconds, until dropped.
@@ -101,7 +124,10 @@ impl CertificateFiles {
                 self
             });
             match looked.await {
-                Ok(again) => self = again,
+                Ok(again) => {
+                    self = again;
+                    self.keep().await;
+                }
                 Err(error) => {
                     tracing::error!(%error, "certificates are not read any more");
                     return;
@@ -233,7 +259,10 @@ fn check(chain: &str, key: &str) -> Result<(), Reason> {
 
 #[cfg(test)]
 mod tests {
+    use keel_store::{RedbStore, Transaction};
+
     use super::*;
+    use crate::tests::{blank_service, plain_record, plain_route, plain_stack};
 
     struct Files {
         directory: tempfile::TempDir,
@@ -290,6 +319,43 @@ mod tests {
         assert!(told.contains("does not belong") && told.contains("stays in use"), "{told}");
         assert_eq!(known.good.as_ref().unwrap().key, other_key, "the last good one");
         assert_eq!(known.look(&files.pair()), None, "told once");
+    }
+
+    #[tokio::test]
+    async fn a_new_server_goes_on_with_what_was_good() {
+        let files = Files::new();
+        let (cert, key) = made();
+        files.write("cert.pem", &cert);
+        files.write("key.pem", &key);
+        let (cert_path, key_path) = files.pair();
+        let mut route = plain_route("r", keel_model::Rule::default(), "web");
+        route.tls = Some(RouteTls::Files { cert: cert_path, key: key_path });
+        let mut definition = blank_service();
+        definition.routes.push(route);
+        let services = BTreeMap::from([(ServiceName::new("a").unwrap(), definition)]);
+        let record = plain_record(plain_stack("s", services, BTreeMap::new()));
+        let store: Arc<dyn Store> = Arc::new(RedbStore::in_memory().unwrap());
+        let put = Transaction::new()
+            .put(crate::keys::record(&record.stack.name), serde_json::to_vec(&record).unwrap());
+        let _ = store.commit(put).await.unwrap();
+        let start = || async {
+            let worlds = Arc::new(WorldReader::new(store.clone()).await.unwrap());
+            let events = Arc::new(EventLog::load(&*store).await.unwrap());
+            let credentials = Arc::new(Credentials::default());
+            let read =
+                CertificateFiles::new(worlds, events, credentials.clone(), store.clone()).await;
+            let mut read = read.unwrap();
+            read.look();
+            read.keep().await;
+            credentials.certificates()
+        };
+        assert_eq!(start().await[0].chain, cert);
+        files.write("cert.pem", "broken");
+        assert_eq!(start().await[0].chain, cert, "although the file is broken");
+        let (other, other_key) = made();
+        files.write("cert.pem", &other);
+        files.write("key.pem", &other_key);
+        assert_eq!(start().await[0].chain, other);
     }
 
     #[test]

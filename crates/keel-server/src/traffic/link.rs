@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use keel_model::{EventKind, Generation, Goal, InstanceId, Phase};
+use keel_model::{EventKind, Generation, Goal, InstanceId, NodeName, Phase, ZoneName};
 use keel_route::access_log::AccessLog;
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
@@ -30,6 +30,7 @@ use crate::board::Board;
 use crate::clock;
 use crate::events::EventLog;
 use crate::network::Network;
+use crate::sockets::Own;
 use crate::world::WorldReader;
 
 /// Pause between two tries to reach the proxy.
@@ -71,6 +72,16 @@ pub struct ProxyState {
     pub snapshot: Option<Arc<Snapshot>>,
 }
 
+impl ProxyState {
+    /// Which sockets of this machine are the proxy's.
+    pub fn own(&self) -> Own {
+        let told = self.snapshot.iter().flat_map(|snapshot| &snapshot.listeners);
+        let mut open: BTreeSet<_> = told.map(|listener| listener.bind).collect();
+        self.failed.iter().for_each(|failure| _ = open.remove(&failure.bind));
+        Own { proxy: self.pid, open }
+    }
+}
+
 /// The link.
 pub struct Link {
     /// The binary that has `proxy` as a subcommand.
@@ -85,6 +96,10 @@ pub struct Link {
     pub board: Arc<Board>,
     /// Where people are told.
     pub events: Arc<EventLog>,
+    /// This machine.
+    pub node: NodeName,
+    /// The zone that it is in.
+    pub zone: Option<ZoneName>,
     /// Virtual addresses.
     pub network: Arc<Network>,
     /// Who calls from where.
@@ -155,11 +170,11 @@ impl Link {
             match UnixStream::connect(self.socket()).await {
                 Ok(stream) => {
                     let linked = Instant::now();
-                    let (reason, successor) = self.session(stream, &mut generation).await;
+                    let mut session = Session { successor: begun.take(), ..Session::default() };
+                    let reason = self.session(&mut session, stream, &mut generation).await;
                     self.state.send_modify(|state| state.pid = None);
                     self.board.set_drained(BTreeSet::new());
-                    // What was started to come next is still to come if the link is made with the old one once more.
-                    begun = successor.or(begun);
+                    begun = session.successor;
                     if linked.elapsed() >= HEALTHY {
                         in_vain = 0;
                     }
@@ -205,7 +220,13 @@ impl Link {
         }
         match command.spawn() {
             Ok(mut child) => {
-                let message = format!("proxy started (process {})", child.id().unwrap_or_default());
+                let what = match &self.engine {
+                    Some(engine) => format!("proxy with {engine}"),
+                    None => "proxy".to_owned(),
+                };
+                let how = if place == Place::Taken { " to take over" } else { "" };
+                let pid = child.id().unwrap_or_default();
+                let message = format!("{what} started{how} (process {pid})");
                 self.events.add(EventKind::Platform, None, None, None, message);
                 // Waited for so that it leaves no zombie.
                 let life = tokio::spawn(async move { drop(child.wait().await) });
@@ -220,18 +241,8 @@ impl Link {
         }
     }
 
-    /// Serves one connection; why it ended, and the proxy that was started to take this one's place.
+    /// Serves one connection; why it ended.
     async fn session(
-        &self,
-        stream: UnixStream,
-        generation: &mut Generation,
-    ) -> (String, Option<Begun>) {
-        let mut session = Session::default();
-        let reason = self.talk(&mut session, stream, generation).await;
-        (reason, session.successor)
-    }
-
-    async fn talk(
         &self,
         session: &mut Session,
         stream: UnixStream,
@@ -302,6 +313,8 @@ impl Link {
         let sources = Sources {
             world: &world,
             board: &view,
+            node: &self.node,
+            zone: self.zone.as_ref(),
             network: &self.network,
             credentials: &self.credentials,
             ipv6,
@@ -367,10 +380,16 @@ impl Link {
         match frame {
             FromProxy::Hello { pid, version } => {
                 tracing::info!(pid, version, "linked to the proxy");
-                self.compare_engine(&version, pid);
+                let is_other =
+                    self.is_other_engine(&version) || is_other_binary(pid, &self.program);
                 self.state.send_modify(|state| (state.pid, state.version) = (Some(pid), version));
-                if is_other_binary(pid, &self.program) {
-                    tracing::info!(pid, "the proxy is of another build; a new one takes its place");
+                if !is_other {
+                    session.successor = None;
+                } else if !session.successor.as_ref().is_some_and(Begun::may_come) {
+                    tracing::info!(
+                        pid,
+                        "the proxy is not what it should be; another one is started"
+                    );
                     session.successor = self.start(Place::Taken);
                 }
             }
@@ -404,18 +423,10 @@ impl Link {
     }
 
     /// A proxy outlives its server, and then may not be what this one would start.
-    fn compare_engine(&self, version: &str, pid: u32) {
+    fn is_other_engine(&self, version: &str) -> bool {
         let wanted = self.engine.as_deref();
         let driven = version.split_once(" with ").map(|(_, engine)| engine);
-        if wanted != driven {
-            let message = format!(
-                "traffic is still handled by {}, not by {}; to change over, run: kill -TERM {pid}",
-                driven.unwrap_or("keel proxy itself"),
-                wanted.unwrap_or("keel proxy itself")
-            );
-            tracing::warn!("{message}");
-            self.events.add(EventKind::Platform, None, None, None, message);
-        }
+        wanted != driven
     }
 
     fn tell_withdrawn(&self, session: &mut Session) {

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use keel_model::{
-    Endpoint, EndpointState, Generation, Goal, InstanceId, Phase, Scale, Service, ServiceName,
-    StackName, TrafficPolicy, Transport,
+    Endpoint, EndpointState, Generation, Goal, InstanceId, NodeName, Phase, Scale, Service,
+    ServiceName, StackName, TrafficPolicy, Transport, ZoneName,
 };
 use keel_route::snapshot::{Cluster, ClusterId, Listener, Snapshot};
 
-use super::{Credentials, tables};
+use super::{Credentials, ProxyState, tables};
 use crate::board::BoardView;
 use crate::network::Network;
 use crate::world::{StackState, World};
@@ -25,6 +25,10 @@ pub struct Sources<'s> {
     pub world: &'s World,
     /// What is seen.
     pub board: &'s BoardView,
+    /// This machine.
+    pub node: &'s NodeName,
+    /// The zone that it is in, if it is known.
+    pub zone: Option<&'s ZoneName>,
     /// Virtual addresses.
     pub network: &'s Network,
     /// Certificates and proofs.
@@ -35,11 +39,12 @@ pub struct Sources<'s> {
 
 /// Everything that the proxy needs to know.
 pub fn snapshot(sources: &Sources<'_>, generation: Generation) -> Snapshot {
-    let Sources { world, board, network, credentials, ipv6 } = *sources;
+    let Sources { world, board, network, credentials, ipv6, .. } = *sources;
     let mut snapshot = Snapshot {
         generation,
         certificates: credentials.certificates(),
         challenges: credentials.challenges(),
+        zone: sources.zone.map(ToString::to_string),
         ..Snapshot::default()
     };
     let mut entrypoints = Vec::new();
@@ -64,9 +69,24 @@ pub fn snapshot(sources: &Sources<'_>, generation: Generation) -> Snapshot {
             snapshot.clusters.extend(clusters(name, stack, board, &service_name, &service));
         }
     }
+    if let Some(zone) = sources.zone {
+        set_zones(&mut snapshot, world, sources.node, zone);
+    }
     tables::settle_protocols(&mut entrypoints, &snapshot.tables);
     snapshot.listeners.extend(entrypoints.into_iter().filter(|l| bound.insert(l.bind)));
     snapshot
+}
+
+/// Notes the zone of the endpoints on this machine; those of others are not known.
+fn set_zones(snapshot: &mut Snapshot, world: &World, node: &NodeName, zone: &ZoneName) {
+    let all = world.stacks.values().flat_map(|stack| stack.assignments.values());
+    let here: BTreeSet<&InstanceId> =
+        all.map(|stored| &stored.value).filter(|a| a.node == *node).map(|a| &a.id).collect();
+    for cluster in snapshot.clusters.values_mut() {
+        let ids = cluster.endpoints.iter().map(|endpoint| &endpoint.instance);
+        let ids = ids.filter(|id| here.contains(id));
+        cluster.zones = ids.map(|id| (id.clone(), zone.to_string())).collect();
+    }
 }
 
 /// Instances that call from an address of their own.
@@ -146,6 +166,28 @@ fn clusters(
             )
         })
         .collect()
+}
+
+/// Whether the proxy, as far as it is there, serves the endpoints that a service has now. It may be behind the board:
+/// an engine that has to read its configuration anew takes a moment.
+pub fn is_served(
+    proxy: &ProxyState,
+    stack_name: &StackName,
+    stack: &StackState,
+    board: &BoardView,
+    name: &ServiceName,
+    service: &Service,
+) -> bool {
+    if proxy.pid.is_none() {
+        return true;
+    }
+    let Some(told) = proxy.snapshot.as_ref().filter(|told| proxy.acknowledged >= told.generation)
+    else {
+        return false;
+    };
+    clusters(stack_name, stack, board, name, service)
+        .iter()
+        .all(|(id, now)| told.clusters.get(id).is_some_and(|t| t.endpoints == now.endpoints))
 }
 
 fn protocol(service: &Service, target: u16) -> keel_model::Protocol {

@@ -7,13 +7,13 @@ use std::time::Duration;
 use keel_model::{
     Assignment, Balance, Generation, Goal, Health, InstanceId, InstanceStatus, NodeName, Phase,
     PortBinding, Protocol, Route, RouteKind, RouteTls, Rule, ServiceName, Split, Stack, StackName,
-    Timestamp,
+    Timestamp, ZoneName,
 };
 use keel_route::snapshot::{Certificate, Challenges, Snapshot};
 use keel_store::{RedbStore, Version};
 
-use super::Credentials;
 use super::snapshot::{Sources, snapshot};
+use super::{Credentials, ProxyState};
 use crate::board::BoardView;
 use crate::network::Network;
 use crate::tests::{
@@ -56,7 +56,17 @@ fn add(world: &mut World, stack: Stack) {
 async fn told(world: &World, board: &BoardView, credentials: &Credentials) -> Snapshot {
     let store = RedbStore::in_memory().unwrap();
     let (network, _) = Network::open(Some("127.97.0.0/16"), &store).await.unwrap();
-    let sources = Sources { world, board, network: &network, credentials, ipv6: true };
+    let node = NodeName::new("here").unwrap();
+    let zone = ZoneName::new("east").unwrap();
+    let sources = Sources {
+        world,
+        board,
+        node: &node,
+        zone: Some(&zone),
+        network: &network,
+        credentials,
+        ipv6: true,
+    };
     snapshot(&sources, Generation(7))
 }
 
@@ -135,8 +145,8 @@ async fn connections_that_cannot_be_told_apart_are_opaque_from_the_first_byte() 
     assert_eq!(protocol("0.0.0.0:80"), Some(Protocol::Auto));
 }
 
-#[tokio::test]
-async fn callers_are_known_by_their_own_address() {
+/// A world with one service that has two instances: one with an address of its own, and one without.
+fn running() -> (World, BoardView) {
     let mut world = World::default();
     add(&mut world, stack("s", &[("a", vec![])]));
     let state = world.stacks.values_mut().next().unwrap();
@@ -180,10 +190,59 @@ async fn callers_are_known_by_their_own_address() {
         };
         state.assignments.insert(id, stored(assignment));
     }
+    (world, board)
+}
+
+#[tokio::test]
+async fn endpoints_of_this_machine_are_in_its_zone() {
+    let (mut world, board) = running();
+    let (other, elsewhere) = {
+        let assignments = &world.stacks.values().next().unwrap().assignments;
+        let (id, assignment) = assignments.last_key_value().unwrap();
+        let node = NodeName::new("there").unwrap();
+        (id.clone(), Assignment { node, ..Assignment::clone(&assignment.value) })
+    };
+    let state = world.stacks.values_mut().next().unwrap();
+    state.assignments.insert(other.clone(), stored(elsewhere));
+    let snapshot = told(&world, &board, &Credentials::default()).await;
+    assert_eq!(snapshot.zone.as_deref(), Some("east"));
+    let cluster = &snapshot.clusters["s/a:80"];
+    assert_eq!(cluster.endpoints.len(), 2);
+    let zones: Vec<_> = cluster.zones.iter().collect();
+    assert!(matches!(zones[..], [(id, zone)] if *id != other && zone == "east"), "{zones:?}");
+}
+
+#[tokio::test]
+async fn callers_are_known_by_their_own_address() {
+    let (world, board) = running();
     let snapshot = told(&world, &board, &Credentials::default()).await;
     let callers: Vec<String> =
         snapshot.callers.iter().map(|(address, name)| format!("{address} {name}")).collect();
     assert_eq!(callers, ["10.78.0.2 s/a"]);
+}
+
+#[tokio::test]
+async fn a_service_is_served_once_the_proxy_has_its_endpoints() {
+    let (world, mut board) = running();
+    let (name, service) = (StackName::new("s").unwrap(), service("a"));
+    let definition =
+        world.stacks[&name].record.as_ref().unwrap().value.stack.services[&service].clone();
+    let is_served = |proxy: &ProxyState, board: &BoardView| {
+        super::is_served(proxy, &name, &world.stacks[&name], board, &service, &definition)
+    };
+    let snapshot = told(&world, &board, &Credentials::default()).await;
+    let mut proxy = ProxyState::default();
+    assert!(is_served(&proxy, &board), "without a proxy nobody waits for one");
+    proxy.pid = Some(1);
+    assert!(!is_served(&proxy, &board), "it was told nothing");
+    proxy.acknowledged = snapshot.generation;
+    proxy.snapshot = Some(Arc::new(snapshot));
+    assert!(is_served(&proxy, &board));
+    proxy.acknowledged = Generation(1);
+    assert!(!is_served(&proxy, &board), "it has not acknowledged what it was told");
+    proxy.acknowledged = Generation(7);
+    board.statuses.pop_last();
+    assert!(!is_served(&proxy, &board), "it was not told of the last change");
 }
 
 #[tokio::test]

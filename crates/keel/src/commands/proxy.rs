@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
+use keel_render::Engine;
+
 use crate::access_log::AccessLogArgs;
 use crate::commands::render::EngineName;
 use crate::commands::version::VERSION;
@@ -29,7 +31,7 @@ pub struct ProxyArgs {
     /// Drive this load balancer instead of handling traffic itself
     #[arg(long, value_name = "ENGINE")]
     pub engine: Option<EngineName>,
-    /// Directory of its configuration (default: `engine` beside the snapshot file)
+    /// Directory of its configuration (default: `engine/ENGINE` beside the snapshot file)
     #[arg(long, value_name = "DIR")]
     pub engine_dir: Option<PathBuf>,
     /// How long a request waits for a service that has no ready endpoint but is expected to
@@ -65,7 +67,8 @@ pub fn run(args: ProxyArgs) -> Result<(), Failure> {
 }
 
 fn drive(engine: EngineName, args: ProxyArgs) -> Result<(), Failure> {
-    let beside = args.snapshot_file.with_file_name("engine");
+    // One for each, as one may take the place of another while that one still ends what it has.
+    let beside = args.snapshot_file.with_file_name("engine").join(Engine::from(engine).command());
     let options = keel_engine::DriverOptions {
         engine: engine.into(),
         directory: args.engine_dir.unwrap_or(beside),

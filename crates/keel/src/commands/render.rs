@@ -81,7 +81,7 @@ pub async fn run(ctx: &Context, args: RenderArgs) -> Result<(), Failure> {
     match &args.out {
         Some(out) => {
             let count = rendered.files.len() + rendered.joined.len();
-            let files = if count == 1 { "file".to_owned() } else { format!("{count} files") };
+            let files = if count == 1 { "1 file".to_owned() } else { format!("{count} files") };
             ctx.note(&format!(
                 "{} wrote {files} to {}; start it with: {}",
                 ctx.talk.good("✔"),
@@ -93,7 +93,8 @@ pub async fn run(ctx: &Context, args: RenderArgs) -> Result<(), Failure> {
         None => {
             let others = rendered.files.len() + rendered.joined.len() - 1;
             if others > 0 {
-                ctx.note(&format!("{others} more files belong to it; use --out DIR to have them"));
+                let files = if others == 1 { "file belongs" } else { "files belong" };
+                ctx.note(&format!("{others} more {files} to it; use --out DIR to have them"));
             }
             print(&rendered.files[engine.main_file()])
         }

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use keel_model::NodeName;
+use keel_model::{NodeName, ZoneName};
 use keel_render::Engine;
 use keel_server::api::client::{Client, Error};
 use keel_server::api::types::ServerInfo;
@@ -55,6 +55,9 @@ pub struct RunArgs {
     /// The machine's name (default: its host name)
     #[arg(long, env = "KEEL_NODE", hide_env_values = true, value_name = "NAME")]
     pub node: Option<NodeName>,
+    /// The zone that the machine is in, for services with `prefer_zone`
+    #[arg(long, env = "KEEL_ZONE", hide_env_values = true, value_name = "NAME")]
+    pub zone: Option<ZoneName>,
     /// Network of the virtual addresses (default: 10.77.0.0/16 for root, else 127.77.0.0/16)
     #[arg(long, env = "KEEL_VIP_CIDR", hide_env_values = true, value_name = "CIDR")]
     pub vip_cidr: Option<String>,
@@ -118,6 +121,7 @@ pub fn serve(ctx: &Context, args: &ServerArgs) -> Result<(), Failure> {
     let options = keel_server::ServerOptions {
         state_dir: ctx.state_dir.clone(),
         node: args.node.clone(),
+        zone: args.zone.clone(),
         network: args.vip_cidr.clone(),
         proxy_engine: args.proxy_engine.map(|name| Engine::from(name).command().to_owned()),
         program,
@@ -160,6 +164,9 @@ async fn detach(ctx: &Context, args: &RunArgs) -> Result<(), Failure> {
     let mut options = Vec::new();
     if let Some(node) = &args.node {
         options.extend(["--node".to_owned(), node.to_string()]);
+    }
+    if let Some(zone) = &args.zone {
+        options.extend(["--zone".to_owned(), zone.to_string()]);
     }
     if let Some(network) = &args.vip_cidr {
         options.extend(["--vip-cidr".to_owned(), network.clone()]);
@@ -259,6 +266,7 @@ async fn status(ctx: &Context) -> Result<(), Failure> {
         ("network", info.network.clone()),
         ("dns", dns),
     ];
+    rows.extend(info.zone.iter().map(|zone| ("zone", zone.to_string())));
     rows.extend(info.metrics.map(|at| ("metrics", format!("http://{at}/metrics"))));
     rows.extend(info.access_log.iter().map(|path| ("log", path.display().to_string())));
     rows.extend(info.limitations.iter().map(|limitation| ("limited", limitation.clone())));
@@ -272,6 +280,7 @@ fn json(info: &ServerInfo) -> serde_json::Value {
         "started_at": time::rfc3339(info.started_at),
         "state_dir": info.state_dir,
         "node": info.node,
+        "zone": info.zone,
         "network": info.network,
         "dns": info.dns,
         "metrics": info.metrics,

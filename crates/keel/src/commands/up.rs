@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use keel_model::{Scale, ServiceName, Stack};
+use keel_server::api::client::Client;
 use keel_server::api::types::{ApplyRequest, StackView};
 
 use crate::attach::{self, Attach};
@@ -104,6 +105,7 @@ pub async fn run(ctx: &Context, args: UpArgs) -> Result<(), Failure> {
         ctx.note("nothing is built or pulled: services are host processes");
     }
     let client = spawn::ensure_server(ctx).await?;
+    warn_without_zone(ctx, &client, &stack).await?;
     let interrupts = attached(&args).then(Interrupts::listen).transpose()?;
     let name = stack.name.clone();
     let since = time::now();
@@ -133,6 +135,19 @@ pub async fn run(ctx: &Context, args: UpArgs) -> Result<(), Failure> {
             attach::run(attach, interrupts).await
         }
     }
+}
+
+/// A preference that comes to nothing is said.
+async fn warn_without_zone(ctx: &Context, client: &Client, stack: &Stack) -> Result<(), Failure> {
+    let prefers = stack.services.iter().filter(|(_, service)| service.traffic.prefer_zone);
+    let names: Vec<&str> = prefers.map(|(name, _)| name.as_str()).collect();
+    if !names.is_empty() && client.info().await?.zone.is_none() {
+        ctx.warn(&format!(
+            "`prefer_zone` has no effect ({}): the server does not know its zone; start it with `keel server --zone NAME`",
+            names.join(", ")
+        ));
+    }
+    Ok(())
 }
 
 fn attached(args: &UpArgs) -> bool {

@@ -90,7 +90,7 @@ fn a_new_certificate_is_shown_to_new_connections_and_old_ones_go_on() {
             assert_eq!(caller.ask("GET", "/", &nothing()).await.text(), "in");
             open.push(caller);
         }
-        site.state.certificates = vec![new.clone()];
+        site.state.certificates = vec![new.clone()].into();
         site.apply();
         for _ in 0..4 {
             assert_eq!(visitor.shown(site.address, &[]).await.0, leaf(&new));

@@ -43,7 +43,7 @@ fn door_with(
     let mut site = Site::new(routes, clusters([(CART, endpoint)]));
     site.state.listeners[0].tls = Some(tls);
     site.state.listeners[0].protocol = Protocol::Http;
-    site.state.certificates = certificates;
+    site.state.certificates = certificates.into();
     site.apply();
     site
 }

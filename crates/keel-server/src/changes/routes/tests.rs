@@ -70,6 +70,22 @@ fn stacks_share_an_address_as_long_as_they_want_different_requests() {
 }
 
 #[test]
+fn a_route_that_no_proxy_could_use_is_refused_in_one_message() {
+    let of = |route: Route| verdict(stack("one", vec![route]), Vec::new());
+    let mut bad = route("r", Rule::PathRegex("(".to_owned()));
+    bad.timeout = Some(std::time::Duration::ZERO);
+    let said = of(bad);
+    assert!(said.starts_with("invalid: route `r` of service `a` can't be used: "), "{said}");
+    assert!(said.contains("unclosed") && said.contains("`timeout` must be more than 0"), "{said}");
+    let said = of(route("a/\u{7}b", host("a.de")));
+    assert!(said.contains("route `a/b`") && said.contains("slash"), "{said}");
+    let mut nowhere = route("r", host("a.de"));
+    nowhere.entrypoints.clear();
+    assert!(of(nowhere).contains("names no entrypoint"));
+    assert_eq!(listed(&["a", "b", "c", "d", "e"].map(str::to_owned)), "a; b; c; and 2 more");
+}
+
+#[test]
 fn a_stack_that_goes_holds_nothing() {
     let mut world = World::default();
     let mut going = record(stack("one", vec![route("r", host("a.de"))]));

@@ -53,6 +53,8 @@ async fn link(
         worlds: Arc::new(WorldReader::new(store.clone()).await.unwrap()),
         board: Arc::new(Board::load(&*store).await.unwrap()),
         events: Arc::new(EventLog::load(&*store).await.unwrap()),
+        node: NodeName::new("here").unwrap(),
+        zone: None,
         network: Arc::new(network),
         runtime: Arc::new(keel_runtime::FakeRuntime::new()),
         access_log: None,
@@ -85,7 +87,7 @@ async fn certificates_are_in_the_first_snapshot_and_proofs_are_shown_when_acknow
     let mut proxy = Proxy { stream, decoder: keel_route::codec::Decoder::default() };
 
     let first = proxy.snapshot().await;
-    assert_eq!(first.certificates, std::slice::from_ref(&certificate));
+    assert_eq!(*first.certificates, std::slice::from_ref(&certificate));
     assert_eq!(*shown.borrow(), 0, "nobody shows it yet");
     proxy.acknowledge(first.generation).await;
     let is = |revision| move |shown: &u64| *shown == revision;

@@ -1,0 +1,19 @@
+//! The proxy's side of the link to the server, whoever handles the traffic: our own data plane or an engine.
+//!
+//! Who may serve a control socket ([`lock`], [`Unpublished`], [`ControlSocket`]), who serves it now ([`incumbent`]), and the last state in a
+//! file ([`load`], [`save`]). The frames are `keel_route`'s.
+
+mod incumbent;
+mod socket;
+mod state;
+
+pub use incumbent::{Incumbent, incumbent};
+pub use socket::{ControlSocket, Lock, Unpublished, lock};
+pub use state::{load, save, to_json};
+
+use std::time::Duration;
+
+/// A proxy waits this long for another one to give up the control socket.
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// So long when it has told it to.
+pub const SUCCESSION_PATIENCE: Duration = Duration::from_secs(5);

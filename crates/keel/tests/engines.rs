@@ -1,0 +1,273 @@
+//! HAProxy and nginx in the place of keel's proxy, with the real binary: requests while endpoints change, and what
+//! happens when the engine, its driver or the server dies.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use support::{DEADLINE, Running, free_port, is_alive, responder, wait_for};
+
+/// Clients of each kind.
+const CLIENTS: usize = 2;
+/// Requests that are answered before and after each change.
+const SETTLED: usize = 60;
+/// Between two requests of a client.
+const PACE: Duration = Duration::from_millis(5);
+
+fn two_free_ports() -> (u16, u16) {
+    let first = free_port();
+    // The system may give the same one again.
+    let mut others = std::iter::repeat_with(free_port).take(100);
+    (first, others.find(|port| *port != first).unwrap())
+}
+
+fn is_installed(engine: &str) -> bool {
+    let there = Command::new(engine).arg("-v").output().is_ok();
+    if !there {
+        eprintln!("skipped: no {engine}");
+    }
+    there
+}
+
+/// A service at a published port and behind a route. It declares no protocol.
+fn compose(published: u16, routed: u16) -> String {
+    format!(
+        "name: demo
+x-keel:
+  entrypoints: {{ web: '127.0.0.1:{routed}' }}
+services:
+  web:
+    command: {}
+    ports: ['{published}:80']
+    deploy: {{ replicas: 2 }}
+    x-keel: {{ routes: [shop.test] }}
+",
+        responder("here")
+    )
+}
+
+type Connection = BufReader<TcpStream>;
+
+/// Status and body of the answer to one request.
+fn exchange(connection: &mut Connection) -> std::io::Result<(u16, String)> {
+    connection.get_mut().write_all(b"GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n")?;
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if connection.read_line(&mut head)? == 0 {
+            return Err(std::io::Error::other(format!("no answer but {head:?}")));
+        }
+    }
+    let lower = head.to_lowercase();
+    let length = lower.lines().find_map(|line| line.strip_prefix("content-length:"));
+    let mut body = vec![0; length.and_then(|l| l.trim().parse().ok()).unwrap_or(0)];
+    connection.read_exact(&mut body)?;
+    let status = head[9..12].parse().map_err(std::io::Error::other)?;
+    Ok((status, String::from_utf8_lossy(&body).into_owned()))
+}
+
+fn connect(port: u16) -> std::io::Result<Connection> {
+    let stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    Ok(BufReader::new(stream))
+}
+
+fn get(port: u16) -> Option<String> {
+    let (status, body) = exchange(&mut connect(port).ok()?).ok()?;
+    Some(if status == 200 { body } else { status.to_string() })
+}
+
+/// Clients that ask all the time.
+struct Load {
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicUsize>,
+    failed: Arc<AtomicUsize>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    /// New connections to both ports, and kept ones to that of the route.
+    fn start(published: u16, routed: u16) -> Self {
+        let mut load = Self {
+            stop: Arc::default(),
+            done: Arc::default(),
+            failed: Arc::default(),
+            clients: Vec::new(),
+        };
+        for (port, keeps) in [(published, false), (routed, false), (routed, true)] {
+            for _ in 0..CLIENTS {
+                let (stop, done) = (Arc::clone(&load.stop), Arc::clone(&load.done));
+                let failed = Arc::clone(&load.failed);
+                load.clients.push(thread::spawn(move || {
+                    let mut kept = None;
+                    while !stop.load(Ordering::SeqCst) {
+                        if !is_answered(port, &mut kept) {
+                            failed.fetch_add(1, Ordering::SeqCst);
+                        }
+                        kept = kept.filter(|_| keeps);
+                        done.fetch_add(1, Ordering::SeqCst);
+                        thread::sleep(PACE);
+                    }
+                }));
+            }
+        }
+        load
+    }
+
+    fn settle(&self) {
+        let from = self.done.load(Ordering::SeqCst);
+        wait_for("more answers", || {
+            (self.done.load(Ordering::SeqCst) >= from + SETTLED).then_some(())
+        });
+    }
+
+    /// Stops; how many requests failed.
+    fn end(self) -> usize {
+        self.stop.store(true, Ordering::SeqCst);
+        for client in self.clients {
+            client.join().unwrap();
+        }
+        self.failed.load(Ordering::SeqCst)
+    }
+}
+
+/// Asks once. A kept connection may be closed just now, and a request that crosses with that is repeated on a new one
+/// (RFC 9112, 9.3.1); there it must be answered.
+fn is_answered(port: u16, kept: &mut Option<Connection>) -> bool {
+    if let Some(connection) = kept
+        && let Ok((200, _)) = exchange(connection)
+    {
+        return true;
+    }
+    let answer = connect(port).and_then(|mut connection| {
+        let answer = exchange(&mut connection)?;
+        *kept = Some(connection);
+        Ok(answer)
+    });
+    let is_good = matches!(answer, Ok((200, _)));
+    if !is_good {
+        eprintln!("port {port}: {answer:?}");
+    }
+    is_good
+}
+
+fn kill(pid: u32) {
+    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+    wait_for("the end of a process", || (!is_alive(pid)).then_some(()));
+}
+
+/// The process id in a file of the engine's directory.
+fn noted(keel: &Running, engine: &str, file: &str) -> u32 {
+    let path = keel.sandbox.state_dir().join("engine").join(engine).join(file);
+    let text = std::fs::read_to_string(path).unwrap();
+    text.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+fn changes_lose_nothing(keel: &Running, published: u16, routed: u16) {
+    let load = Load::start(published, routed);
+    load.settle();
+    for count in [3, 1, 2] {
+        keel.run(&["scale", &format!("web={count}")]).ok();
+        load.settle();
+    }
+    let before = keel.pids();
+    let compose = compose(published, routed).replace("b'here'", "b'there'");
+    let soon = "    deploy: { replicas: 2, update_config: { monitor: 0s } }\n";
+    let compose = compose.replace("    deploy: { replicas: 2 }\n", soon);
+    keel.sandbox.write("compose.yaml", &compose);
+    keel.run(&["up", "-d", "--wait", "--wait-timeout", "60"]).ok();
+    load.settle();
+    assert_eq!(load.end(), 0, "requests were lost");
+    assert!(keel.pids().values().all(|pid| !before.values().any(|old| old == pid)));
+}
+
+fn is_driven(engine: &str) {
+    if !is_installed(engine) {
+        return;
+    }
+    let (published, routed) = two_free_ports();
+    let keel = Running::new(&compose(published, routed));
+    keel.run(&["server", "--detach", "--proxy-engine", engine]).ok();
+    keel.run(&["up", "-d", "--wait"]).ok();
+    for port in [published, routed] {
+        assert_eq!(get(port).as_deref(), Some("here"), "as soon as `up` says so");
+    }
+    let checked = keel.run(&["render", engine, "--check", "--out", "conf"]);
+    assert!(checked.stderr.contains("accepts it"), "{}", checked.all());
+
+    changes_lose_nothing(&keel, published, routed);
+
+    let both = || (get(published)? == "there" && get(routed)? == "there").then_some(());
+    let first = noted(&keel, engine, "engine.pid");
+    kill(first);
+    wait_for("another engine that serves", || {
+        (noted(&keel, engine, "engine.pid") != first).then(both)
+    });
+    wait_for("answers", both);
+
+    let second = noted(&keel, engine, "engine.pid");
+    kill(keel.server_pid());
+    both().expect("a dead server stops no traffic");
+    keel.run(&["server", "--detach", "--proxy-engine", engine]).ok();
+    both().expect("nor does a new one");
+    let driver = noted(&keel, engine, "driver.pid");
+    kill(driver);
+    both().expect("a dead driver stops no traffic");
+    wait_for("another driver", || (noted(&keel, engine, "driver.pid") != driver).then_some(()));
+    keel.run(&["scale", "web=1"]).ok();
+    both().expect("the new driver tells the engine that was there of changes");
+    assert_eq!(noted(&keel, engine, "engine.pid"), second, "the engine ran all the time");
+}
+
+/// Ends the server and starts another one, whose proxy is to be of this kind; waits until that one serves.
+fn switch(keel: &Running, options: &[&str]) {
+    kill(keel.server_pid());
+    keel.run(&[&["server", "--detach"], options].concat()).ok();
+    let started = wait_for("a proxy that takes over", || {
+        let events = keel.run(&["events"]).ok();
+        let line = events.lines().rev().find(|line| line.contains("started to take over"))?;
+        let pid = line.split_once("process ")?.1.trim_end_matches(')').parse::<u32>().ok()?;
+        is_alive(pid).then_some(pid)
+    });
+    let socket = keel.sandbox.state_dir().join("proxy.sock");
+    wait_for("it to serve", || {
+        let incumbent = keel_link::incumbent(&socket).ok()??;
+        (incumbent.pid == started).then_some(())
+    });
+}
+
+#[test]
+fn haproxy_and_our_proxy_take_over_from_each_other_without_loss() {
+    if !is_installed("haproxy") {
+        return;
+    }
+    let (published, routed) = two_free_ports();
+    let keel = Running::new(&compose(published, routed));
+    keel.run(&["up", "-d", "--wait"]).ok();
+    let load = Load::start(published, routed);
+    load.settle();
+    switch(&keel, &["--proxy-engine", "haproxy"]);
+    load.settle();
+    let engine = noted(&keel, "haproxy", "engine.pid");
+    switch(&keel, &[]);
+    load.settle();
+    assert_eq!(load.end(), 0, "requests were lost");
+    wait_for("the end of haproxy", || (!is_alive(engine)).then_some(()));
+}
+
+#[test]
+fn haproxy_serves_in_the_place_of_our_proxy() {
+    is_driven("haproxy");
+}
+
+#[test]
+fn nginx_serves_in_the_place_of_our_proxy() {
+    is_driven("nginx");
+}
