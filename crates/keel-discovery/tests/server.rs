@@ -90,11 +90,21 @@ async fn ask_by_stream(server: SocketAddr, query: &Message) -> Message {
     Message::from_vec(&answer).unwrap()
 }
 
+/// A port that is free for both; one that is free for UDP may be somebody's for TCP.
+async fn same_port() -> (UdpSocket, TcpListener) {
+    for _ in 0..100 {
+        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
+            return (udp, tcp);
+        }
+    }
+    panic!("no port is free for UDP and TCP");
+}
+
 /// An upstream resolver that knows one answer for everything, in the way `spoil` leaves it.
 async fn upstream(spoil: impl Fn(&mut Message) + Send + 'static) -> (SocketAddr, Arc<AtomicUsize>) {
-    let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let (udp, tcp) = same_port().await;
     let address = udp.local_addr().unwrap();
-    let tcp = TcpListener::bind(address).await.unwrap();
     let asked = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&asked);
     let answer = |bytes: &[u8], last: u8| {

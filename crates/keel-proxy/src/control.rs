@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use keel_link::{
@@ -114,11 +114,8 @@ pub async fn run(control: Control) -> Result<(), Error> {
         // The one before may have had it still to write.
         saver.changed();
     }
-    let path = control.control_socket;
-    let unpublished = Unpublished::create(&path);
-    let unpublished = unpublished.map_err(|source| Error::ControlSocket { path, source })?;
-    let right = running.begin(control.predecessor, &control.snapshot_file).await?;
-    let mut socket = Some(running.publish(unpublished, right).await?);
+    let begun = running.begin(control.predecessor, control.control_socket, &control.snapshot_file);
+    let mut socket = Some(begun.await?);
     shared.tls.prepare().map_err(Error::Start)?;
     let (arrived, mut newcomers) = mpsc::channel(NEWCOMERS);
     let mut report = tokio::time::interval(IN_FLIGHT_REPORT);
@@ -285,25 +282,29 @@ impl Running {
     async fn begin(
         &mut self,
         predecessor: Predecessor,
+        path: PathBuf,
         snapshot_file: &Path,
-    ) -> Result<Right, Error> {
-        match predecessor {
+    ) -> Result<ControlSocket, Error> {
+        let socket = Unpublished::create(&path);
+        let socket = socket.map_err(|source| Error::ControlSocket { path, source })?;
+        let right = match predecessor {
             Predecessor::Proxy(taken_over) => {
                 self.succeed(*taken_over).await?;
-                Ok(Right::Awaited(LOCK_PATIENCE))
+                Right::Awaited(LOCK_PATIENCE)
             }
             Predecessor::Driver(driver) => {
                 let snapshot = load(snapshot_file).unwrap_or_default();
                 self.take_from_engine(&driver, snapshot).await?;
-                Ok(Right::Awaited(SUCCESSION_PATIENCE))
+                Right::Awaited(SUCCESSION_PATIENCE)
             }
             Predecessor::None(lock) => {
                 if let Some(snapshot) = load(snapshot_file) {
                     self.replace(snapshot).await?;
                 }
-                Ok(Right::Held(lock))
+                Right::Held(lock)
             }
-        }
+        };
+        self.publish(socket, right).await
     }
 
     /// Opens the addresses beside an engine, and has its driver end then.

@@ -20,6 +20,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use keel_link::Incumbent;
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{FromProxy, Snapshot, ToProxy};
 use rustix::net::{
@@ -44,11 +45,20 @@ pub struct TakenOver {
     pub stream: UnixStream,
 }
 
+/// What a running proxy answers to one that wants its place.
+#[derive(Debug)]
+pub enum Answer {
+    /// Its place.
+    Place(Box<TakenOver>),
+    /// It drives an engine, whose sockets it can't give.
+    Driver(Incumbent),
+}
+
 /// Asks the proxy that serves `control_socket` for its place. `None`: there is none, or it ended on the way.
 ///
 /// # Errors
 /// When it does not give it in time, or not in the form that is understood.
-pub fn take_over(control_socket: &Path) -> io::Result<Option<TakenOver>> {
+pub fn take_over(control_socket: &Path) -> io::Result<Option<Answer>> {
     let until = Instant::now() + HANDOVER;
     loop {
         match ask(control_socket) {
@@ -62,7 +72,7 @@ pub fn take_over(control_socket: &Path) -> io::Result<Option<TakenOver>> {
 }
 
 /// Asks once.
-fn ask(control_socket: &Path) -> io::Result<Option<TakenOver>> {
+fn ask(control_socket: &Path) -> io::Result<Option<Answer>> {
     let mut stream = match UnixStream::connect(control_socket) {
         Ok(stream) => stream,
         Err(e)
@@ -74,11 +84,16 @@ fn ask(control_socket: &Path) -> io::Result<Option<TakenOver>> {
     };
     stream.set_read_timeout(Some(HANDOVER))?;
     stream.set_write_timeout(Some(HANDOVER))?;
-    stream.write_all(&encode(&ToProxy::TakeOver).map_err(io::Error::other)?)?;
     let (snapshot, counts) = loop {
         match read_frame(&mut stream)? {
             FromProxy::Place { snapshot, sockets } => break (*snapshot, sockets),
-            FromProxy::Hello { .. } => {}
+            FromProxy::Hello { pid, version } => {
+                let incumbent = Incumbent { pid, version };
+                if incumbent.engine().is_some() {
+                    return Ok(Some(Answer::Driver(incumbent)));
+                }
+                stream.write_all(&encode(&ToProxy::TakeOver).map_err(io::Error::other)?)?;
+            }
             other => tracing::debug!(?other, "not what was asked for"),
         }
     };
@@ -99,11 +114,11 @@ fn ask(control_socket: &Path) -> io::Result<Option<TakenOver>> {
         .into_iter()
         .map(|(bind, count)| (bind, received.by_ref().take(count).map(TcpListener::from).collect()))
         .collect();
-    Ok(Some(TakenOver { snapshot, sockets, stream }))
+    Ok(Some(Answer::Place(Box::new(TakenOver { snapshot, sockets, stream }))))
 }
 
 /// Whether the other side is gone.
-pub fn is_end(error: &io::Error) -> bool {
+fn is_end(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }

@@ -62,6 +62,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
 use crate::control::{Control, Predecessor};
+use crate::handover::Answer;
 use crate::shared::Shared;
 
 /// How long requests are held for a service without a ready endpoint, unless told otherwise.
@@ -186,17 +187,10 @@ pub fn run(options: ProxyOptions) -> Result<(), Error> {
 /// Whose place is taken. Without anybody's it is made sure, before anything is started, that nobody serves.
 fn predecessor(options: &ProxyOptions) -> Result<Predecessor, Error> {
     if options.take_over {
-        let incumbent = match keel_link::incumbent(&options.control_socket) {
-            // It died just now, which the next question shows.
-            Err(error) if handover::is_end(&error) => None,
-            answer => answer.map_err(Error::TakeOver)?,
-        };
-        if let Some(driver) = incumbent.filter(|incumbent| incumbent.engine().is_some()) {
-            return Ok(Predecessor::Driver(driver));
-        }
-        let taken_over = handover::take_over(&options.control_socket).map_err(Error::TakeOver)?;
-        if let Some(taken_over) = taken_over {
-            return Ok(Predecessor::Proxy(Box::new(taken_over)));
+        match handover::take_over(&options.control_socket).map_err(Error::TakeOver)? {
+            Some(Answer::Place(taken_over)) => return Ok(Predecessor::Proxy(taken_over)),
+            Some(Answer::Driver(driver)) => return Ok(Predecessor::Driver(driver)),
+            None => {}
         }
     }
     // Held before anything is accepted: of two that start at once, one ends, and must not have begun to serve.

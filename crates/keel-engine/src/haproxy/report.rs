@@ -86,7 +86,7 @@ impl Report {
     pub fn changes(&self, backend: &str, wanted: &[(SocketAddr, bool)]) -> Option<Vec<String>> {
         let servers: Vec<&Server> =
             self.servers.iter().filter(|server| server.backend == backend).collect();
-        let mut commands = Vec::new();
+        let (mut opening, mut closing) = (Vec::new(), Vec::new());
         let mut used = BTreeSet::new();
         let mut new = Vec::new();
         for (address, open) in wanted {
@@ -96,28 +96,33 @@ impl Report {
                 Some(server) => {
                     used.insert(server.name.clone());
                     if server.open != *open {
+                        let commands = if *open { &mut opening } else { &mut closing };
                         commands.push(state(server, *open));
                     }
                 }
                 None => new.push((address, *open)),
             }
         }
-        let spare = |server: &&&Server| !used.contains(&server.name);
-        for server in servers.iter().filter(spare).filter(|server| server.open) {
-            commands.push(state(server, false));
-        }
-        // Those that have nothing in flight first: what is in flight is counted by address.
-        let mut free: Vec<&&Server> = servers.iter().filter(spare).collect();
-        free.sort_by_key(|server| server.in_flight);
+        // Closed ones first, and of those that have nothing in flight: what is in flight is counted by address.
+        let mut free: Vec<&&Server> =
+            servers.iter().filter(|server| !used.contains(&server.name)).collect();
+        free.sort_by_key(|server| (server.open, server.in_flight));
         let mut free = free.into_iter();
         for (address, open) in new {
             let server = free.next()?;
+            if server.open {
+                opening.push(state(server, false));
+            }
             let (ip, port) = (address.ip(), address.port());
-            commands.push(format!("set server {backend}/{} addr {ip} port {port}", server.name));
+            opening.push(format!("set server {backend}/{} addr {ip} port {port}", server.name));
             if open {
-                commands.push(state(server, true));
+                opening.push(state(server, true));
             }
         }
+        closing.extend(free.filter(|server| server.open).map(|server| state(server, false)));
+        // New ones before old ones go: at no time is there none.
+        let mut commands = opening;
+        commands.append(&mut closing);
         Some(commands)
     }
 
@@ -219,10 +224,10 @@ mod tests {
         assert_eq!(
             commands,
             [
-                "set server b/s2 state maint",
-                "set server b/s1 state maint",
                 "set server b/s3 addr 127.0.0.1 port 3",
                 "set server b/s3 state ready",
+                "set server b/s2 state maint",
+                "set server b/s1 state maint",
             ]
         );
         assert_eq!(report.changes("b", &[(at(3), true), (at(4), true)]).unwrap().len(), 6);

@@ -148,12 +148,13 @@ impl Exchange<'_> {
             waiting.set(self.counted.cluster.times().one_try);
             let caller = &mut self.caller;
             let ready = waiting.until(|cx| {
-                if let Some(caller) = caller.as_mut()
-                    && caller.poll_gone(cx).is_ready()
-                {
-                    return Poll::Ready(Ok(false));
+                if let Poll::Ready(ready) = upstream.line.poll_read_ready(cx) {
+                    return Poll::Ready(ready.map(|()| true));
                 }
-                upstream.line.poll_read_ready(cx).map_ok(|()| true)
+                match caller.as_mut() {
+                    Some(caller) => caller.poll_gone(cx).map(|()| Ok(false)),
+                    None => Poll::Pending,
+                }
             });
             match ready.await {
                 Ok(true) => {}
@@ -282,16 +283,17 @@ impl Exchange<'_> {
             waiting.set(self.counted.cluster.times().one_try);
             let caller = &mut self.caller;
             let news = waiting.until(|cx| {
-                if let Some(caller) = caller.as_mut()
-                    && caller.poll_gone(cx).is_ready()
-                {
-                    return Poll::Ready(Ok(News::CallerGone));
-                }
                 if let Poll::Ready(Some(told)) = response.poll_informational(cx) {
                     return Poll::Ready(Ok(News::Interim(told)));
                 }
                 let response = std::pin::Pin::new(&mut *response);
-                response.poll(cx).map(|answer| Ok(News::Answer(answer)))
+                if let Poll::Ready(answer) = response.poll(cx) {
+                    return Poll::Ready(Ok(News::Answer(answer)));
+                }
+                match caller.as_mut() {
+                    Some(caller) => caller.poll_gone(cx).map(|()| Ok(News::CallerGone)),
+                    None => Poll::Pending,
+                }
             });
             match news.await {
                 Ok(News::Answer(Ok(answer))) => break answer,

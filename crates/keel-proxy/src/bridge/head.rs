@@ -248,6 +248,7 @@ impl RequestHead {
 #[derive(Clone, Copy, Debug, Default)]
 struct Said {
     forwarded: bool,
+    forwarded_for: bool,
     forwarded_host: bool,
     forwarded_proto: bool,
     request_id: bool,
@@ -258,7 +259,10 @@ impl Said {
     /// Notes a field. Whether it passes as it is: some are made one with our own word.
     fn passes(&mut self, field: Field) -> bool {
         match field {
-            Field::ForwardedFor => return false,
+            Field::ForwardedFor => {
+                self.forwarded_for = true;
+                return false;
+            }
             Field::Forwarded => {
                 self.forwarded = true;
                 return false;
@@ -295,7 +299,11 @@ fn each_added(
             field("traceparent", &ids.trace());
         }
     }
-    chain(head.headers(), "x-forwarded-for", origin.peer.as_bytes(), field);
+    if said.forwarded_for {
+        chain(head.headers(), "x-forwarded-for", origin.peer.as_bytes(), field);
+    } else {
+        field("x-forwarded-for", origin.peer.as_bytes());
+    }
     if said.forwarded {
         let own = forward::forwarded(origin.peer, scheme);
         chain(head.headers(), "forwarded", own.as_bytes(), field);

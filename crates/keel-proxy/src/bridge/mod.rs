@@ -15,6 +15,7 @@ mod tunnel;
 mod upload;
 
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -440,16 +441,22 @@ async fn unless_gone<L>(
     place: impl Future<Output = Result<Upstream<L>, Unavailable>>,
 ) -> Result<Upstream<L>, Unplaced> {
     let mut place = std::pin::pin!(place);
+    let mut waits = false;
     std::future::poll_fn(|cx| {
-        let gone = caller.as_mut().is_some_and(|caller| caller.poll_gone(cx).is_ready());
-        if gone {
-            return std::task::Poll::Ready(Err(Unplaced::CallerGone));
-        }
-        body.read_ahead(cx);
-        place.as_mut().poll(cx).map_err(|why| match why {
+        let placed = place.as_mut().poll(cx).map_err(|why| match why {
             Unavailable::ClientGone => Unplaced::CallerGone,
             why => Unplaced::Unavailable(why),
-        })
+        });
+        // Most find a place at once.
+        if placed.is_ready() && !waits {
+            return placed;
+        }
+        waits = true;
+        body.read_ahead(cx);
+        match caller.as_mut().map(|caller| caller.poll_gone(cx)) {
+            Some(Poll::Ready(())) => Poll::Ready(Err(Unplaced::CallerGone)),
+            Some(Poll::Pending) | None => placed,
+        }
     })
     .await
 }
