@@ -62,8 +62,8 @@ struct Resting {
 
 impl Resting {
     fn wake(&self) {
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
         }
     }
 
@@ -74,7 +74,10 @@ impl Resting {
             if job.is_some() || self.dismissed.get() {
                 return Poll::Ready(job);
             }
-            self.waker.replace(Some(cx.waker().clone()));
+            let mut waker = self.waker.borrow_mut();
+            if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                *waker = Some(cx.waker().clone());
+            }
             Poll::Pending
         })
         .await

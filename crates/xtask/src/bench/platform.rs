@@ -20,18 +20,24 @@ pub fn root() -> PathBuf {
     here.canonicalize().unwrap_or(here)
 }
 
-/// A release binary; built by [`build`].
+/// A binary that benches run; built by [`build`]. What is measured is built as it is shipped.
 pub fn binary(name: &str) -> PathBuf {
-    root().join("target/release").join(name)
+    let profile = if name == "keel" { "dist" } else { "release" };
+    root().join("target").join(profile).join(name)
 }
 
 /// Builds what benches run.
 pub fn build() -> Result<(), Error> {
-    let status = Command::new(env!("CARGO"))
-        .args(["build", "--release", "-p", "keel", "-p", "shop", "-p", "xtask"])
-        .current_dir(root())
-        .status()?;
-    if status.success() { Ok(()) } else { Err("the release build failed".into()) }
+    for arguments in
+        [&["--profile", "dist", "-p", "keel"][..], &["--release", "-p", "shop", "-p", "xtask"]]
+    {
+        let mut cargo = Command::new(env!("CARGO"));
+        let status = cargo.arg("build").args(arguments).current_dir(root()).status()?;
+        if !status.success() {
+            return Err("the build failed".into());
+        }
+    }
+    Ok(())
 }
 
 /// A running server. Everything it started is ended when it is dropped, and on Ctrl-C.
