@@ -81,6 +81,8 @@ pub const MAX_REPEATABLE_BODY: usize = 64 * 1024;
 pub const BUFFER: usize = 32 * 1024;
 /// Unused buffers kept by each worker.
 pub const SPARE_BUFFERS: usize = 64;
+/// A body of up to so many bytes is copied behind its head to be written with it.
+pub const SMALL_BODY: usize = 4096;
 /// Buffer through which bodies and opaque bytes move, one per worker.
 pub const SCRATCH: usize = 64 * 1024;
 /// Idle connections kept to one endpoint by each worker.

@@ -23,7 +23,7 @@ use crate::http1::relay::{Broken, Relay};
 use crate::http1::request::{Refusal, Request};
 use crate::http1::response::{self, Response};
 use crate::http1::{Connection, Next};
-use crate::limits::{BUFFER, MAX_HEAD, MAX_INTERIM, MAX_REPEATABLE_BODY};
+use crate::limits::{BUFFER, MAX_HEAD, MAX_INTERIM, MAX_REPEATABLE_BODY, SMALL_BODY};
 use crate::reply::Reply;
 use crate::route::{self, AnswerChanges};
 use crate::session::Client;
@@ -470,6 +470,10 @@ impl Exchange<'_> {
         // Two deadlines: an upload may be waiting for the client at the same time.
         let written = if head.unchunk {
             stream::write_both(&client.stream, response, &content, waiting).await
+        } else if head.rewritten && taken <= SMALL_BODY {
+            // One piece of memory is written with less ado than two.
+            response.extend_from_slice(&bytes[..taken]);
+            stream::write_all(&client.stream, response, waiting).await
         } else if head.rewritten {
             stream::write_both(&client.stream, response, &bytes[..taken], waiting).await
         } else {
