@@ -216,7 +216,10 @@ impl Driver {
                 biased;
                 told = signals.next() => match told {
                     Told::End => break,
-                    Told::Leave => return Ok(()),
+                    Told::Leave => {
+                        self.keep();
+                        return Ok(());
+                    }
                 },
                 () = ended(&self.driven) => self.restart().await,
                 accepted = socket.accept() => match accepted {
@@ -235,10 +238,7 @@ impl Driver {
                     }
                 }
                 () = at(self.due) => self.apply().await,
-                () = at(self.save) => {
-                    self.save = None;
-                    self.wanted.iter().for_each(|s| control::save(&self.options.snapshot_file, s));
-                }
+                () = at(self.save) => self.keep(),
                 _ = look.tick() => self.report(false).await,
             }
         }
@@ -246,7 +246,16 @@ impl Driver {
         Ok(())
     }
 
+    /// Writes the state to its file, unless it is there.
+    fn keep(&mut self) {
+        if self.save.take().is_some() {
+            self.wanted.iter().for_each(|s| control::save(&self.options.snapshot_file, s));
+        }
+    }
+
     async fn greet(&mut self, stream: tokio::net::UnixStream) {
+        // It may be one that takes this place and begins with what is in the file.
+        self.keep();
         let version = format!("{} with {}", self.options.version, self.options.engine.command());
         self.server.greet(stream, &FromProxy::Hello { pid: std::process::id(), version }).await;
     }
@@ -392,9 +401,7 @@ impl Driver {
 
     async fn end(&mut self, socket: ControlSocket, signals: &mut Signals) {
         tracing::info!("ending: no new connections, at most {DRAIN:?} for the open ones");
-        if self.save.take().is_some() {
-            self.wanted.iter().for_each(|s| control::save(&self.options.snapshot_file, s));
-        }
+        self.keep();
         self.server.close();
         self.driven.stop();
         // A successor may take over at once, with the last state.

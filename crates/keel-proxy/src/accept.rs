@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::buffer::Buffer;
 use crate::deadline::Deadline;
 use crate::limits::{ACCEPT_PAUSE, BUFFER, CLIENT_IDLE, DETECT, REQUEST_HEAD};
+use crate::route::RouteAt;
 use crate::session::{Client, Session};
 use crate::worker::{Ending, Stop, Target, Worker};
 use crate::{http1, http2, secure, stream, tunnel};
@@ -108,37 +109,51 @@ fn spawn(
 }
 
 /// What is rare is boxed, so that the many connections that only speak HTTP/1 do not pay for it in memory.
-async fn serve(mut client: Client) {
+async fn serve(client: Client) {
+    match begin(client).await {
+        Some((client, first, Speaks::Http1)) => http1::serve(client, first).await,
+        Some((client, first, Speaks::Http2)) => Box::pin(http2::serve(client, first)).await,
+        Some((client, first, Speaks::Bytes(None))) => Box::pin(tunnel::serve(client, first)).await,
+        Some((client, first, Speaks::Bytes(Some(route)))) => {
+            Box::pin(tunnel::serve_route(client, first, &route)).await;
+        }
+        None => {}
+    }
+}
+
+/// What a client speaks, once TLS has ended if it does here.
+pub enum Speaks {
+    Http1,
+    Http2,
+    /// Nobody asks, or a route for connections wants it.
+    Bytes(Option<RouteAt>),
+}
+
+/// Finds out what is spoken, and what was read of it; `None` if there is nothing more to serve.
+async fn begin(mut client: Client) -> Option<(Client, Buffer, Speaks)> {
     let mut first = Buffer::default();
     if client.target.believes(client.peer.ip()) {
-        match Box::pin(introduced(client, &mut first)).await {
-            Some(introduced) => client = introduced,
-            None => return,
-        }
+        client = Box::pin(introduced(client, &mut first)).await?;
     }
     if let Some(config) = client.target.tls() {
-        return Box::pin(secure::serve(client, first, config)).await;
+        return Box::pin(secure::begin(client, first, config)).await;
     }
-    match client.target.protocol() {
-        Protocol::Tcp => Box::pin(tunnel::serve(client, first)).await,
-        Protocol::Http | Protocol::Http2 | Protocol::Auto => {
-            match look(&client, &mut first).await {
-                Ok(Wire::Http1) => http1::serve(client, first).await,
-                Ok(Wire::Http2) => Box::pin(http2::serve(client, first)).await,
-                Ok(Wire::Tls) if client.target.table().is_some() => {
-                    Box::pin(secure::pass_through(client, first)).await;
-                }
-                Ok(_) if first.is_empty() => match Box::pin(tunnel::serve_silent(client)).await {
-                    Some((client, Wire::Http2, first)) => {
-                        Box::pin(http2::serve(client, first)).await;
-                    }
-                    Some((client, _, first)) => http1::serve(client, first).await,
-                    None => {}
-                },
-                Ok(_) => Box::pin(tunnel::serve(client, first)).await,
-                Err(_) => {}
-            }
+    if client.target.protocol() == Protocol::Tcp {
+        return Some((client, first, Speaks::Bytes(None)));
+    }
+    let wire = look(&client, &mut first).await.ok()?;
+    match wire {
+        Wire::Http1 => Some((client, first, Speaks::Http1)),
+        Wire::Http2 => Some((client, first, Speaks::Http2)),
+        Wire::Tls if client.target.table().is_some() => {
+            Box::pin(secure::pass_through(client, first)).await;
+            None
         }
+        _ if first.is_empty() => match Box::pin(tunnel::serve_silent(client)).await? {
+            (client, Wire::Http2, first) => Some((client, first, Speaks::Http2)),
+            (client, _, first) => Some((client, first, Speaks::Http1)),
+        },
+        _ => Some((client, first, Speaks::Bytes(None))),
     }
 }
 

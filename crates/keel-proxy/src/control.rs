@@ -140,7 +140,7 @@ pub async fn run(control: Control) -> Result<(), Error> {
             },
             () = ended(&mut drained) => break,
             accepted = accept(accepts) => match accepted {
-                Ok(stream) => running.greet(stream, arrived.clone()),
+                Ok(stream) => running.greet(&mut saver, stream, arrived.clone()).await,
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept the server's connection");
                     tokio::time::sleep(crate::limits::ACCEPT_PAUSE).await;
@@ -361,7 +361,14 @@ impl Running {
 
     /// Greets whoever has connected and waits for its first word beside everything else: until then it is not
     /// clear who it is, and the server must not lose its place to a successor that is still to ask for it.
-    fn greet(&self, mut stream: UnixStream, arrived: mpsc::Sender<Newcomer>) {
+    async fn greet(
+        &self,
+        saver: &mut Saver,
+        mut stream: UnixStream,
+        arrived: mpsc::Sender<Newcomer>,
+    ) {
+        // It may be one that takes this place and begins with what is in the file.
+        saver.flush(self.registry.parts()).await;
         let hello = FromProxy::Hello { pid: std::process::id(), version: self.version.clone() };
         tokio::spawn(async move {
             let mut decoder = Decoder::default();

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::accept::read_more;
+use crate::accept::{Speaks, read_more};
 use crate::buffer::Buffer;
 use crate::limits::REQUEST_HEAD;
 use crate::route::RouteAt;
@@ -11,20 +11,25 @@ use crate::tls::{
     self, CLIENT_CERTIFICATE_HEADER, ClientCertificate, ClientHello, Detail, ListenerConfig,
     MAX_HELLO, Peeked, Tls, peek_client_hello,
 };
-use crate::{http1, http2, tunnel};
+use crate::tunnel;
 use keel_model::{Protocol, RouteKind};
 
-/// Serves a connection to a listener where TLS ends.
-pub async fn serve(client: Client, mut first: Buffer, config: ListenerConfig) {
-    let Some(hello) = hello(&client, &mut first).await else { return };
+/// Ends the TLS of a connection to a listener where it ends; `None` if there is nothing to serve. What serves it then is
+/// not in here, so that an open connection does not hold the memory of its handshake.
+pub async fn begin(
+    client: Client,
+    mut first: Buffer,
+    config: ListenerConfig,
+) -> Option<(Client, Buffer, Speaks)> {
+    let hello = hello(&client, &mut first).await?;
     let route = wanted_by(&client, &hello);
     if let Some(route) = &route
         && route.route().kind() == RouteKind::Passthrough
     {
-        return tunnel::serve_route(client, first, route).await;
+        return Some((client, first, Speaks::Bytes(Some(route.clone()))));
     }
     let Client { stream, deadline, session } = client;
-    let Some(tcp) = stream.into_plain() else { return };
+    let tcp = stream.into_plain()?;
     let config = config.for_hello(&hello);
     let accepted = tls::accept(tcp, &hello, first.bytes(), config, &deadline).await;
     session.worker.buffers.give(first);
@@ -32,13 +37,13 @@ pub async fn serve(client: Client, mut first: Buffer, config: ListenerConfig) {
         Ok(tls) => tls,
         Err(error) => {
             tracing::debug!(peer = %session.peer, %error, "no TLS with a client");
-            return;
+            return None;
         }
     };
     if hello.is_acme_challenge() {
         // The handshake was the proof (RFC 8737, 3).
         tls.close_now();
-        return;
+        return None;
     }
     let speaks_http2 = tls.alpn().as_deref() == Some(b"h2");
     let mut secured = Session::new(
@@ -50,14 +55,13 @@ pub async fn serve(client: Client, mut first: Buffer, config: ListenerConfig) {
     );
     secured.trusted = session.trusted;
     let client = Client { stream: tls.into(), deadline, session: Rc::new(secured) };
-    match route {
-        Some(route) => tunnel::serve_route(client, Buffer::default(), &route).await,
-        None if client.target.protocol() == Protocol::Tcp => {
-            tunnel::serve(client, Buffer::default()).await;
-        }
-        None if speaks_http2 => http2::serve(client, Buffer::default()).await,
-        None => http1::serve(client, Buffer::default()).await,
-    }
+    let within = match route {
+        Some(route) => Speaks::Bytes(Some(route)),
+        None if client.target.protocol() == Protocol::Tcp => Speaks::Bytes(None),
+        None if speaks_http2 => Speaks::Http2,
+        None => Speaks::Http1,
+    };
+    Some((client, Buffer::default(), within))
 }
 
 /// Serves a connection that began with TLS at a listener that does not end it: only routes that pass it through
