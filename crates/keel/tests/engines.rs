@@ -258,7 +258,10 @@ fn haproxy_and_our_proxy_take_over_from_each_other_without_loss() {
     let engine = noted(&keel, "haproxy", "engine.pid");
     switch(&keel, &[]);
     load.settle();
-    assert_eq!(load.end(), 0, "requests were lost");
+    let lost = load.end();
+    let said = std::fs::read_to_string(keel.sandbox.state_dir().join("proxy.log"));
+    let events = keel.run(&["events"]).ok();
+    assert_eq!(lost, 0, "requests were lost\n{events}\n{}", said.unwrap_or_default());
     wait_for("the end of haproxy", || (!is_alive(engine)).then_some(()));
 }
 
