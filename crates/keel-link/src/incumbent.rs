@@ -39,20 +39,28 @@ impl Incumbent {
     }
 }
 
+/// Connects to whoever serves a control socket; `None` if nobody does.
+///
+/// # Errors
+/// When it can't be told.
+pub fn connect(control_socket: &Path) -> io::Result<Option<UnixStream>> {
+    match UnixStream::connect(control_socket) {
+        Ok(stream) => Ok(Some(stream)),
+        Err(e)
+            if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// The proxy that serves a control socket; `None` if none does. Blocks.
 ///
 /// # Errors
 /// When something is there that does not say who it is.
 pub fn incumbent(control_socket: &Path) -> io::Result<Option<Incumbent>> {
-    let stream = match UnixStream::connect(control_socket) {
-        Ok(stream) => stream,
-        Err(e)
-            if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
-        {
-            return Ok(None);
-        }
-        Err(error) => return Err(error),
-    };
+    let Some(stream) = connect(control_socket)? else { return Ok(None) };
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut stream = stream.take(MAX_HELLO);
     let mut decoder = Decoder::default();

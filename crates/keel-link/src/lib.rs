@@ -7,7 +7,7 @@ mod incumbent;
 mod socket;
 mod state;
 
-pub use incumbent::{Incumbent, incumbent};
+pub use incumbent::{Incumbent, connect, incumbent};
 pub use socket::{ControlSocket, Lock, Unpublished, lock};
 pub use state::{load, save, to_json};
 

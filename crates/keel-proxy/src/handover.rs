@@ -73,15 +73,7 @@ pub fn take_over(control_socket: &Path) -> io::Result<Option<Answer>> {
 
 /// Asks once.
 fn ask(control_socket: &Path) -> io::Result<Option<Answer>> {
-    let mut stream = match UnixStream::connect(control_socket) {
-        Ok(stream) => stream,
-        Err(e)
-            if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
-        {
-            return Ok(None);
-        }
-        Err(error) => return Err(error),
-    };
+    let Some(mut stream) = keel_link::connect(control_socket)? else { return Ok(None) };
     stream.set_read_timeout(Some(HANDOVER))?;
     stream.set_write_timeout(Some(HANDOVER))?;
     let (snapshot, counts) = loop {

@@ -136,3 +136,28 @@ async fn run(first: Job) {
         job = next;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_that_are_not_needed_are_let_go() {
+        let runners = Runners::default();
+        let all: Vec<_> = (0..MAX_RESTING).map(|_| Rc::<Resting>::default()).collect();
+        assert!(all.iter().all(|resting| runners.rest(resting)));
+        assert!(!runners.rest(&Rc::default()), "there are as many as there may be");
+        let dismissed = || all.iter().filter(|resting| resting.dismissed.get()).count();
+        // Nobody has rested since the last tick.
+        runners.tick();
+        assert_eq!(dismissed(), 0);
+        runners.tick();
+        assert_eq!(dismissed(), MAX_RESTING / 2);
+        assert!(all[0].dismissed.get(), "it has rested longest");
+        for _ in 0..20 {
+            runners.tick();
+        }
+        assert_eq!(dismissed(), MAX_RESTING);
+        assert!(runners.resting.borrow().is_empty());
+    }
+}
