@@ -1,8 +1,13 @@
 //! The server's connection, and the last state kept for the next driver.
 
+use std::collections::BTreeMap;
 use std::future::pending;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use keel_link::handover;
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{FromProxy, Snapshot, ToProxy};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -65,6 +70,35 @@ impl Server {
         if !matches!(sent, Ok(Ok(()))) {
             tracing::info!("the server is gone");
             self.connection = None;
+        }
+    }
+
+    /// Gives a place to the one that is connected: the state, and the sockets. Whether it took them; one that did not is
+    /// dropped.
+    pub async fn give(
+        &mut self,
+        snapshot: Snapshot,
+        sockets: BTreeMap<SocketAddr, Vec<OwnedFd>>,
+    ) -> bool {
+        let Some(Connection { stream, decoder, buffer }) = self.connection.take() else {
+            return false;
+        };
+        let given = tokio::task::spawn_blocking(move || {
+            let stream = stream.into_std()?;
+            stream.set_nonblocking(false)?;
+            handover::give(&stream, &snapshot, &sockets)?;
+            stream.set_nonblocking(true)?;
+            Ok(stream)
+        });
+        match given.await.map_err(io::Error::other).flatten().and_then(UnixStream::from_std) {
+            Ok(stream) => {
+                self.connection = Some(Connection { stream, decoder, buffer });
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a successor did not take the place");
+                false
+            }
         }
     }
 

@@ -4,11 +4,13 @@
 //! generation is acknowledged when the engine has it; what the engine does not accept is reported as listeners that
 //! can't be opened, and the last configuration that it did accept stays, with the endpoints of now.
 
+mod succession;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use keel_link::{ControlSocket, Incumbent, LOCK_PATIENCE, SUCCESSION_PATIENCE};
+use keel_link::{ControlSocket, Elder, LOCK_PATIENCE, SUCCESSION_PATIENCE};
 use keel_model::{EndpointState, Generation, InstanceId};
 use keel_render::Engine;
 use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
@@ -57,7 +59,7 @@ pub fn run(options: &DriverOptions) -> Result<(), Error> {
     let path = &options.control_socket;
     let failed = |source| Error::ControlSocket { path: path.clone(), source };
     let note = options.directory.join("driver.pid");
-    let other = other_kind(options).map_err(failed)?;
+    let other = succession::other_kind(options).map_err(failed)?;
     let patience = if options.take_over { Duration::ZERO } else { LOCK_PATIENCE };
     let mut lock = keel_link::lock(path, patience).map_err(failed)?;
     if lock.is_none() && options.take_over && other.is_none() {
@@ -68,26 +70,18 @@ pub fn run(options: &DriverOptions) -> Result<(), Error> {
     runtime.map_err(failed)?.block_on(async {
         let signals = Signals::new().map_err(failed)?;
         let mut driver = Driver::new(options, place);
-        let snapshot = keel_link::load(&options.snapshot_file);
+        let mut snapshot = keel_link::load(&options.snapshot_file);
         if let Some(other) = other {
-            driver.take_from(&other, snapshot.as_ref()).await?;
+            snapshot = driver.take_from(&other, snapshot).await?;
             lock = keel_link::lock(path, SUCCESSION_PATIENCE).map_err(failed)?;
         }
         let lock = lock.ok_or_else(|| Error::AlreadyServed { path: path.clone() })?;
         let own = std::process::id().to_string();
         files::put(&note, own.as_bytes(), files::PLAIN).map_err(failed)?;
         let socket = ControlSocket::create(path, lock).map_err(failed)?;
-        driver.run(socket, signals, snapshot).await
+        driver.run(socket, signals, snapshot, &note).await;
+        Ok(())
     })
-}
-
-/// The proxy whose place is to be taken, if it is of another kind: it drives another engine, or none.
-fn other_kind(options: &DriverOptions) -> std::io::Result<Option<Incumbent>> {
-    if !options.take_over {
-        return Ok(None);
-    }
-    let incumbent = keel_link::incumbent(&options.control_socket)?;
-    Ok(incumbent.filter(|incumbent| incumbent.engine() != Some(options.engine.command())))
 }
 
 /// Tells the driver that is noted there to leave its place.
@@ -153,6 +147,14 @@ struct Driver {
     /// Last numbers in flight that were reported, and when all were.
     reported: BTreeMap<InstanceId, u64>,
     reported_at: Instant,
+    /// Since when instances drain, at the latest.
+    draining_since: BTreeMap<InstanceId, Generation>,
+    /// The proxy whose place this one took, until it has ended.
+    elder: Option<Elder>,
+    /// A successor was given the place and does not accept yet. It is given up at this time.
+    handing_over: Option<Instant>,
+    /// A successor accepts; to be acted on.
+    retires: bool,
 }
 
 impl Driver {
@@ -173,30 +175,11 @@ impl Driver {
             save: None,
             reported: BTreeMap::new(),
             reported_at: Instant::now(),
+            draining_since: BTreeMap::new(),
+            elder: None,
+            handing_over: None,
+            retires: false,
         }
-    }
-
-    /// Takes the place of a proxy of another kind. HAProxy shares its addresses with whoever does too: it is started
-    /// beside, so that somebody listens all the time. nginx shares them with nobody, and has to wait until they are free.
-    async fn take_from(
-        &mut self,
-        other: &Incumbent,
-        snapshot: Option<&Snapshot>,
-    ) -> Result<(), Error> {
-        let wanted = snapshot.cloned().unwrap_or_default();
-        let open = wanted.listeners.iter().map(|listener| listener.bind).collect();
-        let shares = |engine: Option<&str>| engine != Some(Engine::Nginx.command());
-        if self.options.engine == Engine::Haproxy && shares(other.engine()) {
-            let (fit, _) = listeners::without_failing(&wanted, &open);
-            // If it does not start, the other one goes on.
-            self.driven.apply(&fit).await?;
-            self.applied = Some(fit);
-        }
-        other.end();
-        if self.applied.is_none() {
-            listeners::released(&open).await;
-        }
-        Ok(())
     }
 
     async fn run(
@@ -204,7 +187,8 @@ impl Driver {
         socket: ControlSocket,
         mut signals: Signals,
         snapshot: Option<Snapshot>,
-    ) -> Result<(), Error> {
+        note: &Path,
+    ) {
         self.wanted = snapshot;
         if self.wanted.is_some() {
             self.apply().await;
@@ -217,12 +201,11 @@ impl Driver {
                 told = signals.next() => match told {
                     Told::End => break,
                     Told::Leave => {
-                        self.keep();
-                        return Ok(());
+                        return self.keep();
                     }
                 },
                 () = ended(&self.driven) => self.restart().await,
-                accepted = socket.accept() => match accepted {
+                accepted = socket.accept(), if self.handing_over.is_none() => match accepted {
                     Ok(stream) => self.greet(stream).await,
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept the server's connection");
@@ -236,14 +219,25 @@ impl Driver {
                     for message in news.messages {
                         self.obey(message).await;
                     }
+                    if !self.server.is_there() {
+                        self.handing_over = None;
+                    }
+                    if self.retires {
+                        return self.retire(socket, &mut signals, note).await;
+                    }
                 }
-                () = at(self.due) => self.apply().await,
+                () = at(self.handing_over) => {
+                    tracing::warn!("a successor did not begin to accept in time and is given up");
+                    self.handing_over = None;
+                    self.server.close();
+                }
+                () = Self::hear_elder(&mut self.elder) => self.report(false).await,
+                () = at(self.due), if self.handing_over.is_none() => self.apply().await,
                 () = at(self.save) => self.keep(),
                 _ = look.tick() => self.report(false).await,
             }
         }
         self.end(socket, &mut signals).await;
-        Ok(())
     }
 
     /// Writes the state to its file, unless it is there.
@@ -270,11 +264,44 @@ impl Driver {
                 let stats = Stats { clusters, ..Stats::default() };
                 return self.server.send(&FromProxy::Stats(stats)).await;
             }
+            ToProxy::TakeOver => return self.hand_over().await,
+            ToProxy::Retire => {
+                self.retires = self.handing_over.take().is_some();
+                return;
+            }
+            ToProxy::Snapshot(_) | ToProxy::Cluster { .. } | ToProxy::Callers { .. } => {}
+        }
+        let for_elder = self.elder.is_some().then(|| message.clone());
+        if !self.note_change(message) {
+            return;
+        }
+        if let (Some(change), Some(elder)) = (for_elder, &mut self.elder)
+            && let Some(wanted) = &self.wanted
+            && let Err(error) = elder.tell(&change, wanted.generation).await
+        {
+            tracing::warn!(%error, "the proxy before this one does not follow any more");
+            self.elder = None;
+        }
+        let now = Instant::now();
+        let due = match (&self.driven, self.told) {
+            (Driven::Nginx(_), Some(told)) => now.max(told + RELOAD_PAUSE),
+            _ => now,
+        };
+        self.due = Some(due);
+    }
+
+    /// Notes what is wanted from now on; whether that is news.
+    fn note_change(&mut self, message: ToProxy) -> bool {
+        let outdated = |generation| {
+            tracing::warn!(%generation, "an outdated change is not applied");
+            false
+        };
+        match message {
             ToProxy::Snapshot(snapshot) => self.wanted = Some(snapshot),
             ToProxy::Cluster { generation, id, cluster } => {
                 let wanted = self.wanted.get_or_insert_default();
                 if generation <= wanted.generation {
-                    return tracing::warn!(%generation, "an outdated change is not applied");
+                    return outdated(generation);
                 }
                 wanted.generation = generation;
                 wanted.clusters.insert(id, cluster);
@@ -282,23 +309,15 @@ impl Driver {
             ToProxy::Callers { generation, callers, caller_cgroups } => {
                 let wanted = self.wanted.get_or_insert_default();
                 if generation <= wanted.generation {
-                    return tracing::warn!(%generation, "an outdated change is not applied");
+                    return outdated(generation);
                 }
                 wanted.generation = generation;
                 (wanted.callers, wanted.caller_cgroups) = (callers, caller_cgroups);
             }
-            // An engine hands its sockets over by means of its own, when another driver adopts it.
-            ToProxy::TakeOver | ToProxy::Retire => {
-                return tracing::warn!("a driven engine gives its place to no other proxy");
-            }
+            ToProxy::Stats | ToProxy::TakeOver | ToProxy::Retire => return false,
         }
         self.save.get_or_insert_with(|| Instant::now() + SAVE_DELAY);
-        let now = Instant::now();
-        let due = match (&self.driven, self.told) {
-            (Driven::Nginx(_), Some(told)) => now.max(told + RELOAD_PAUSE),
-            _ => now,
-        };
-        self.due = Some(due);
+        true
     }
 
     /// Brings the engine in step with what is wanted, and acknowledges it.
@@ -366,6 +385,7 @@ impl Driver {
     async fn report(&mut self, all: bool) {
         let draining = draining(self.applied.as_ref());
         self.reported.retain(|instance, _| draining.contains_key(instance));
+        self.draining_since.retain(|instance, _| draining.contains_key(instance));
         if draining.is_empty() || !self.server.is_there() {
             return;
         }
@@ -383,7 +403,9 @@ impl Driver {
         let mut counts = counted.into_iter();
         let generation = self.generation();
         for (instance, addresses) in draining {
-            let count = counts.by_ref().take(addresses.len()).sum();
+            let mut count = counts.by_ref().take(addresses.len()).sum();
+            let since = *self.draining_since.entry(instance.clone()).or_insert(generation);
+            count += self.elder.as_ref().map_or(0, |elder| elder.in_flight(&instance, since));
             let before = self.reported.insert(instance.clone(), count);
             if all
                 || before.is_none()

@@ -20,6 +20,10 @@ pub const RESTART_MOST: Duration = Duration::from_secs(2);
 pub const SETTLED: Duration = Duration::from_secs(5);
 /// Connections end by themselves for this long when the driver is told to end; then they are cut.
 pub const DRAIN: Duration = Duration::from_secs(30);
+/// So long when there is a successor.
+pub const RETIRED_DRAIN: Duration = Duration::from_secs(3600);
+/// Most listening sockets that an engine hands over.
+pub const MAX_SOCKETS: usize = 1 << 20;
 /// Numbers in flight at draining endpoints are looked at this often.
 pub const IN_FLIGHT_LOOK: Duration = Duration::from_millis(50);
 /// They are reported at least this often while they are not zero.

@@ -16,6 +16,9 @@ use crate::process::Files;
 use crate::program::{self, Error};
 use crate::{check, files};
 
+/// HAProxy's admin socket, in the directory.
+pub const ADMIN_SOCKET: &str = "admin.sock";
+
 /// A directory of an engine, and what is known of the machine.
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -45,7 +48,8 @@ impl Place {
         options.workers = workers;
         options.fallback = self_signed();
         options.max_connections = Some(max_connections());
-        options.admin_socket = Some(directory.join("admin.sock").to_string_lossy().into_owned());
+        options.socket_per_thread = program::has_shards(engine, &program);
+        options.admin_socket = Some(directory.join(ADMIN_SOCKET).to_string_lossy().into_owned());
         Ok(Self {
             engine,
             program,

@@ -111,6 +111,13 @@ impl Files {
         (started_at(pid)? == since).then(|| Process::watch(pid).ok()).flatten()
     }
 
+    /// Takes the note away: a process that is leaving is not to be found.
+    pub fn forget(&self) {
+        if let Err(error) = fs::remove_file(&self.note) {
+            tracing::warn!(%error, "cannot remove the note of an engine that is leaving");
+        }
+    }
+
     /// How long the log is.
     pub fn log_length(&self) -> u64 {
         fs::metadata(&self.log).map_or(0, |log| log.len())

@@ -35,6 +35,11 @@ pub enum Error {
         /// The control socket.
         path: PathBuf,
     },
+    /// The running proxy did not give its place up.
+    #[error(
+        "cannot take over from the running proxy: {0}; it serves on, and a restart without taking over needs its end"
+    )]
+    TakeOver(#[source] io::Error),
     /// The control socket can't be made, or the driver can't be set up.
     #[error("cannot serve the control socket {path}: {source}")]
     ControlSocket {
@@ -106,6 +111,20 @@ fn stream_module() -> StreamModule {
     if built_in { StreamModule::BuiltIn } else { StreamModule::Absent }
 }
 
+/// Whether the program is a HAProxy that can have several sockets at one address (2.5).
+pub(crate) fn has_shards(engine: Engine, program: &Path) -> bool {
+    let said = Command::new(program).arg("-v").output();
+    let said = said.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    engine == Engine::Haproxy && said.is_ok_and(|said| version(&said) >= Some((2, 5)))
+}
+
+/// The first two parts of the version in what HAProxy says of itself.
+fn version(said: &str) -> Option<(u32, u32)> {
+    let version = said.lines().next()?.split("version ").nth(1)?;
+    let mut parts = version.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().ok());
+    Some((parts.next()??, parts.next()??))
+}
+
 /// The arguments with which the engine reads the configuration in `directory`.
 pub(crate) fn arguments(engine: Engine, directory: &Path) -> Vec<std::ffi::OsString> {
     let main = directory.join(engine.main_file());
@@ -159,6 +178,16 @@ mod tests {
     fn an_engine_that_is_not_there_says_how_to_get_it() {
         let text = Error::Absent(Engine::Haproxy).to_string();
         assert!(text.contains("apt install haproxy"), "{text}");
+    }
+
+    #[test]
+    fn haproxy_says_its_version() {
+        let said =
+            "HAProxy version 2.6.12-1+deb12u3 2025/10/03 - https://haproxy.org/\nStatus: long-term";
+        assert_eq!(version(said), Some((2, 6)));
+        assert_eq!(version("HA-Proxy version 1.8.19-1+deb10u3 2020/08/01"), Some((1, 8)));
+        assert_eq!(version("HAProxy version 3.5-dev5-50872d 2026/08/21"), Some((3, 5)));
+        assert_eq!(version("something else"), None);
     }
 
     #[test]

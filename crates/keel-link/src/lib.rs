@@ -1,12 +1,16 @@
 //! The proxy's side of the link to the server, whoever handles the traffic: our own data plane or an engine.
 //!
-//! Who may serve a control socket ([`lock`], [`Unpublished`], [`ControlSocket`]), who serves it now ([`incumbent`]), and the last state in a
-//! file ([`load`], [`save`]). The frames are `keel_route`'s.
+//! Who may serve a control socket ([`lock`], [`Unpublished`], [`ControlSocket`]), who serves it now ([`incumbent`]), how
+//! its place is taken ([`handover`], [`Elder`]), and the last state in a file ([`load`], [`save`]). The frames are
+//! `keel_route`'s.
 
+mod elder;
+pub mod handover;
 mod incumbent;
 mod socket;
 mod state;
 
+pub use elder::Elder;
 pub use incumbent::{Incumbent, connect, incumbent};
 pub use socket::{ControlSocket, Lock, Unpublished, lock};
 pub use state::{load, save, to_json};

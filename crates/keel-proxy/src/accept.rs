@@ -16,10 +16,11 @@ use crate::deadline::Deadline;
 use crate::limits::{ACCEPT_PAUSE, BUFFER, CLIENT_IDLE, DETECT, REQUEST_HEAD};
 use crate::route::RouteAt;
 use crate::session::{Client, Session};
-use crate::worker::{Ending, Stop, Target, Worker};
+use crate::worker::{Stop, Target, Worker};
 use crate::{http1, http2, secure, stream, tunnel};
 
-/// Accepts until told to stop; then takes what is still queued, unless a successor does.
+/// Accepts until told to stop; then takes what is still queued. A successor that has the socket too would take that, but
+/// it need not have all of them.
 pub async fn run(
     worker: Rc<Worker>,
     listener: Rc<TcpListener>,
@@ -27,16 +28,13 @@ pub async fn run(
     target: Rc<Target>,
     stop: Rc<Stop>,
 ) {
-    let ending = loop {
+    loop {
         let accepted = tokio::select! {
             biased;
-            ending = stop.told() => break ending,
+            () = stop.told() => break,
             accepted = accept(&worker, &listener) => accepted,
         };
         spawn(&worker, bind, &target, accepted);
-    };
-    if ending == Ending::Succeeded {
-        return;
     }
     // A connection that the system has completed belongs to a client that may have sent its request.
     while let Some(accepted) = listener.accept().now_or_never() {

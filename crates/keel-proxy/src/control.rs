@@ -9,9 +9,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use keel_link::{
-    ControlSocket, Incumbent, LOCK_PATIENCE, Lock, SUCCESSION_PATIENCE, Unpublished, load,
-};
+use keel_link::handover::{self, HANDOVER, TakenOver};
+use keel_link::{ControlSocket, Elder, LOCK_PATIENCE, Lock, Unpublished, load};
 use keel_model::{Generation, InstanceId};
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
@@ -25,11 +24,7 @@ use tokio::time::{Instant, timeout};
 use crate::access::Switch;
 use crate::again::Again;
 use crate::check::Checks;
-use crate::elder::Elder;
-use crate::handover::{self, TakenOver};
-use crate::limits::{
-    CONTROL_WRITE, DRAIN, HANDOVER, IN_FLIGHT_REPORT, RELEASE, RELEASE_LOOK, RETIRED_DRAIN,
-};
+use crate::limits::{CONTROL_WRITE, DRAIN, IN_FLIGHT_REPORT, RELEASE, RELEASE_LOOK, RETIRED_DRAIN};
 use crate::persist::Saver;
 use crate::pressure::Watch;
 use crate::registry::Registry;
@@ -62,17 +57,8 @@ pub struct Control {
 pub enum Predecessor {
     /// Nobody's: this is the right to the control socket.
     None(Lock),
-    /// That of a proxy that gave its sockets.
+    /// That of a proxy that gave it.
     Proxy(Box<TakenOver>),
-    /// That of one that drives an engine, whose sockets nobody can give: the same addresses are opened beside it.
-    Driver(Incumbent),
-}
-
-/// The right to the control socket.
-enum Right {
-    Held(Lock),
-    /// Given up by the one before, so long after it was told to.
-    Awaited(Duration),
 }
 
 struct Server {
@@ -287,38 +273,32 @@ impl Running {
     ) -> Result<ControlSocket, Error> {
         let socket = Unpublished::create(&path);
         let socket = socket.map_err(|source| Error::ControlSocket { path, source })?;
-        let right = match predecessor {
+        let lock = match predecessor {
             Predecessor::Proxy(taken_over) => {
                 self.succeed(*taken_over).await?;
-                Right::Awaited(LOCK_PATIENCE)
-            }
-            Predecessor::Driver(driver) => {
-                let snapshot = load(snapshot_file).unwrap_or_default();
-                self.take_from_engine(&driver, snapshot).await?;
-                Right::Awaited(SUCCESSION_PATIENCE)
+                None
             }
             Predecessor::None(lock) => {
                 if let Some(snapshot) = load(snapshot_file) {
                     self.replace(snapshot).await?;
                 }
-                Right::Held(lock)
+                Some(lock)
             }
         };
-        self.publish(socket, right).await
+        self.publish(socket, lock).await
     }
 
-    /// Opens the addresses beside an engine, and has its driver end then.
-    async fn take_from_engine(
-        &mut self,
-        driver: &Incumbent,
-        snapshot: Snapshot,
-    ) -> Result<(), Error> {
-        self.registry.open_beside(true);
+    /// Takes over from a proxy that gave its place.
+    async fn succeed(&mut self, before: TakenOver) -> Result<(), Error> {
+        let TakenOver { incumbent, snapshot, sockets, stream } = before;
+        self.registry.adopt(sockets);
+        // What an engine did not give is opened beside it, if it shares.
+        self.registry.open_beside(incumbent.engine().is_some());
         self.replace(snapshot).await?;
-        driver.end();
+        self.retire_elder(stream).await?;
         let until = Instant::now() + RELEASE;
         // nginx shares its addresses with nobody: they are free only now.
-        while !self.failed.0.is_empty() && Instant::now() < until {
+        while incumbent.engine().is_some() && !self.failed.0.is_empty() && Instant::now() < until {
             tokio::time::sleep(RELEASE_LOOK).await;
             self.listen_again().await?;
         }
@@ -326,11 +306,10 @@ impl Running {
         Ok(())
     }
 
-    /// Takes over from a proxy that gave its sockets.
-    async fn succeed(&mut self, before: TakenOver) -> Result<(), Error> {
-        let TakenOver { snapshot, sockets, mut stream } = before;
-        self.registry.adopt(sockets);
-        self.replace(snapshot).await?;
+    async fn retire_elder(
+        &mut self,
+        mut stream: std::os::unix::net::UnixStream,
+    ) -> Result<(), Error> {
         let retired =
             tokio::task::spawn_blocking(move || handover::retire(&mut stream).map(|()| stream));
         match retired.await.map_err(|error| Error::Start(io::Error::other(error)))? {
@@ -341,13 +320,14 @@ impl Running {
         Ok(())
     }
 
-    /// Serves the control socket from here on.
-    async fn publish(&self, socket: Unpublished, right: Right) -> Result<ControlSocket, Error> {
+    /// Serves the control socket from here on. Without the right to it, the one before is about to give it up.
+    async fn publish(
+        &self,
+        socket: Unpublished,
+        lock: Option<Lock>,
+    ) -> Result<ControlSocket, Error> {
         let path = socket.path().to_owned();
-        let lock = match right {
-            Right::Held(lock) => Ok(lock),
-            Right::Awaited(patience) => crate::lock(&path, patience),
-        };
+        let lock = lock.map_or_else(|| crate::lock(&path, LOCK_PATIENCE), Ok);
         let failed = |source| Error::ControlSocket { path, source };
         match lock.and_then(|lock| socket.publish(lock).map_err(failed)) {
             Err(error) => {

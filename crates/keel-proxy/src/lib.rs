@@ -22,10 +22,8 @@ mod control;
 mod counted;
 mod deadline;
 mod edge;
-mod elder;
 #[doc(hidden)]
 pub mod fuzz;
-mod handover;
 mod http1;
 mod http2;
 mod ids;
@@ -57,12 +55,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::{Duration, Instant};
 
+use keel_link::handover;
 use keel_route::access_log::AccessLog;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
 use crate::control::{Control, Predecessor};
-use crate::handover::Answer;
 use crate::shared::Shared;
 
 /// How long requests are held for a service without a ready endpoint, unless told otherwise.
@@ -186,12 +184,11 @@ pub fn run(options: ProxyOptions) -> Result<(), Error> {
 
 /// Whose place is taken. Without anybody's it is made sure, before anything is started, that nobody serves.
 fn predecessor(options: &ProxyOptions) -> Result<Predecessor, Error> {
-    if options.take_over {
-        match handover::take_over(&options.control_socket).map_err(Error::TakeOver)? {
-            Some(Answer::Place(taken_over)) => return Ok(Predecessor::Proxy(taken_over)),
-            Some(Answer::Driver(driver)) => return Ok(Predecessor::Driver(driver)),
-            None => {}
-        }
+    if options.take_over
+        && let Some(before) =
+            handover::take_over(&options.control_socket).map_err(Error::TakeOver)?
+    {
+        return Ok(Predecessor::Proxy(Box::new(before)));
     }
     // Held before anything is accepted: of two that start at once, one ends, and must not have begun to serve.
     Ok(Predecessor::None(lock(&options.control_socket, keel_link::LOCK_PATIENCE)?))

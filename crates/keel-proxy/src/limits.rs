@@ -33,10 +33,6 @@ pub const LINGER: Duration = Duration::from_secs(2);
 pub const LINGER_BYTES: usize = 1 << 20;
 /// Connections of a proxy that has a successor end by themselves for this long; then they are cut.
 pub const RETIRED_DRAIN: Duration = Duration::from_secs(3600);
-/// Each step of a handover between two proxies takes at most this long.
-pub const HANDOVER: Duration = Duration::from_secs(10);
-/// Most listening sockets that are handed over.
-pub const MAX_HANDED_SOCKETS: usize = 1 << 20;
 /// Connections end by themselves for this long when the proxy ends; then they are cut.
 pub const DRAIN: Duration = Duration::from_secs(30);
 /// Nothing is accepted for this long when file descriptors ran out.
@@ -49,8 +45,6 @@ pub const RELEASE_LOOK: Duration = Duration::from_millis(10);
 pub const TICK: Duration = Duration::from_millis(250);
 /// Numbers in flight at draining endpoints are reported this often.
 pub const IN_FLIGHT_REPORT: Duration = Duration::from_millis(500);
-/// Between two tries to take the place of a proxy that died while it was asked.
-pub const TAKE_OVER_PAUSE: Duration = Duration::from_millis(10);
 /// The server has this long to take a frame.
 pub const CONTROL_WRITE: Duration = Duration::from_secs(5);
 /// The state is written to its file this long after a change, with all changes until then.

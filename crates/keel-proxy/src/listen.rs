@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use keel_route::snapshot::Listener;
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::limits::BACKLOG;
 
@@ -36,6 +36,7 @@ pub fn open(
     let mut shares: Vec<Vec<TcpListener>> = (0..count).map(|_| Vec::new()).collect();
     if !adopted.is_empty() {
         for (n, socket) in adopted.into_iter().enumerate() {
+            settle(&socket).map_err(|e| format!("cannot listen on {bind}: {e}"))?;
             shares[n % count].push(socket);
         }
         for share in shares.iter_mut().filter(|share| share.is_empty()) {
@@ -62,15 +63,26 @@ pub fn open(
     })
 }
 
-/// Options set here are inherited by the accepted connections.
+/// Options that accepted connections inherit, and how many may wait: an engine before may have had it otherwise.
+fn settle(adopted: &TcpListener) -> io::Result<()> {
+    let socket = SockRef::from(adopted);
+    inherited(&socket)?;
+    socket.set_nonblocking(true)?;
+    socket.listen(BACKLOG)
+}
+
+fn inherited(socket: &Socket) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE))
+}
+
 fn socket(listener: &Listener) -> io::Result<TcpListener> {
     let bind = listener.bind;
     let socket = Socket::new(Domain::for_address(bind), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE))?;
+    inherited(&socket)?;
     if bind.is_ipv6() {
         socket.set_only_v6(true)?;
     }

@@ -334,7 +334,7 @@ impl State {
         }
         for bind in change.removed_listeners {
             if let Some(listening) = self.listeners.remove(&bind) {
-                close(listening, Ending::Final).await;
+                close(listening).await;
             }
         }
         for id in change.removed_clusters {
@@ -438,41 +438,32 @@ impl State {
             self.worker.deadlines.shorten_idle(CLIENT_IDLE_ENDING);
         }
         for (_, listening) in self.listeners.drain() {
-            close(listening, ending).await;
+            close(listening).await;
         }
     }
 }
 
-/// Stops accepting, after those that wait in the socket's queue if nobody else takes them.
-async fn close(listening: Listening, ending: Ending) {
+/// Stops accepting, after those that wait in the socket's queue.
+async fn close(listening: Listening) {
     for accepting in listening.accepting {
-        accepting.stop.now(ending);
+        accepting.stop.now();
         drop(accepting.socket);
         // The task ends by itself; a panic in it would have ended the accepting as well.
         let _ = accepting.task.await;
     }
 }
 
-/// Tells the accepting task to stop, and how.
+/// Tells the accepting task to stop.
 #[derive(Debug, Default)]
-pub struct Stop {
-    told: Notify,
-    ending: Cell<Option<Ending>>,
-}
+pub struct Stop(Notify);
 
 impl Stop {
-    fn now(&self, ending: Ending) {
-        self.ending.set(Some(ending));
-        self.told.notify_one();
+    fn now(&self) {
+        self.0.notify_one();
     }
 
-    /// Waits to be told.
-    pub async fn told(&self) -> Ending {
-        loop {
-            if let Some(ending) = self.ending.get() {
-                return ending;
-            }
-            self.told.notified().await;
-        }
+    /// Waits to be told, which is done once.
+    pub async fn told(&self) {
+        self.0.notified().await;
     }
 }

@@ -79,6 +79,9 @@ pub struct Options {
     pub user: Option<(String, String)>,
     /// Threads or processes that handle traffic; one per core if absent.
     pub workers: Option<usize>,
+    /// HAProxy: every thread listens on a socket of its own, which 2.5 is the first to know. Sockets can then be passed
+    /// to and from a proxy that has one per thread, too.
+    pub socket_per_thread: bool,
     /// Connections that may be open at once.
     pub max_connections: Option<u32>,
     /// File with the certificate authorities that the system trusts.
@@ -107,6 +110,7 @@ impl Default for Options {
             stream: StreamModule::File("/usr/lib/nginx/modules/ngx_stream_module.so".to_owned()),
             user: None,
             workers: None,
+            socket_per_thread: false,
             max_connections: None,
             system_authorities: "/etc/ssl/certs/ca-certificates.crt".to_owned(),
         }

@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::Command;
@@ -243,6 +244,14 @@ fn switch(keel: &Running, options: &[&str]) {
     });
 }
 
+/// The sockets that listen at a port, by their numbers.
+fn listening(port: u16) -> BTreeSet<String> {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let rows = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let here = rows.filter(|row| row[1].ends_with(&format!(":{port:04X}")) && row[3] == "0A");
+    here.map(|row| row[9].to_owned()).collect()
+}
+
 #[test]
 fn haproxy_and_our_proxy_take_over_from_each_other_without_loss() {
     if !is_installed("haproxy") {
@@ -253,16 +262,27 @@ fn haproxy_and_our_proxy_take_over_from_each_other_without_loss() {
     keel.run(&["up", "-d", "--wait"]).ok();
     let load = Load::start(published, routed);
     load.settle();
-    switch(&keel, &["--proxy-engine", "haproxy"]);
-    load.settle();
-    let engine = noted(&keel, "haproxy", "engine.pid");
-    switch(&keel, &[]);
-    load.settle();
+    let sockets = listening(published);
+    let mut engines = Vec::new();
+    for engine in [Some("haproxy"), None, Some("haproxy"), None] {
+        match engine {
+            Some(engine) => {
+                switch(&keel, &["--proxy-engine", engine]);
+                engines.push(noted(&keel, engine, "engine.pid"));
+            }
+            None => switch(&keel, &[]),
+        }
+        load.settle();
+        // Nobody who is connecting notices anything if the same sockets go on.
+        assert_eq!(listening(published), sockets, "{engine:?}");
+    }
     let lost = load.end();
     let said = std::fs::read_to_string(keel.sandbox.state_dir().join("proxy.log"));
     let events = keel.run(&["events"]).ok();
     assert_eq!(lost, 0, "requests were lost\n{events}\n{}", said.unwrap_or_default());
-    wait_for("the end of haproxy", || (!is_alive(engine)).then_some(()));
+    for engine in engines {
+        wait_for("the end of haproxy", || (!is_alive(engine)).then_some(()));
+    }
 }
 
 #[test]

@@ -6,10 +6,13 @@
 //! remembered of workers but what they say: a driver that takes over finds everything again.
 
 mod report;
+mod sockets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use keel_model::EndpointState;
 use keel_render::Engine;
@@ -20,9 +23,10 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout};
 
 use self::report::{Report, Worker, workers};
+use self::sockets::Offer;
 use crate::limits::{ANSWER, LOOK, MAX_ANSWER, START};
 use crate::listeners;
-use crate::place::Place;
+use crate::place::{ADMIN_SOCKET, Place};
 use crate::process::Process;
 use crate::program::Error;
 
@@ -40,6 +44,10 @@ pub struct Haproxy {
     known: BTreeMap<u32, Known>,
     /// Numbers of workers that have ended.
     past: BTreeMap<ClusterId, ClusterStats>,
+    /// Listening sockets to start with, instead of new ones.
+    adopted: Vec<TcpListener>,
+    /// The master's command line.
+    command_line: PathBuf,
 }
 
 /// What is kept of a worker for when it has ended.
@@ -64,13 +72,26 @@ impl Haproxy {
         let open = master.as_ref().map(|_| place.noted_open()).unwrap_or_default();
         Self {
             open,
+            command_line: place.path("master.sock"),
             place,
             master,
             structure: None,
             backends: BTreeMap::new(),
             known: BTreeMap::new(),
             past: BTreeMap::new(),
+            adopted: Vec::new(),
         }
+    }
+
+    /// Listening sockets that it is to start with, instead of new ones.
+    pub fn adopt(&mut self, sockets: Vec<TcpListener>) {
+        self.adopted = sockets;
+    }
+
+    /// The sockets on which it listens, to be used by another one.
+    pub async fn sockets(&self) -> io::Result<BTreeMap<SocketAddr, Vec<OwnedFd>>> {
+        let path = self.place.path(ADMIN_SOCKET);
+        tokio::task::spawn_blocking(move || sockets::ask(&path)).await?
     }
 
     /// The process to be watched.
@@ -141,7 +162,7 @@ impl Haproxy {
     }
 
     /// Keeps workers that are leaving from sending anything new to endpoints that are not ready.
-    async fn close_leaving(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
+    pub async fn close_leaving(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
         let ready = ready(snapshot);
         let closed = async {
             for worker in self.workers().await?.into_iter().filter(|worker| worker.leaving) {
@@ -158,13 +179,24 @@ impl Haproxy {
 
     async fn start(&mut self) -> Result<(), Error> {
         let from = self.place.files.log_length();
-        let socket = format!("unix@{},mode,600,level,admin", self.master_socket());
+        let socket = format!("unix@{},mode,600,level,admin", self.command_line.display());
         let mut arguments = vec!["-W".into(), "-S".into(), socket.into()];
+        let failed = |source| Error::NotRun { engine: Engine::Haproxy, source };
+        let offered = std::mem::take(&mut self.adopted);
+        let mut offer = None;
+        if !offered.is_empty() {
+            let made = Offer::new(self.place.path("offer.sock"), offered).map_err(failed)?;
+            arguments.extend(["-x".into(), made.path().into()]);
+            offer = Some(made);
+        }
         arguments.extend(self.place.arguments());
         let master = self.place.files.start(&self.place.program, &arguments);
-        self.master =
-            Some(master.map_err(|source| Error::NotRun { engine: Engine::Haproxy, source })?);
-        let begun = self.await_worker(&BTreeSet::new()).await;
+        self.master = Some(master.map_err(failed)?);
+        let nobody = BTreeSet::new();
+        let begun = tokio::select! {
+            begun = self.await_worker(&nobody) => begun,
+            () = serve(offer.as_ref()) => Ok(()),
+        };
         if begun.is_err() {
             return Err(self.not_taken(&self.place.files.logged_since(from)));
         }
@@ -213,14 +245,10 @@ impl Haproxy {
         Error::NotTaken { engine: Engine::Haproxy, said: said.to_owned() }
     }
 
-    fn master_socket(&self) -> String {
-        self.place.path("master.sock").to_string_lossy().into_owned()
-    }
-
     /// One command on the master's command line, and its answer.
     async fn ask(&self, command: &str) -> io::Result<String> {
         let exchange = async {
-            let mut stream = UnixStream::connect(self.master_socket()).await?;
+            let mut stream = UnixStream::connect(&self.command_line).await?;
             stream.write_all(format!("{command}\n").as_bytes()).await?;
             stream.shutdown().await?;
             let mut answer = String::new();
@@ -303,6 +331,18 @@ impl Haproxy {
         listeners::released(&std::mem::take(&mut self.open)).await;
     }
 
+    /// Tells it to end when all connections have, and takes it out of the way of the next one: that is not to adopt it,
+    /// and needs the name of its command line.
+    pub fn retire(&mut self) {
+        self.place.files.forget();
+        let aside = self.place.path("retired.sock");
+        match std::fs::rename(&self.command_line, &aside) {
+            Ok(()) => self.command_line = aside,
+            Err(error) => tracing::warn!(%error, "cannot rename haproxy's command line"),
+        }
+        self.stop();
+    }
+
     /// Tells it to end when all connections have.
     pub fn stop(&self) {
         if let Some(master) = &self.master {
@@ -315,6 +355,14 @@ impl Haproxy {
         if let Some(master) = &self.master {
             master.signal(Signal::TERM);
         }
+    }
+}
+
+/// Gives what is offered to whoever asks, for as long as this is polled.
+async fn serve(offer: Option<&Offer>) {
+    match offer {
+        Some(offer) => offer.serve().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,9 +1,11 @@
 //! What dies is replaced, and what is wrong is told.
 
+use std::io::ErrorKind::NotFound;
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 
-use keel_model::EndpointState::Ready;
+use keel_link::handover;
+use keel_model::EndpointState::{Draining, Ready};
 use keel_model::RouteKind;
 use keel_render::Engine;
 use keel_route::snapshot::{Certificate, ListenerTls, Snapshot};
@@ -200,5 +202,58 @@ fn a_second_driver_on_the_same_socket_says_so() {
         if engine == Engine::Haproxy {
             assert!(said.contains("kill -TERM"), "{said}");
         }
+    }
+}
+
+#[test]
+fn a_successor_gets_the_place_and_hears_what_is_still_in_flight() {
+    for engine in installed() {
+        let mut driver = Driver::start(engine);
+        let bind = driver.address(80);
+        let endpoint = Endpoint::new("a");
+        driver.server.serve(&[bind], cluster(&[(endpoint.address, Ready)]));
+        endpoint.answers(false);
+        let waiting = std::thread::spawn(move || get(bind));
+        until("it is in flight", || {
+            (endpoint.busy.load(std::sync::atomic::Ordering::SeqCst) == 1).then_some(())
+        });
+
+        let control = driver.dir.path().join("control");
+        let place = handover::take_over(&control).unwrap().expect("somebody serves");
+        assert_eq!(place.incumbent.engine(), Some(engine.command()));
+        assert!(place.snapshot.clusters.contains_key(crate::driver::CART));
+        let sockets = place.sockets.get(&bind).map_or(0, Vec::len);
+        assert_eq!(sockets, if engine == Engine::Haproxy { 2 } else { 0 }, "one per thread");
+        let mut stream = place.stream;
+        handover::retire(&mut stream).unwrap();
+        assert_eq!(UnixStream::connect(&control).err().map(|e| e.kind()), Some(NotFound));
+        if engine == Engine::Haproxy {
+            // Nobody accepts, but nobody is turned away either.
+            std::net::TcpStream::connect(bind).unwrap();
+        }
+
+        stream.set_read_timeout(Some(crate::driver::PATIENCE)).unwrap();
+        driver.server.stream = stream;
+        driver.server.update(cluster(&[(endpoint.address, Draining)]));
+        driver.server.in_flight(endpoint.address, |count| count == 1);
+        endpoint.answers(true);
+        assert_eq!(waiting.join().unwrap().unwrap(), "a", "{engine:?}");
+        assert_eq!(driver.wait().code(), Some(0), "{engine:?}");
+    }
+}
+
+#[test]
+fn a_successor_that_dies_leaves_the_place_to_the_one_before() {
+    for engine in installed() {
+        let mut driver = Driver::start(engine);
+        let bind = driver.address(80);
+        let endpoint = Endpoint::new("a");
+        driver.server.serve(&[bind], cluster(&[(endpoint.address, Ready)]));
+        let control = driver.dir.path().join("control");
+        drop(handover::take_over(&control).unwrap().expect("somebody serves"));
+        // Its server finds it again.
+        driver.server.stream = UnixStream::connect(&control).unwrap();
+        driver.server.update(cluster(&[(endpoint.address, Ready)]));
+        assert_eq!(get(bind).unwrap(), "a", "{engine:?}");
     }
 }

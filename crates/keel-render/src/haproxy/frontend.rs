@@ -59,7 +59,8 @@ impl<'a> Writer<'a> {
         self.mode(mode);
         for bind in &group.binds {
             let v6 = if bind.is_ipv6() { " v6only" } else { "" };
-            self.frontends.line(format!("bind {bind}{v6}{tls}"));
+            let shards = if self.plan.options.socket_per_thread { " shards by-thread" } else { "" };
+            self.frontends.line(format!("bind {bind}{v6}{shards}{tls}"));
         }
         let from = &group.listener.accept_proxy_from;
         if !from.is_empty() {

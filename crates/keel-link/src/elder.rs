@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::time::Duration;
 
 use keel_model::{Generation, InstanceId};
 use keel_route::codec::{Decoder, encode};
@@ -10,10 +11,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::handover::ELDER_PATIENCE;
-
 /// Bytes read at once.
 const READ: usize = 16 * 1024;
+/// It has this long to bring a change into force.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A proxy that drains. Gone when it has ended or hangs.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub struct Elder {
 }
 
 impl Elder {
+    /// The one at the other end of this.
+    ///
     /// # Errors
     /// When the connection can't be waited for.
     pub fn new(stream: std::os::unix::net::UnixStream) -> io::Result<Self> {
@@ -79,11 +82,12 @@ impl Elder {
             }
             Ok(())
         };
-        timeout(ELDER_PATIENCE, told).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        timeout(PATIENCE, told).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// What is in flight there at `instance`, which drains since `since` at the latest. Until it has said so,
     /// something may be.
+    #[must_use]
     pub fn in_flight(&self, instance: &InstanceId, since: Generation) -> u64 {
         match self.in_flight.get(instance) {
             Some((generation, count)) if *generation >= since => *count,

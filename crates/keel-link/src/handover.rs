@@ -10,6 +10,9 @@
 //! If either dies on the way, the other goes on: the old one as before, the new one by what it has, or by the state in
 //! the file. The same if the new one hangs. An old one that hangs when it has given the sockets away is killed: it could
 //! come back as a second proxy, and as long as it has the control socket nobody can tell the new one anything.
+//!
+//! One that drives an engine gives the engine's sockets. Those of an engine that gives none are missing, and free only
+//! when it has retired.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -20,7 +23,6 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use keel_link::Incumbent;
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{FromProxy, Snapshot, ToProxy};
 use rustix::net::{
@@ -28,8 +30,14 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-use crate::limits::{HANDOVER, MAX_HANDED_SOCKETS, TAKE_OVER_PAUSE};
+use crate::{Incumbent, connect};
 
+/// Each step takes at most this long.
+pub const HANDOVER: Duration = Duration::from_secs(10);
+/// Most listening sockets that are handed over.
+const MAX_HANDED_SOCKETS: usize = 1 << 20;
+/// Between two tries to take the place of a proxy that died while it was asked.
+const PAUSE: Duration = Duration::from_millis(10);
 /// Descriptors in one message; the system allows 253.
 const BATCH: usize = 128;
 /// Goes with every batch, as descriptors do not travel alone.
@@ -38,33 +46,27 @@ const MARK: u8 = b'S';
 /// What a new proxy got from the old one.
 #[derive(Debug)]
 pub struct TakenOver {
+    /// The old one.
+    pub incumbent: Incumbent,
+    /// Its state.
     pub snapshot: Snapshot,
     /// By address, in the order of the old one's workers.
     pub sockets: BTreeMap<SocketAddr, Vec<TcpListener>>,
-    /// To the old proxy.
+    /// To the old one.
     pub stream: UnixStream,
 }
 
-/// What a running proxy answers to one that wants its place.
-#[derive(Debug)]
-pub enum Answer {
-    /// Its place.
-    Place(Box<TakenOver>),
-    /// It drives an engine, whose sockets it can't give.
-    Driver(Incumbent),
-}
-
-/// Asks the proxy that serves `control_socket` for its place. `None`: there is none, or it ended on the way.
+/// Asks the proxy that serves `control_socket` for its place. `None`: there is none, or it ended on the way. Blocks.
 ///
 /// # Errors
 /// When it does not give it in time, or not in the form that is understood.
-pub fn take_over(control_socket: &Path) -> io::Result<Option<Answer>> {
+pub fn take_over(control_socket: &Path) -> io::Result<Option<TakenOver>> {
     let until = Instant::now() + HANDOVER;
     loop {
         match ask(control_socket) {
             // It died, or another one is about to be in its place.
             Err(error) if is_end(&error) && Instant::now() < until => {
-                std::thread::sleep(TAKE_OVER_PAUSE);
+                std::thread::sleep(PAUSE);
             }
             answer => return answer,
         }
@@ -72,23 +74,24 @@ pub fn take_over(control_socket: &Path) -> io::Result<Option<Answer>> {
 }
 
 /// Asks once.
-fn ask(control_socket: &Path) -> io::Result<Option<Answer>> {
-    let Some(mut stream) = keel_link::connect(control_socket)? else { return Ok(None) };
+fn ask(control_socket: &Path) -> io::Result<Option<TakenOver>> {
+    let Some(mut stream) = connect(control_socket)? else { return Ok(None) };
     stream.set_read_timeout(Some(HANDOVER))?;
     stream.set_write_timeout(Some(HANDOVER))?;
-    let (snapshot, counts) = loop {
-        match read_frame(&mut stream)? {
-            FromProxy::Place { snapshot, sockets } => break (*snapshot, sockets),
-            FromProxy::Hello { pid, version } => {
-                let incumbent = Incumbent { pid, version };
-                if incumbent.engine().is_some() {
-                    return Ok(Some(Answer::Driver(incumbent)));
-                }
+    let mut greeted = None;
+    let (incumbent, snapshot, counts) = loop {
+        match (read_frame(&mut stream)?, &mut greeted) {
+            (FromProxy::Place { snapshot, sockets }, Some(_)) => {
+                break (greeted.take(), *snapshot, sockets);
+            }
+            (FromProxy::Hello { pid, version }, greeted) => {
+                *greeted = Some(Incumbent { pid, version });
                 stream.write_all(&encode(&ToProxy::TakeOver).map_err(io::Error::other)?)?;
             }
-            other => tracing::debug!(?other, "not what was asked for"),
+            (other, _) => tracing::debug!(?other, "not what was asked for"),
         }
     };
+    let Some(incumbent) = incumbent else { return Err(io::ErrorKind::InvalidData.into()) };
     let wanted: usize = counts.iter().map(|(_, count)| count).sum();
     if wanted > MAX_HANDED_SOCKETS {
         return Err(io::Error::other(format!("{wanted} sockets are too many")));
@@ -106,7 +109,7 @@ fn ask(control_socket: &Path) -> io::Result<Option<Answer>> {
         .into_iter()
         .map(|(bind, count)| (bind, received.by_ref().take(count).map(TcpListener::from).collect()))
         .collect();
-    Ok(Some(Answer::Place(Box::new(TakenOver { snapshot, sockets, stream }))))
+    Ok(Some(TakenOver { incumbent, snapshot, sockets, stream }))
 }
 
 /// Whether the other side is gone.
@@ -210,9 +213,6 @@ fn peer(stream: &UnixStream) -> Option<rustix::process::Pid> {
     let peer = rustix::net::sockopt::socket_peercred(stream).ok()?.pid;
     (peer != rustix::process::getpid()).then_some(peer)
 }
-
-/// How long a retired proxy is waited for when a change is brought to it.
-pub const ELDER_PATIENCE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
