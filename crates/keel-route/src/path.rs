@@ -220,12 +220,16 @@ pub(crate) fn other_readings(forwarded: &str) -> Option<Vec<String>> {
     if forwarded.len() > MAX_DOUBTFUL || forwarded.contains('#') || forwarded.contains("%00") {
         return None;
     }
-    let plain = matched(forwarded, Slashes::Kept);
-    // To those who decode first.
-    let decoded = plain.contains("%3B").then(|| plain.replace("%3B", ";"));
+    // A backslash as it is may part segments where an encoded one does not.
+    let parted = forwarded.contains('\\').then(|| forwarded.replace('\\', "/"));
     let mut readings = Vec::new();
-    for plain in std::iter::once(plain).chain(decoded) {
-        add_readings(&plain, &mut readings);
+    for path in std::iter::once(forwarded).chain(parted.as_deref()) {
+        let plain = matched(path, Slashes::Kept);
+        // To those who decode first.
+        let decoded = plain.contains("%3B").then(|| plain.replace("%3B", ";"));
+        for plain in std::iter::once(plain).chain(decoded) {
+            add_readings(&plain, &mut readings);
+        }
     }
     Some(readings)
 }

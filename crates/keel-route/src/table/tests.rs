@@ -110,6 +110,7 @@ fn no_spelling_of_a_path_leads_around_a_prefix() {
         ("/open%2F..%2Fadmin", "refused"),
         ("/open/..%5Cadmin", "refused"),
         ("/open\\..\\admin", "refused"),
+        ("/open%5Cx/.;x\\..\\admin", "refused"),
         ("/admin;x=1/users", "refused"),
         ("/admin%2F..%2Fopen", "refused"),
         ("/admin#x", "refused"),
