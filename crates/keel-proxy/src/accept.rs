@@ -9,13 +9,13 @@ use futures_util::FutureExt as _;
 use keel_model::Protocol;
 use keel_route::detect::{MAX_LOOK, More, Wire, detect};
 use keel_route::proxy_protocol::{self, MAX_V2, Parsed};
-use tokio::net::{TcpListener, TcpStream};
 
 use crate::buffer::Buffer;
 use crate::deadline::Deadline;
 use crate::limits::{ACCEPT_PAUSE, BUFFER, CLIENT_IDLE, DETECT, REQUEST_HEAD};
 use crate::route::RouteAt;
 use crate::session::{Client, Session};
+use crate::tcp::{Listening, Tcp};
 use crate::worker::{Stop, Target, Worker};
 use crate::{http1, http2, secure, stream, tunnel};
 
@@ -23,7 +23,7 @@ use crate::{http1, http2, secure, stream, tunnel};
 /// it need not have all of them.
 pub async fn run(
     worker: Rc<Worker>,
-    listener: Rc<TcpListener>,
+    listener: Rc<Listening>,
     bind: SocketAddr,
     target: Rc<Target>,
     stop: Rc<Stop>,
@@ -46,7 +46,7 @@ pub async fn run(
 }
 
 /// The next connection, waiting while there are too many or descriptors have run out.
-async fn accept(worker: &Worker, listener: &TcpListener) -> (TcpStream, SocketAddr) {
+async fn accept(worker: &Worker, listener: &Listening) -> (Tcp, SocketAddr) {
     loop {
         let ended = worker.ended.notified();
         if worker.connections.get() >= worker.shared.max_connections {
@@ -88,12 +88,12 @@ fn spawn(
     worker: &Rc<Worker>,
     bind: SocketAddr,
     target: &Rc<Target>,
-    (stream, peer): (TcpStream, SocketAddr),
+    (stream, peer): (Tcp, SocketAddr),
 ) {
     let open = Open::new(worker);
     // A wildcard says nothing of where the client wanted to go.
     let wild = bind.ip().is_unspecified();
-    let local = if wild { stream.local_addr().unwrap_or(bind) } else { bind };
+    let local = if wild { stream.socket().local_addr().unwrap_or(bind) } else { bind };
     let session = Session::new(peer, local, Rc::clone(target), Rc::clone(worker), None);
     let client = Client {
         stream: stream.into(),
@@ -188,15 +188,35 @@ async fn introduced(client: Client, first: &mut Buffer) -> Option<Client> {
 
 /// Reads something behind what is in `first`, of which there may be `most` bytes.
 pub async fn read_more(client: &Client, first: &mut Buffer, most: usize) -> io::Result<()> {
-    stream::readable(&client.stream, &client.deadline).await?;
-    if first.is_empty() {
-        *first = client.worker.buffers.take();
-    }
-    match stream::read(&client.stream, first.room(most.max(BUFFER)), &client.deadline).await? {
+    match read_once(client, first, most).await? {
         0 => Err(io::ErrorKind::UnexpectedEof.into()),
-        n => {
-            first.filled(n);
-            Ok(())
+        _ => Ok(()),
+    }
+}
+
+/// One read behind what is in `first`; 0 at the end. Memory is taken when there is something to put into it.
+async fn read_once(client: &Client, first: &mut Buffer, most: usize) -> io::Result<usize> {
+    // What the client of a new connection has to say it has often said already.
+    let mut may_be_there = client.stream.is_fresh();
+    loop {
+        if !may_be_there {
+            stream::readable(&client.stream, &client.deadline).await?;
+        }
+        may_be_there = false;
+        if first.is_empty() {
+            *first = client.worker.buffers.take();
+        }
+        match client.stream.try_read(first.room(most.max(BUFFER))) {
+            Ok(n) => {
+                first.filled(n);
+                return Ok(n);
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+        if first.is_empty() {
+            client.worker.buffers.give(std::mem::take(first));
         }
     }
 }
@@ -230,21 +250,15 @@ async fn first_bytes(client: &Client, first: &mut Buffer) -> io::Result<Wire> {
         return Ok(wire);
     }
     loop {
-        stream::readable(&client.stream, &client.deadline).await?;
-        if first.is_empty() {
-            *first = client.worker.buffers.take();
+        let begins = first.is_empty();
+        let more = match read_once(client, first, MAX_LOOK).await? {
+            0 if begins => return Err(io::ErrorKind::UnexpectedEof.into()),
+            0 => More::Not,
+            _ => More::MayCome,
+        };
+        if begins {
             client.deadline.set(REQUEST_HEAD);
         }
-        let more = match client.stream.try_read(first.room(BUFFER.max(MAX_LOOK))) {
-            Ok(0) if first.is_empty() => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(0) => More::Not,
-            Ok(n) => {
-                first.filled(n);
-                More::MayCome
-            }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(e) => return Err(e),
-        };
         if let Some(wire) = detect(first.bytes(), more) {
             return Ok(wire);
         }

@@ -9,12 +9,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, sockopt};
+use rustix::net::{RecvFlags, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::TcpStream;
 
 use crate::deadline::Deadline;
 use crate::limits::{SEGMENT, TICK};
+use crate::tcp::Tcp;
 use crate::tls::Tls;
 use crate::waiting::Place;
 
@@ -28,18 +28,23 @@ pub struct Conn {
 
 #[derive(Debug)]
 enum Io {
-    Tcp(TcpStream),
+    Tcp(Tcp),
     Tls(Box<Tls>),
 }
 
 impl Conn {
+    /// Whether nobody has had to wait for it yet: what it may have to say is to be asked for.
+    pub fn is_fresh(&self) -> bool {
+        self.tcp().is_fresh()
+    }
+
     /// Gives the connection a place that is given back when it ends.
     pub fn with_place(self, place: Place) -> Self {
         Self { _place: Some(place), ..self }
     }
 
     /// The socket underneath.
-    pub fn tcp(&self) -> &TcpStream {
+    pub fn tcp(&self) -> &Tcp {
         match &self.io {
             Io::Tcp(tcp) => tcp,
             Io::Tls(tls) => tls.tcp(),
@@ -47,7 +52,7 @@ impl Conn {
     }
 
     /// The socket, if bytes pass as the program sent them, so that the system can move them by itself.
-    pub fn plain(&self) -> Option<&TcpStream> {
+    pub fn plain(&self) -> Option<&Tcp> {
         match &self.io {
             Io::Tcp(tcp) => Some(tcp),
             Io::Tls(_) => None,
@@ -55,7 +60,7 @@ impl Conn {
     }
 
     /// The socket of a connection in clear, to begin TLS on it.
-    pub fn into_plain(self) -> Option<TcpStream> {
+    pub fn into_plain(self) -> Option<Tcp> {
         match self.io {
             Io::Tcp(tcp) => Some(tcp),
             Io::Tls(_) => None,
@@ -81,7 +86,7 @@ impl Conn {
     /// Reads what there is. `WouldBlock`, mostly without a system call, if there is nothing.
     pub fn try_read(&self, room: &mut [u8]) -> io::Result<usize> {
         match &self.io {
-            Io::Tcp(tcp) => read_tcp(tcp, room),
+            Io::Tcp(tcp) => tcp.read(room),
             Io::Tls(tls) => tls.try_read(room),
         }
     }
@@ -90,7 +95,7 @@ impl Conn {
     /// bytes must be written again.
     pub fn try_write(&self, first: &[u8], second: &[u8]) -> io::Result<usize> {
         match &self.io {
-            Io::Tcp(tcp) => write_tcp(tcp, first, second),
+            Io::Tcp(tcp) => tcp.write(first, second),
             Io::Tls(tls) => tls.try_write(first, second),
         }
     }
@@ -99,7 +104,7 @@ impl Conn {
     /// that is gone is no error.
     pub async fn end(&self, deadline: &Deadline) -> io::Result<()> {
         match &self.io {
-            Io::Tcp(tcp) => shutdown_tcp(tcp),
+            Io::Tcp(tcp) => tcp.shutdown(),
             Io::Tls(tls) => deadline.until(|cx| tls.poll_shutdown(cx)).await,
         }
     }
@@ -161,8 +166,8 @@ impl Conn {
     }
 }
 
-impl From<TcpStream> for Conn {
-    fn from(tcp: TcpStream) -> Self {
+impl From<Tcp> for Conn {
+    fn from(tcp: Tcp) -> Self {
         Self { io: Io::Tcp(tcp), _place: None }
     }
 }
@@ -170,52 +175,6 @@ impl From<TcpStream> for Conn {
 impl From<Tls> for Conn {
     fn from(tls: Tls) -> Self {
         Self { io: Io::Tls(Box::new(tls)), _place: None }
-    }
-}
-
-/// A short read tells that there is no more for now: readiness is then forgotten without asking the system
-/// again, so that a request costs one read and one write per side. This is safe because readiness is
-/// edge-triggered and only noted between two polls: whatever arrives later makes a new event.
-pub fn read_tcp(tcp: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
-    let mut short = None;
-    let read = tcp.try_io(Interest::READABLE, || {
-        // Not `read`: the way through the file system's layer costs more.
-        let (n, _) = rustix::net::recv(tcp, &mut *room, RecvFlags::empty())?;
-        if n > 0 && n < room.len() {
-            short = Some(n);
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        Ok(n)
-    });
-    short.map_or(read, Ok)
-}
-
-/// As [`read_tcp`], the other way.
-pub fn write_tcp(tcp: &TcpStream, first: &[u8], second: &[u8]) -> io::Result<usize> {
-    let mut short = None;
-    let flags = SendFlags::NOSIGNAL;
-    let written = tcp.try_io(Interest::WRITABLE, || {
-        let n = if first.is_empty() || second.is_empty() {
-            let one = if first.is_empty() { second } else { first };
-            rustix::net::send(tcp, one, flags)?
-        } else {
-            let both = [IoSlice::new(first), IoSlice::new(second)];
-            rustix::net::sendmsg(tcp, &both, &mut SendAncillaryBuffer::default(), flags)?
-        };
-        if n > 0 && n < first.len() + second.len() {
-            short = Some(n);
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        Ok(n)
-    });
-    short.map_or(written, Ok)
-}
-
-fn shutdown_tcp(tcp: &TcpStream) -> io::Result<()> {
-    match rustix::net::shutdown(tcp.as_fd(), Shutdown::Write) {
-        // It has closed already.
-        Ok(()) | Err(rustix::io::Errno::NOTCONN) => Ok(()),
-        Err(error) => Err(error.into()),
     }
 }
 
@@ -264,7 +223,7 @@ impl AsyncWrite for Conn {
         let first = filled.next().map_or(&[][..], |b| b);
         let second = filled.next().map_or(&[][..], |b| b);
         loop {
-            match write_tcp(tcp, first, second) {
+            match tcp.write(first, second) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     ready!(tcp.poll_write_ready(cx))?;
@@ -287,7 +246,7 @@ impl AsyncWrite for Conn {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.io {
-            Io::Tcp(tcp) => Poll::Ready(shutdown_tcp(tcp)),
+            Io::Tcp(tcp) => Poll::Ready(tcp.shutdown()),
             Io::Tls(tls) => AsyncWrite::poll_shutdown(Pin::new(&mut **tls), cx),
         }
     }

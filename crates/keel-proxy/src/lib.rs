@@ -40,6 +40,7 @@ mod shared;
 mod sock_diag;
 mod splice;
 mod stream;
+mod tcp;
 #[doc(hidden)]
 pub mod tls;
 mod tries;

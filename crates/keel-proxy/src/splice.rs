@@ -13,10 +13,10 @@ use std::os::fd::OwnedFd;
 
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::Interest;
-use tokio::net::TcpStream;
 
 use crate::deadline::Deadline;
 use crate::limits::{PIPE, SPARE_PIPES};
+use crate::tcp::Tcp;
 
 /// A pipe, and how much is in it.
 #[derive(Debug)]
@@ -73,8 +73,8 @@ pub enum Turn {
 /// When a side is broken or `deadline` passes while `to` takes nothing.
 pub async fn turn(
     pipes: &Pipes,
-    from: &TcpStream,
-    to: &TcpStream,
+    from: &Tcp,
+    to: &Tcp,
     most: u64,
     deadline: &Deadline,
 ) -> Result<Turn, Broken> {

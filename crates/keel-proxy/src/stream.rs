@@ -4,11 +4,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
-
 use crate::conn::Conn;
 use crate::deadline::Deadline;
 use crate::limits::{self, BODY_STALL};
+use crate::tcp::Tcp;
 
 /// Reads what there is, waiting for it until the deadline. 0 at the end of the stream.
 pub async fn read(stream: &Conn, room: &mut [u8], deadline: &Deadline) -> io::Result<usize> {
@@ -76,17 +75,17 @@ pub enum ConnectError {
 }
 
 /// Connects to an endpoint within `time`.
-pub async fn connect(address: SocketAddr, time: Duration) -> Result<TcpStream, ConnectError> {
-    let stream = match tokio::time::timeout(time, TcpStream::connect(address)).await {
+pub async fn connect(address: SocketAddr, time: Duration) -> Result<Tcp, ConnectError> {
+    let stream = match tokio::time::timeout(time, Tcp::connect(address)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(e)) if is_exhaustion(&e) => return Err(ConnectError::Exhausted(e)),
         Ok(Err(_)) | Err(_) => return Err(ConnectError::Refused),
     };
     // A port in the range of client ports with nobody listening can connect to itself (simultaneous open).
-    if stream.local_addr().is_ok_and(|local| local == address) {
+    if stream.socket().local_addr().is_ok_and(|local| local == address) {
         return Err(ConnectError::Refused);
     }
-    stream.set_nodelay(true).map_err(|_| ConnectError::Refused)?;
+    stream.socket().set_nodelay(true).map_err(|_| ConnectError::Refused)?;
     Ok(stream)
 }
 

@@ -16,7 +16,6 @@ use keel_route::access_log::AccessLog;
 use keel_route::balance::Random;
 use keel_route::snapshot::{ClusterId, EdgeStats, TableId};
 use keel_route::table::Table;
-use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{JoinHandle, LocalSet};
 
@@ -32,6 +31,7 @@ use crate::limits::{CLIENT_IDLE_ENDING, SCRATCH, TICK};
 use crate::route::WorkerTable;
 use crate::shared::{ClusterShared, Shared};
 use crate::splice::Pipes;
+use crate::tcp;
 use crate::tls::ListenerConfig;
 
 /// Control thread → worker.
@@ -115,6 +115,14 @@ pub struct Leads {
     pub accept_proxy_from: Arc<[IpNet]>,
 }
 
+impl Leads {
+    /// Whether it is for the client to speak first, whatever is spoken.
+    fn client_begins(&self) -> bool {
+        let declared = !matches!(self.protocol, Protocol::Auto | Protocol::Tcp);
+        declared || self.tls.is_some() || self.table.is_some()
+    }
+}
+
 /// Where connections to a listener lead; changes while they are open.
 #[derive(Debug)]
 pub struct Target {
@@ -168,7 +176,7 @@ struct Listening {
 /// One socket that is accepted from.
 struct Accepting {
     /// A copy for a successor; the listening itself is the task's.
-    socket: Rc<TcpListener>,
+    socket: Rc<tcp::Listening>,
     stop: Rc<Stop>,
     task: JoinHandle<()>,
 }
@@ -382,8 +390,10 @@ impl State {
     fn listener(&mut self, change: ListenerChange) {
         let cluster = self.cluster(&change.cluster);
         let table = change.leads.table.as_ref().and_then(|id| self.tables.get(id)).cloned();
+        let defers = change.leads.client_begins();
         if change.sockets.is_empty() {
             if let Some(listening) = self.listeners.get(&change.bind) {
+                listening.accepting.iter().for_each(|accepting| accepting.socket.defer(defers));
                 listening.target.leads.replace(change.leads);
                 listening.target.cluster.replace(cluster);
                 listening.target.table.replace(table);
@@ -398,13 +408,14 @@ impl State {
         });
         let mut accepting = Vec::with_capacity(change.sockets.len());
         for socket in change.sockets {
-            let socket = match TcpListener::from_std(socket) {
+            let socket = match tcp::Listening::new(socket) {
                 Ok(socket) => Rc::new(socket),
                 Err(error) => {
                     tracing::error!(bind = %change.bind, %error, "a worker cannot listen");
                     continue;
                 }
             };
+            socket.defer(defers);
             let stop = Rc::new(Stop::default());
             let task = tokio::task::spawn_local(accept::run(
                 Rc::clone(&self.worker),
@@ -424,7 +435,7 @@ impl State {
             .listeners
             .iter()
             .flat_map(|(bind, listening)| listening.accepting.iter().map(|a| (*bind, &a.socket)));
-        let copy = |(bind, socket): (SocketAddr, &Rc<TcpListener>)| {
+        let copy = |(bind, socket): (SocketAddr, &Rc<tcp::Listening>)| {
             // A successor opens its own where there are too few descriptors for a copy.
             Some((bind, rustix::io::fcntl_dupfd_cloexec(socket, 0).ok()?))
         };

@@ -23,7 +23,7 @@ use crate::http1::relay::{Broken, Relay};
 use crate::http1::request::{Refusal, Request};
 use crate::http1::response::{self, Response};
 use crate::http1::{Connection, Next};
-use crate::limits::{BUFFER, MAX_HEAD, MAX_INTERIM, MAX_REPEATABLE_BODY, SMALL_BODY};
+use crate::limits::{BUFFER, MAX_HEAD, MAX_INTERIM, MAX_REPEATABLE_BODY, SMALL_BODY, TICK};
 use crate::reply::Reply;
 use crate::route::{self, AnswerChanges};
 use crate::session::Client;
@@ -343,10 +343,14 @@ impl Exchange<'_> {
         waiting: &Deadline,
         progress: &Progress,
     ) -> Attempt {
+        let mut time = self.counted.cluster.times().one_try;
+        // A client of which the runtime has not heard yet is watched only when the endpoint takes its time.
+        let mut watched = !self.client.stream.is_fresh() || time <= TICK;
         // No buffer is held while the endpoint thinks; what is wrong with the connection the read will say.
         loop {
-            waiting.set(self.counted.cluster.times().one_try);
-            match self.news(upstream, waiting).await {
+            waiting.set(if watched { time } else { TICK });
+            match self.news(upstream, waiting, watched).await {
+                Err(e) if is_timeout(&e) && !watched => (watched, time) = (true, time - TICK),
                 // Its time begins when it has the whole request.
                 Err(e) if is_timeout(&e) && !progress.uploaded.get() => {}
                 Err(e) if is_timeout(&e) => return Attempt::TimedOut,
@@ -362,13 +366,21 @@ impl Exchange<'_> {
 
     /// Waits for the endpoint as long as the client is there. One that ends its side only has said all that it has to
     /// say, and may wait for an answer; a connection that is broken will take none.
-    async fn news(&self, upstream: &Upstream, waiting: &Deadline) -> io::Result<News> {
+    async fn news(
+        &self,
+        upstream: &Upstream,
+        waiting: &Deadline,
+        watched: bool,
+    ) -> io::Result<News> {
         let mut broken = pin!(self.client.stream.broken());
         let polled = waiting.until(|cx| {
             if let Poll::Ready(ready) = upstream.line.poll_read_ready(cx) {
                 return Poll::Ready(ready.map(|()| News::Upstream));
             }
-            broken.as_mut().poll(cx).map(|()| Ok(News::ClientGone))
+            match watched {
+                true => broken.as_mut().poll(cx).map(|()| Ok(News::ClientGone)),
+                false => Poll::Pending,
+            }
         });
         polled.await
     }
@@ -384,7 +396,7 @@ impl Exchange<'_> {
         let mut interim = 0;
         loop {
             if (interim > 0 || !input.is_empty())
-                && matches!(self.news(upstream, waiting).await, Ok(News::ClientGone))
+                && matches!(self.news(upstream, waiting, true).await, Ok(News::ClientGone))
             {
                 return Attempt::Client(None);
             }

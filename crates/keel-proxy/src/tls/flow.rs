@@ -7,10 +7,8 @@
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
 
-use tokio::net::TcpStream;
-
 use super::session::{MAX_HELD, OVERHEAD, RECORD, Records, Session};
-use crate::conn;
+use crate::tcp::Tcp;
 
 /// Plain bytes that one write takes at most. Starts with one record and doubles with every write that the system
 /// takes whole, so that a slow reader makes us keep one record and a fast one costs few system calls.
@@ -100,7 +98,7 @@ impl Flow {
     }
 
     /// Takes in bytes that were read from the socket before.
-    pub fn feed(&mut self, tcp: &TcpStream, bytes: &[u8]) {
+    pub fn feed(&mut self, tcp: &Tcp, bytes: &[u8]) {
         SCRATCH.with_borrow_mut(|scratch| {
             scratch.outbound.clear();
             self.digest(tcp, &mut bytes.to_vec(), &mut [], &mut scratch.outbound);
@@ -130,7 +128,7 @@ impl Flow {
     }
 
     /// Reads until there are plain bytes. With an empty `room` (in a handshake) what comes is kept, and one read is all.
-    pub fn receive(&mut self, tcp: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
+    pub fn receive(&mut self, tcp: &Tcp, room: &mut [u8]) -> io::Result<usize> {
         for _ in 0..READS_PER_CALL {
             if let Some(failure) = &self.failed {
                 return Err(failure.clone().into());
@@ -148,13 +146,13 @@ impl Flow {
 
     fn read_once(
         &mut self,
-        tcp: &TcpStream,
+        tcp: &Tcp,
         room: &mut [u8],
         scratch: &mut Scratch,
     ) -> io::Result<usize> {
         let held = self.held.len();
         let want = (room.len() + room.len() / RECORD * OVERHEAD).clamp(MIN_READ, MAX_READ);
-        let read = conn::read_tcp(tcp, &mut scratch.inbound[held..held + want])?;
+        let read = tcp.read(&mut scratch.inbound[held..held + want])?;
         if read == 0 {
             self.failed = Some(Failure::Truncated);
             return Ok(0);
@@ -173,7 +171,7 @@ impl Flow {
     /// Takes in what was read; how many plain bytes are in `room` now. The rest of them is kept.
     fn digest(
         &mut self,
-        tcp: &TcpStream,
+        tcp: &Tcp,
         bytes: &mut [u8],
         room: &mut [u8],
         outbound: &mut Records,
@@ -208,7 +206,7 @@ impl Flow {
     }
 
     /// Encrypts as much of `slices` as one burst takes, and sends what the system takes; the rest is pending.
-    pub fn write(&mut self, tcp: &TcpStream, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    pub fn write(&mut self, tcp: &Tcp, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         if let Some(failure @ Failure::Tls(_)) = &self.failed {
             return Err(failure.clone().into());
         }
@@ -265,10 +263,10 @@ impl Flow {
     }
 
     /// Sends records after those that are pending; keeps what the system does not take.
-    fn send(&mut self, tcp: &TcpStream, records: &Records) -> io::Result<()> {
+    fn send(&mut self, tcp: &Tcp, records: &Records) -> io::Result<()> {
         let mut bytes = records.bytes();
         if self.pending.is_empty() && !bytes.is_empty() {
-            match conn::write_tcp(tcp, bytes, &[]) {
+            match tcp.write(bytes, &[]) {
                 Ok(sent) => bytes = &bytes[sent..],
                 Err(error) if is_passing(&error) => {}
                 Err(error) => return Err(error),
@@ -279,9 +277,9 @@ impl Flow {
     }
 
     /// Sends what is pending.
-    pub fn send_pending(&mut self, tcp: &TcpStream) -> io::Result<()> {
+    pub fn send_pending(&mut self, tcp: &Tcp) -> io::Result<()> {
         while !self.pending.is_empty() {
-            match conn::write_tcp(tcp, &self.pending[self.pending_at..], &[]) {
+            match tcp.write(&self.pending[self.pending_at..], &[]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(sent) => self.pending_at += sent,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

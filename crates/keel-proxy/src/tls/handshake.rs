@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ServerConfig};
-use tokio::net::TcpStream;
 
 use super::hello::ClientHello;
 use super::session::Session;
 use super::stream::Tls;
 use crate::deadline::Deadline;
+use crate::tcp::Tcp;
 
 /// Why there is no TLS on a connection. The peer has been told, if it is still there.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +32,7 @@ pub enum HandshakeError {
 /// # Errors
 /// [`HandshakeError`]. The whole handshake has to be over by the `deadline`, which the caller has set.
 pub async fn accept(
-    tcp: TcpStream,
+    tcp: Tcp,
     hello: &ClientHello,
     first: &[u8],
     config: Arc<ServerConfig>,
@@ -47,7 +47,7 @@ pub async fn accept(
 /// # Errors
 /// As [`accept`].
 pub async fn connect(
-    tcp: TcpStream,
+    tcp: Tcp,
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
     deadline: &Deadline,

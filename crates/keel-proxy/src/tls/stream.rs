@@ -17,27 +17,27 @@ use std::task::{Context, Poll, ready};
 use rustix::net::Shutdown;
 use rustls::pki_types::CertificateDer;
 use rustls::{HandshakeKind, ProtocolVersion};
-use tokio::net::TcpStream;
 
 use super::flow::{Failure, Flow};
 use super::session::Session;
+use crate::tcp::Tcp;
 
 /// A TCP connection with TLS on it.
 #[derive(Debug)]
 pub struct Tls {
-    tcp: TcpStream,
+    tcp: Tcp,
     flow: RefCell<Flow>,
     server_name: Option<Box<str>>,
 }
 
 impl Tls {
-    pub(super) fn new(tcp: TcpStream, session: Session, server_name: Option<Box<str>>) -> Self {
+    pub(super) fn new(tcp: Tcp, session: Session, server_name: Option<Box<str>>) -> Self {
         Self { tcp, flow: RefCell::new(Flow::new(session)), server_name }
     }
 
     /// The connection under it. Reading from or writing to it breaks the session.
     #[must_use]
-    pub fn tcp(&self) -> &TcpStream {
+    pub fn tcp(&self) -> &Tcp {
         &self.tcp
     }
 

@@ -1,12 +1,14 @@
 //! Connections that are not HTTP/1.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, Read, Write};
+use std::time::{Duration, Instant};
 
 use keel_model::{EndpointState, Protocol};
 
 use crate::backend::{Backend, nobody};
-use crate::client::Client;
-use crate::proxy::{Proxy, cluster, until};
+use crate::client::{self, Client};
+use crate::proxy::{CART, Proxy, cluster, listener, until};
 
 /// Sends back what it gets, and says goodbye when the client has ended.
 fn echo() -> Backend {
@@ -72,6 +74,44 @@ fn the_server_may_speak_first() {
         client.send("EHLO me\r\n");
         assert_eq!(client.line(), "250 EHLO me\r\n");
     }
+}
+
+#[test]
+fn a_client_of_http_may_be_silent_at_first() {
+    let backend = Backend::new(|mut connection| {
+        while connection.request().is_some() {
+            connection.answer("in");
+        }
+    });
+    let mut proxy = Proxy::start();
+    let address = proxy.serve(Protocol::Http, &[backend.address]);
+    // The system keeps a connection for a second until its client has said something.
+    for silence in [0, 300, 2500] {
+        let mut client = Client::connect(address);
+        std::thread::sleep(Duration::from_millis(silence));
+        assert_eq!(client.get("/").body, "in");
+        assert_eq!(client.get("/").body, "in");
+    }
+    // One that has nothing to say is not kept by anybody.
+    drop(Client::connect(address));
+    assert_eq!(client::get(address, "/").body, "in");
+}
+
+#[test]
+fn a_listener_that_was_for_http_lets_the_server_speak_first() {
+    let backend = Backend::new(|mut connection| connection.send("220 ready\r\n"));
+    let mut proxy = Proxy::start();
+    let address = proxy.serve(Protocol::Http, &[backend.address]);
+    let ready = [(backend.address, EndpointState::Ready)];
+    let clusters = BTreeMap::from([(CART.to_owned(), cluster(&ready, true))]);
+    let failed = proxy.server.replace(vec![listener(address, Protocol::Tcp)], clusters);
+    assert_eq!(failed, []);
+    // Nothing would come for a second if the system still waited for the client.
+    let greeted = (0..5).any(|_| {
+        let (begun, mut client) = (Instant::now(), Client::connect(address));
+        client.line() == "220 ready\r\n" && begun.elapsed() < Duration::from_millis(900)
+    });
+    assert!(greeted);
 }
 
 #[test]

@@ -125,7 +125,7 @@ fn certificates_change_under_open_connections() {
         let (open, peer) = (open.unwrap(), peer.unwrap());
         listeners.set_certificates(std::slice::from_ref(&after), &Challenges::default());
         assert_eq!(open.try_write(b"still", b"").unwrap(), 5);
-        peer.tcp().readable().await.unwrap();
+        peer.tcp().ready(tokio::io::Interest::READABLE).await.unwrap();
         let mut room = [0; 9];
         assert_eq!(peer.try_read(&mut room).unwrap(), 5);
         let (new, _) = handshake(pair().await, server, client(), "a.test").await;

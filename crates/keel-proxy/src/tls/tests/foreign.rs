@@ -48,7 +48,9 @@ async fn serve(listener: TcpListener, config: ListenerConfig) {
             let (hello, first) = first_bytes(&tcp).await;
             let deadline = deadline(PATIENCE);
             let config = config.for_hello(&hello);
-            let Ok(mut tls) = accept(tcp, &hello, &first, config, &deadline).await else { return };
+            let Ok(mut tls) = accept(tcp.into(), &hello, &first, config, &deadline).await else {
+                return;
+            };
             let client = tls.peer_certificates().and_then(|chain| {
                 ClientCertificate::from_der(chain.first()?).map(|client| client.subject)
             });

@@ -63,7 +63,7 @@ async fn connected() -> (Forger, Tls) {
     let server = tokio::task::spawn_local(async move {
         let (hello, first) = first_bytes(&theirs).await;
         let config = server.for_hello(&hello);
-        accept(theirs, &hello, &first, config, &deadline(PATIENCE)).await.unwrap()
+        accept(theirs.into(), &hello, &first, config, &deadline(PATIENCE)).await.unwrap()
     });
     while client.is_handshaking() || client.wants_write() {
         let mut out = Vec::new();

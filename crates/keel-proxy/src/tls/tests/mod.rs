@@ -84,7 +84,7 @@ async fn handshake(
     let (for_client, for_server) = (deadline(PATIENCE), deadline(PATIENCE));
     let serve = async {
         let (hello, first) = first_bytes(&tcp.1).await;
-        accept(tcp.1, &hello, &first, server, &for_server).await
+        accept(tcp.1.into(), &hello, &first, server, &for_server).await
     };
-    tokio::join!(connect(tcp.0, client, name, &for_client), serve)
+    tokio::join!(connect(tcp.0.into(), client, name, &for_client), serve)
 }

@@ -119,8 +119,9 @@ fn small_pieces_go_in_one_record() {
         }
         assert_eq!(client.try_write(b"head", b"body").unwrap(), 8);
         let mut room = [0; 100];
-        server.tcp().readable().await.unwrap();
-        let read = server.tcp().peek(&mut room).await.unwrap();
+        server.tcp().ready(tokio::io::Interest::READABLE).await.unwrap();
+        let (read, _) =
+            rustix::net::recv(server.tcp(), &mut room, rustix::net::RecvFlags::PEEK).unwrap();
         assert_eq!(read, 5 + 8 + 1 + 16, "one record of TLS 1.3");
     });
 }
@@ -148,7 +149,7 @@ fn a_cut_off_stream_is_no_end() {
     local(async {
         let (client, server) = connected(pair().await).await;
         send(&client, 1000, 1000).await;
-        client.tcp().set_nodelay(true).unwrap();
+        client.tcp().socket().set_nodelay(true).unwrap();
         rustix::net::shutdown(client.tcp(), rustix::net::Shutdown::Write).unwrap();
         receive(&server, 1000, 64).await;
         let error = end(&server).await.unwrap_err();
@@ -231,14 +232,14 @@ fn a_slow_client_does_not_hold_a_handshake_for_ever() {
         let short = deadline(std::time::Duration::from_millis(1));
         let name = "a.test".try_into().unwrap();
         let long = deadline(PATIENCE);
-        let connecting = connect(client, client_config, name, &long);
+        let connecting = connect(client.into(), client_config, name, &long);
         let mut connecting = std::pin::pin!(connecting);
         let (hello, first) = tokio::select! {
             _ = &mut connecting => unreachable!("nobody has answered"),
             first = first_bytes(&server) => first,
         };
         // The client says nothing more because nobody polls it.
-        let result = accept(server, &hello, &first, config, &short).await;
+        let result = accept(server.into(), &hello, &first, config, &short).await;
         assert!(matches!(result, Err(HandshakeError::TimedOut)), "{result:?}");
     });
 }
@@ -253,7 +254,7 @@ fn what_is_no_handshake_is_refused_with_an_alert() {
             let (config, _) = configs();
             let deadline = deadline(PATIENCE);
             let hello = super::ClientHello::default();
-            let result = accept(server, &hello, garbage, config, &deadline).await;
+            let result = accept(server.into(), &hello, garbage, config, &deadline).await;
             assert!(matches!(result, Err(HandshakeError::Refused(_))), "{result:?}");
             let mut answer = Vec::new();
             client.read_to_end(&mut answer).await.unwrap();
@@ -270,10 +271,10 @@ fn a_client_that_leaves_in_the_handshake_breaks_it() {
         let long = deadline(PATIENCE);
         let name = "a.test".try_into().unwrap();
         let (hello, first) = tokio::select! {
-            _ = connect(client, client_config, name, &long) => unreachable!(),
+            _ = connect(client.into(), client_config, name, &long) => unreachable!(),
             first = first_bytes(&server) => first,
         };
-        let result = accept(server, &hello, &first, config, &long).await;
+        let result = accept(server.into(), &hello, &first, config, &long).await;
         assert!(matches!(result, Err(HandshakeError::Broken(_))), "{result:?}");
     });
 }
@@ -343,7 +344,7 @@ fn the_end_is_announced_although_the_peer_takes_nothing_for_now() {
                         Ok(0) => return got,
                         Ok(n) => got += n,
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                            client.tcp().readable().await.unwrap();
+                            client.tcp().ready(tokio::io::Interest::READABLE).await.unwrap();
                         }
                         Err(error) => panic!("{error}"),
                     }
