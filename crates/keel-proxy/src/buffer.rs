@@ -88,7 +88,7 @@ impl Buffers {
     }
 }
 
-/// Memory for the heads of requests while they are written, recycled.
+/// Memory for heads while they are written, recycled.
 #[derive(Debug, Default)]
 pub struct Heads(RefCell<Vec<u8>>);
 

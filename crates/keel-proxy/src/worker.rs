@@ -190,7 +190,7 @@ pub struct Worker {
     pub buffers: Buffers,
     /// Bytes on their way through; never in use across an `await`.
     pub scratch: RefCell<Vec<u8>>,
-    /// Memory for the heads of requests.
+    /// Memory for heads.
     pub heads: Heads,
     /// For bulk.
     pub pipes: Pipes,

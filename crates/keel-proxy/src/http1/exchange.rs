@@ -94,7 +94,7 @@ struct Upload<'a> {
 
 /// Serves one request.
 pub async fn run(connection: &mut Connection, request: Request) -> Next {
-    let Connection { client, input, request: sent, response, bridged, way, log, .. } = connection;
+    let Connection { client, input, request: sent, bridged, way, log, .. } = connection;
     let Some(way) = way.take() else { return Next::Close };
     if let Some(head) = bridged.take() {
         return Box::pin(bridge::serve_http1(client, &request, *head, input, way)).await;
@@ -112,6 +112,10 @@ pub async fn run(connection: &mut Connection, request: Request) -> Next {
         client.session.answered_here(&text, text.record(), way.route.as_ref(), log.take());
         return reply(client, &request, false, &text).await;
     }
+    if upload.body.is_over() && upload.input.is_empty() {
+        // Many wait for endpoints at a time: what is in the processor's cache then is worth more than what it might read.
+        client.worker.buffers.give(std::mem::take(upload.input));
+    }
     let mut counted = way.count(&client.session);
     if !upload.body.is_over() {
         counted.flow = Some(Rc::default());
@@ -128,7 +132,7 @@ pub async fn run(connection: &mut Connection, request: Request) -> Next {
         client,
         request: &request,
         counted,
-        response,
+        response: Vec::new(),
         head,
         changes: way.answer_changes(),
         tries: Tries::default(),
@@ -148,8 +152,8 @@ struct Exchange<'a> {
     client: &'a Client,
     request: &'a Request,
     counted: Counted,
-    /// Memory for the head of the answer.
-    response: &'a mut Vec<u8>,
+    /// The head of the answer, if it has to be rewritten.
+    response: Vec<u8>,
     /// Length of the request's head.
     head: usize,
     /// What is changed in the head of the answer.
@@ -358,9 +362,12 @@ impl Exchange<'_> {
                 Ok(News::Upstream) | Err(_) => break,
             }
         }
-        let mut input = self.client.worker.buffers.take();
+        let worker = &self.client.worker;
+        let mut input = worker.buffers.take();
+        self.response = worker.heads.take();
         let attempt = self.read_answer(upstream, trial, waiting, progress, &mut input).await;
-        self.client.worker.buffers.give(input);
+        worker.buffers.give(input);
+        worker.heads.give(std::mem::take(&mut self.response));
         attempt
     }
 
@@ -411,7 +418,7 @@ impl Exchange<'_> {
                 let ending = self.client.worker.ending.get();
                 let keep_alive = self.request.keep_alive && progress.uploaded.get() && !ending;
                 let changes = self.changes.as_deref();
-                let (bytes, out) = (input.bytes(), &mut *self.response);
+                let (bytes, out) = (input.bytes(), &mut self.response);
                 match response::parse(bytes, self.request, keep_alive, changes, out) {
                     Err(_) => return Attempt::Nonsense,
                     Ok(None) => {

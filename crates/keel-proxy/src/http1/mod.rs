@@ -53,8 +53,6 @@ struct Connection {
     input: Buffer,
     /// The request as it goes to the endpoint: its head, and its body as far as it may have to be repeated.
     request: Vec<u8>,
-    /// The head of the answer, if it had to be rewritten.
-    response: Vec<u8>,
     /// The request in the form for a service of HTTP/2, if that is what it goes to.
     bridged: Option<Box<RequestHead>>,
     /// Where it goes.
@@ -71,7 +69,6 @@ pub async fn serve(client: Client, first: Buffer) {
         client,
         input: first,
         request: Vec::new(),
-        response: Vec::new(),
         bridged: None,
         way: None,
         upgrade: None,

@@ -32,6 +32,7 @@ pub fn cluster(name: &str, ports: &[u16]) -> Value {
 
 /// The snapshot (`keel_route::snapshot::Snapshot`) that ours serves.
 pub fn keel(rig: &Rig, doors: Doors) -> Result<Value, Error> {
+    // Protocols are said, as HAProxy and nginx are told.
     let listener = |port: u16, protocol: &str, cluster: &str| {
         json!({
             "bind": format!("127.0.0.1:{port}"),
@@ -40,17 +41,16 @@ pub fn keel(rig: &Rig, doors: Doors) -> Result<Value, Error> {
             "published": true,
         })
     };
-    let mut https = listener(doors.https, "auto", "web:80");
+    let mut https = listener(doors.https, "http", "web:80");
     https["tls"] = json!({});
-    // Said, as HAProxy and nginx are told.
     let mut web = cluster("web", &rig.backends.http);
     web["protocol"] = json!("http");
     Ok(json!({
         "generation": 1,
         "listeners": [
-            listener(doors.http, "auto", "web:80"),
+            listener(doors.http, "http", "web:80"),
             https,
-            listener(doors.h2c, "auto", "web:80"),
+            listener(doors.h2c, "http", "web:80"),
             listener(doors.echo, "tcp", "echo:7"),
             listener(doors.bulk, "tcp", "bulk:9"),
         ],
