@@ -152,8 +152,7 @@ impl<'a> Plan<'a> {
             }
             let alike = |group: &&mut Group<'_>| {
                 let bind = group.listener.bind;
-                Listener { bind, published: group.listener.published, ..listener.clone() }
-                    == *group.listener
+                Listener { bind, ..listener.clone() } == *group.listener
             };
             match self.groups.iter_mut().find(alike) {
                 Some(group) => group.binds.push(listener.bind),

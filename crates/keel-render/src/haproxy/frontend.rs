@@ -17,9 +17,13 @@ const HELLO: &str = "5s";
 /// `PRI * HTTP/2.0`, with which HTTP/2 begins.
 const PREFACE: &str = "505249202a20485454502f322e30";
 
-/// Tells services about the client, as our own proxy does.
-pub(super) const FORWARDED: [&str; 6] = [
+/// Tells services about the client, as our own proxy does. What clients outside say of an earlier proxy does not pass, but
+/// for the chain of addresses, which ends with ours; nor does what programs could take for it.
+pub(super) const FORWARDED: [&str; 9] = [
     "option forwardfor",
+    "acl trusted var(sess.trusted) -m bool",
+    "http-request del-header ^x-forwarded-([^f]|f[^o]|fo[^r]|for.) -m reg unless trusted",
+    "http-request del-header ^x(-forwarded_|_forwarded) -m reg",
     "acl said_host req.fhdr(x-forwarded-host) -m found",
     "acl said_proto req.fhdr(x-forwarded-proto) -m found",
     "http-request set-header X-Forwarded-Host %[req.fhdr(host)] if !said_host",
@@ -67,8 +71,18 @@ impl<'a> Writer<'a> {
             let mut acls = Acls::new(View::FirstBytes);
             acls.add_networks("balancer", from);
             self.frontends.lines(acls.lines);
+            self.trust(group.listener, " if balancer");
             self.frontends.line("tcp-request connection expect-proxy layer4 if balancer");
+        } else if !group.listener.published {
+            self.trust(group.listener, "");
         }
+    }
+
+    /// Believes what those who connect say of earlier proxies: services, and proxies that are told of on `condition`.
+    fn trust(&mut self, listener: &Listener, condition: &str) {
+        let condition = if listener.published { condition } else { "" };
+        let set = "tcp-request connection set-var(sess.trusted) bool(true)";
+        self.frontends.line(format!("{set}{condition}"));
     }
 
     fn mode(&mut self, mode: &str) {
@@ -221,6 +235,9 @@ impl<'a> Writer<'a> {
         self.frontends.section(&format!("frontend {name}"));
         self.mode(mode);
         self.frontends.line(format!("bind {socket} mode 600{owner} accept-proxy{tls}"));
+        if mode == "http" && !group.listener.published {
+            self.trust(group.listener, "");
+        }
         self.backends.section(&format!("backend {name}.loop"));
         self.backends.line("mode tcp");
         self.backends.line(format!("timeout server {FOREVER}ms"));

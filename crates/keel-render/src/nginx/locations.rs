@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use keel_model::{Protocol, Retry, StickyCookie, TrafficPolicy, UpstreamTls};
 use keel_route::snapshot::RouteEntry;
 
-use super::Writer;
 use super::servers::file_name;
 use super::upstream::Traffic;
 use super::words::{Blocks, Directive, quoted};
+use super::{SAID, Writer};
 use crate::endpoints::{FOREVER, millis, policy, same_site};
 use crate::gaps::Lack;
 use crate::rules::{is_host, is_plain_name};
@@ -195,6 +195,17 @@ fn headers(
     let mut all: BTreeMap<String, (String, String)> = BTreeMap::new();
     for (name, value) in usual {
         all.insert(name.to_lowercase(), (name.to_owned(), value));
+    }
+    for said in SAID {
+        let name = format!("X-Forwarded-{}{}", said[..1].to_uppercase(), &said[1..]);
+        all.insert(name.to_lowercase(), (name, format!("$keel_forwarded_{said}")));
+    }
+    // Programs may take these for the others.
+    for said in ["For", "Host", "Proto"] {
+        for alias in ["X_Forwarded_", "X-Forwarded_", "X_Forwarded-"] {
+            let name = format!("{alias}{said}");
+            all.insert(name.to_lowercase(), (name, "\"\"".to_owned()));
+        }
     }
     if kind == "proxy" {
         let upgrade = [("Connection", "$keel_connection"), ("Upgrade", "$http_upgrade")];

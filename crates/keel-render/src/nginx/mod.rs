@@ -211,6 +211,9 @@ const HTTP: &[&str] = &[
     "gzip_vary on",
 ];
 
+/// Of what else begins with `X-Forwarded-` that which is in use, as nginx deletes no field without its name.
+const SAID: [&str; 5] = ["port", "prefix", "scheme", "server", "ssl"];
+
 /// Variables that all requests have. The path that rules see is nginx's own reading of it; the path that services
 /// see is the one that was sent, with dot segments resolved.
 fn request_variables() -> Blocks {
@@ -221,16 +224,14 @@ fn request_variables() -> Blocks {
     };
     map(&mut maps, "geo $keel_dollar", &["default \"$\""]);
     map(&mut maps, "map $http_upgrade $keel_connection", &["default upgrade", "\"\" \"\""]);
-    map(
-        &mut maps,
-        "map $http_x_forwarded_host $keel_forwarded_host",
-        &["default $http_x_forwarded_host", "\"\" $http_host"],
-    );
-    map(
-        &mut maps,
-        "map $http_x_forwarded_proto $keel_forwarded_proto",
-        &["default $http_x_forwarded_proto", "\"\" $scheme"],
-    );
+    // What clients outside say of an earlier proxy does not pass.
+    for (said, otherwise) in [("host", "$http_host"), ("proto", "$scheme")]
+        .into_iter()
+        .chain(SAID.map(|said| (said, "\"\"")))
+    {
+        let head = format!("map $keel_trusted$http_x_forwarded_{said} $keel_forwarded_{said}");
+        map(&mut maps, &head, &[&format!("default {otherwise}"), r#""~\A1(.+)\z" $1"#]);
+    }
     let dots = r#""~\A[^?]*/(?:\.|%2[eE]){1,2}(?:[/?]|\z)" 1"#;
     map(&mut maps, "map $request_uri $keel_dotted", &["default 0", dots]);
     let unfit = format!("\"~\\A1.*[^{PATH_CHARACTERS}]\" 1");

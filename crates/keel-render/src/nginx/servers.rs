@@ -17,6 +17,9 @@ use crate::tls;
 /// Where internal locations are. No request gets there by its own path: every path is replaced first.
 const INTERNAL: &str = "/keel";
 
+/// Where connections from a socket of ours come from.
+const INNER: &str = "unix:";
+
 /// Where a server block listens.
 #[derive(Clone, Debug)]
 pub(super) struct Places {
@@ -42,7 +45,7 @@ impl<'a> Writer<'a> {
                     Some(routes) => match self.connections(group, &routes) {
                         Some(socket) => Places {
                             addresses: vec![socket],
-                            proxied_by: vec!["unix:".to_owned()],
+                            proxied_by: vec![INNER.to_owned()],
                             http2: group.listener.tls.is_some(),
                         },
                         None => return,
@@ -102,7 +105,27 @@ impl<'a> Writer<'a> {
             block.lines(places.proxied_by.iter().map(|net| format!("set_real_ip_from {net}")));
             block.line("real_ip_header proxy_protocol");
         }
+        let trusted = self.trusted(listener, places);
+        block.line(format!("set $keel_trusted {trusted}"));
         self.tls(block, listener, &name);
+    }
+
+    /// Whether those who connect are believed what they say of earlier proxies: services are, and proxies that are told of.
+    fn trusted(&mut self, listener: &Listener, places: &Places) -> String {
+        let from = &listener.accept_proxy_from;
+        match listener.published {
+            false => "1".to_owned(),
+            // Who is behind a socket of ours nobody knows here.
+            true if from.is_empty() || places.proxied_by == [INNER] => "0".to_owned(),
+            true => {
+                let trusted = self.variable("balancer");
+                let networks = from.iter().map(|network| format!("{network} 1"));
+                let entries: Vec<_> =
+                    std::iter::once("default 0".to_owned()).chain(networks).collect();
+                self.maps.block(format!("geo $realip_remote_addr {trusted}"), &entries);
+                trusted
+            }
+        }
     }
 
     pub(super) fn tls(&mut self, block: &mut Blocks, listener: &Listener, name: &str) {

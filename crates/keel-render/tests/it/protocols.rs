@@ -144,3 +144,37 @@ fn http2_without_tls_where_it_is_declared() {
         assert!(answer.contains("GET /a%20b?c=d HTTP/1.1"), "{engine:?}: {answer}");
     }
 }
+
+#[test]
+fn only_services_and_proxies_that_are_told_of_say_what_an_earlier_proxy_knows() {
+    let echo = Echo::new("one");
+    let networks = |network: &str| vec![network.parse().unwrap()];
+    for engine in installed() {
+        for (published, from, believed) in [
+            (false, Vec::new(), true),
+            (true, Vec::new(), false),
+            (true, networks("127.0.0.0/8"), true),
+        ] {
+            let bind = own_address();
+            let mut snapshot = direct(bind, Protocol::Http, cluster(&[("one", echo.address)]));
+            snapshot.listeners[0].published = published;
+            let introduces = !from.is_empty();
+            snapshot.listeners[0].accept_proxy_from = from;
+            let _running = Running::start(engine, &snapshot);
+            let request = "GET / HTTP/1.1\r\nHost: h\r\nX-Forwarded-Host: o\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Port: 7\r\nX_Forwarded_For: 6\r\nX-Forwarded-For: 192.0.2.9\r\nConnection: close\r\n\r\n";
+            let header = if introduces { "PROXY TCP4 203.0.113.9 127.0.0.1 1 2\r\n" } else { "" };
+            let answer = ask(bind, HERE, format!("{header}{request}").as_bytes());
+            let text = answer.text().to_lowercase();
+            let said = |line: &str| text.contains(line);
+            let case = format!("{engine:?}, published: {published}: {text}");
+            assert_eq!(said("x-forwarded-host: o\n"), believed, "{case}");
+            assert_eq!(said("x-forwarded-host: h\n"), !believed, "{case}");
+            assert_eq!(said("x-forwarded-proto: https"), believed, "{case}");
+            assert_eq!(said("x-forwarded-proto: http\n"), !believed, "{case}");
+            assert_eq!(said("x-forwarded-port: 7"), believed, "{case}");
+            assert!(!said("x_forwarded_for"), "{case}");
+            let own = if introduces { "203.0.113.9" } else { "127.0.0.1" };
+            assert!(said("192.0.2.9") && said(own), "the chain goes on: {case}");
+        }
+    }
+}
