@@ -68,15 +68,33 @@ fn a_killed_proxy_is_replaced_and_serves_again() {
     ));
     keel.run(&["up", "-d", "--wait"]).ok();
     assert_eq!(get(port).as_deref(), Some("here"));
-    let events = || keel.run(&["events", "--output", "json"]).ok();
-    let started = || events().lines().filter(|line| line.contains("proxy started")).count();
-    let line = events().lines().find(|line| line.contains("proxy started")).unwrap().to_owned();
-    let pid = line.split("process ").nth(1).unwrap();
-    let pid: u32 =
-        pid.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap();
-    kill(pid);
-    wait_for("another proxy", || (started() == 2).then_some(()));
+    kill(proxies(&keel)[0]);
+    wait_for("another proxy", || (proxies(&keel).len() == 2).then_some(()));
     wait_for("an answer", || (get(port).as_deref() == Some("here")).then_some(()));
+}
+
+/// The processes of the proxies that were started.
+fn proxies(keel: &Running) -> Vec<u32> {
+    let events = keel.run(&["events"]).ok();
+    let lines = events.lines().filter(|line| line.contains("proxy started"));
+    let pids = lines.map(|line| line.rsplit_once("process ").unwrap().1.trim_end_matches(')'));
+    pids.map(|pid| pid.parse().unwrap()).collect()
+}
+
+#[test]
+fn a_proxy_that_hangs_is_replaced() {
+    let port = free_port();
+    let keel = Running::new(&format!(
+        "name: demo\nservices:\n  web:\n    command: {}\n    ports: [\"{port}:80\"]\n",
+        responder("here")
+    ));
+    keel.run(&["up", "-d", "--wait"]).ok();
+    let first = proxies(&keel)[0];
+    assert!(Command::new("kill").args(["-STOP", &first.to_string()]).status().unwrap().success());
+    wait_for("its end", || (!is_alive(first)).then_some(()));
+    wait_for("another proxy", || (proxies(&keel).len() == 2).then_some(()));
+    wait_for("an answer", || (get(port).as_deref() == Some("here")).then_some(()));
+    assert!(keel.run(&["events"]).ok().contains("answers nothing and is killed"));
 }
 
 #[test]

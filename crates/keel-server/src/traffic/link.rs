@@ -17,6 +17,7 @@ use keel_route::access_log::AccessLog;
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
 use keel_runtime::Runtime;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -46,6 +47,10 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 const STATS_INTERVAL: Duration = Duration::from_secs(5);
 /// Questions for counters that wait for their answer; a proxy that leaves so many open is not asked again.
 const MAX_QUESTIONS: usize = 8;
+/// A proxy that answers nothing for this long hangs, and is killed.
+const HANGS: Duration = Duration::from_secs(15);
+/// The same for one that drives an engine, which serves on meanwhile and may take its time for a change.
+const DRIVER_HANGS: Duration = Duration::from_secs(60);
 /// What the proxy would otherwise take from the server's environment. How it logs it is told, and can be told anew.
 const NOT_INHERITED: &str = "KEEL_ACCESS_LOG";
 /// A log of the proxy larger than this, in bytes, is begun anew with the next proxy.
@@ -248,6 +253,8 @@ impl Link {
         stream: UnixStream,
         generation: &mut Generation,
     ) -> String {
+        // It may hang before it has said who it is.
+        let peer = stream.peer_cred().ok().and_then(|peer| peer.pid());
         let (mut reader, mut writer) = stream.into_split();
         let mut decoder = Decoder::default();
         let mut buffer = BytesMut::new();
@@ -286,6 +293,10 @@ impl Link {
                 _ = stats.tick() => {
                     // The proxy tries a listener that failed again with the next whole snapshot.
                     first = !self.state.borrow().failed.is_empty();
+                    if self.hangs(session) {
+                        self.kill(peer);
+                        return "the proxy hangs".to_owned();
+                    }
                     if let Err(reason) = ask(session, &mut writer).await {
                         return reason;
                     }
@@ -297,6 +308,22 @@ impl Link {
                 }
             }
         }
+    }
+
+    fn hangs(&self, session: &Session) -> bool {
+        let patience = if self.engine.is_some() { DRIVER_HANGS } else { HANGS };
+        session.questions.front().is_some_and(|asked| asked.elapsed() >= patience)
+    }
+
+    /// Ends a proxy that hangs: as long as it has the sockets, who connects waits in vain.
+    fn kill(&self, pid: Option<i32>) {
+        let Some(pid) = pid.and_then(Pid::from_raw) else { return };
+        let number = pid.as_raw_nonzero();
+        let message = format!("the proxy (process {number}) answers nothing and is killed");
+        tracing::error!("{message}");
+        self.events.add(EventKind::Platform, None, None, None, message);
+        // That it has ended meanwhile is no error.
+        let _ = kill_process(pid, Signal::KILL);
     }
 
     /// What the proxy does not know yet.
