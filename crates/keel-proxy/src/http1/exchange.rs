@@ -94,7 +94,7 @@ struct Upload<'a> {
 
 /// Serves one request.
 pub async fn run(connection: &mut Connection, request: Request) -> Next {
-    let Connection { client, input, request: sent, bridged, way, log, .. } = connection;
+    let Connection { client, waiting, input, request: sent, bridged, way, log, .. } = connection;
     let Some(way) = way.take() else { return Next::Close };
     if let Some(head) = bridged.take() {
         return Box::pin(bridge::serve_http1(client, &request, *head, input, way)).await;
@@ -130,6 +130,7 @@ pub async fn run(connection: &mut Connection, request: Request) -> Next {
     counted.cluster.budget.borrow_mut().request();
     let mut exchange = Exchange {
         client,
+        waiting,
         request: &request,
         counted,
         response: Vec::new(),
@@ -145,11 +146,14 @@ pub async fn run(connection: &mut Connection, request: Request) -> Next {
         Some(limit) => Box::pin(exchange.within(limit, &mut upload)).await,
     };
     exchange.counted.moved(upload.moved.get(), exchange.passed.get());
+    waiting.unset();
     next
 }
 
 struct Exchange<'a> {
     client: &'a Client,
+    /// For waiting on endpoints.
+    waiting: &'a Deadline,
     request: &'a Request,
     counted: Counted,
     /// The head of the answer, if it has to be rewritten.
@@ -272,17 +276,18 @@ impl Exchange<'_> {
         upstream: Upstream,
         trial: &Trial,
     ) -> Attempt {
-        let waiting = Deadline::new(&self.client.worker.deadlines);
-        let written = stream::write_all(&upstream.line, upload.sent, &waiting).await;
+        let waiting = self.waiting;
+        waiting.unset();
+        let written = stream::write_all(&upstream.line, upload.sent, waiting).await;
         // If a part went out the endpoint may have answered before it closed.
         if let Err((0, _)) = written {
             return Attempt::Failed(Failure::NothingSent);
         }
         let attempt = if upload.body.is_over() {
             let kept = upload.repeatable;
-            self.answer(&upstream, trial, &waiting, &Progress::uploaded(kept)).await
+            self.answer(&upstream, trial, waiting, &Progress::uploaded(kept)).await
         } else {
-            Box::pin(self.both_ways(upload, &upstream, trial, &waiting)).await
+            Box::pin(self.both_ways(upload, &upstream, trial, waiting)).await
         };
         match attempt {
             Attempt::Answered(next, Connected::Reusable) => {
@@ -379,15 +384,18 @@ impl Exchange<'_> {
         waiting: &Deadline,
         watched: bool,
     ) -> io::Result<News> {
-        let mut broken = pin!(self.client.stream.broken());
+        let client = &self.client.stream;
+        let mut broken = None;
         let polled = waiting.until(|cx| {
             if let Poll::Ready(ready) = upstream.line.poll_read_ready(cx) {
                 return Poll::Ready(ready.map(|()| News::Upstream));
             }
-            match watched {
-                true => broken.as_mut().poll(cx).map(|()| Ok(News::ClientGone)),
-                false => Poll::Pending,
+            // Most clients say nothing before they have the answer, and that costs less to look at.
+            if !watched || (broken.is_none() && client.poll_read_ready(cx).is_pending()) {
+                return Poll::Pending;
             }
+            let broken = broken.get_or_insert_with(|| Box::pin(client.broken()));
+            broken.as_mut().poll(cx).map(|()| Ok(News::ClientGone))
         });
         polled.await
     }

@@ -20,6 +20,7 @@ use keel_route::request::RequestView;
 use crate::access::Entry;
 use crate::bridge::head::RequestHead;
 use crate::buffer::Buffer;
+use crate::deadline::Deadline;
 pub use crate::http1::body::Body;
 use crate::http1::forward::{Changes, Origin};
 pub use crate::http1::request::{Refusal, Request, is_host};
@@ -49,6 +50,8 @@ pub enum Next {
 /// A client's connection that speaks HTTP/1.
 struct Connection {
     client: Client,
+    /// For waiting on endpoints.
+    waiting: Deadline,
     /// Read from the client and not yet used.
     input: Buffer,
     /// The request as it goes to the endpoint: its head, and its body as far as it may have to be repeated.
@@ -66,6 +69,7 @@ struct Connection {
 /// Serves a connection until it ends; `first` was read from it already.
 pub async fn serve(client: Client, first: Buffer) {
     let mut connection = Connection {
+        waiting: Deadline::new(&client.worker.deadlines),
         client,
         input: first,
         request: Vec::new(),
