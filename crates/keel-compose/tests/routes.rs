@@ -17,6 +17,7 @@ fn lower(compose: &str) -> Result<Lowered, Vec<Diagnostic>> {
         .with("/app/compose.yaml", compose)
         .with("/app/tls/cert.pem", "")
         .with("/app/tls/key.pem", "")
+        .with("/app/ca.pem", "")
         .with("/app/users", format!("# who\n{BCRYPT}\n"));
     load(&LoadOptions::new("/app", BTreeMap::new()), &source)?.to_stack(&source)
 }
@@ -385,6 +386,10 @@ const TOP_MISTAKES: &[(&str, &str)] = &[
     ("{entrypoints: {web: eighty}}", "an address with a port"),
     ("{entrypoints: {x: {tls: true}}}", "has no address"),
     ("{entrypoints: {x: {bind: 1, min_tls: 1.3}}}", "speaks no TLS"),
+    (
+        "{entrypoints: {x: {bind: 1, tls: true, client_auth: no.pem}}}",
+        "there is no file /app/no.pem",
+    ),
     ("{entrypoints: {x: {bind: 1, redirect_to: wbsecure}}}", "did you mean `websecure`"),
     ("{entrypoints: {x: {bind: 1, redirect_to: web}}}", "speaks no TLS"),
     ("{entrypoints: {x: 90, y: '127.0.0.1:90'}}", "both want port 90"),

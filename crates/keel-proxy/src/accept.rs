@@ -137,7 +137,8 @@ async fn begin(mut client: Client) -> Option<(Client, Buffer, Speaks)> {
         return Box::pin(secure::begin(client, first, config)).await;
     }
     if client.target.protocol() == Protocol::Tcp {
-        return Some((client, first, Speaks::Bytes(None)));
+        let route = secure::wanted_by(&client, None);
+        return Some((client, first, Speaks::Bytes(route)));
     }
     let wire = look(&client, &mut first).await.ok()?;
     match wire {

@@ -22,7 +22,7 @@ pub async fn begin(
     config: ListenerConfig,
 ) -> Option<(Client, Buffer, Speaks)> {
     let hello = hello(&client, &mut first).await?;
-    let route = wanted_by(&client, &hello);
+    let route = wanted_by(&client, hello.server_name.as_deref());
     if let Some(route) = &route
         && route.route().kind() == RouteKind::Passthrough
     {
@@ -68,7 +68,7 @@ pub async fn begin(
 /// want it.
 pub async fn pass_through(client: Client, mut first: Buffer) {
     let Some(hello) = hello(&client, &mut first).await else { return };
-    match wanted_by(&client, &hello) {
+    match wanted_by(&client, hello.server_name.as_deref()) {
         Some(route) if route.route().kind() == RouteKind::Passthrough => {
             tunnel::serve_route(client, first, &route).await;
         }
@@ -77,11 +77,11 @@ pub async fn pass_through(client: Client, mut first: Buffer) {
     }
 }
 
-/// The route of connections that wants this one.
-fn wanted_by(client: &Client, hello: &ClientHello) -> Option<RouteAt> {
+/// The route of connections that wants this one, if it asks for a server by its name or not.
+pub fn wanted_by(client: &Client, server_name: Option<&str>) -> Option<RouteAt> {
     let table = client.target.table()?;
     let ip = client.peer.ip().to_canonical();
-    let route = table.table.find_tcp(hello.server_name.as_deref(), ip)?;
+    let route = table.table.find_tcp(server_name, ip)?;
     Some(RouteAt::new(&table, route))
 }
 

@@ -118,8 +118,12 @@ pub struct Leads {
 impl Leads {
     /// Whether it is for the client to speak first, whatever is spoken.
     fn client_begins(&self) -> bool {
-        let declared = !matches!(self.protocol, Protocol::Auto | Protocol::Tcp);
-        declared || self.tls.is_some() || self.table.is_some()
+        let declared = match self.protocol {
+            Protocol::Http | Protocol::Http2 => true,
+            Protocol::Auto => self.table.is_some(),
+            Protocol::Tcp => false,
+        };
+        declared || self.tls.is_some()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Why a command did not succeed, and the exit code that says so.
 //!
 //! Exit codes: 0 done; 1 the operation failed; 2 usage; 3 the input files are wrong; 4 the server can't be
-//! reached or started; 130 interrupted. `keel exec` ends with the code of the command that it ran.
+//! reached or started; 75 another server has the state directory; 130 interrupted. `keel exec` ends with the code of the command that it ran.
 
 use std::process::ExitCode;
 
@@ -28,6 +28,7 @@ Exit codes:
   2    the command line is wrong
   3    the Compose files are wrong
   4    the server can't be reached or started
+  75   another server has the state directory
   130  interrupted";
 
 /// Why a command did not succeed.

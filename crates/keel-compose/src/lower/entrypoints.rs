@@ -102,6 +102,9 @@ impl Lower<'_> {
                 self.check_redirect(name, target, &entrypoint.span, top);
                 needs.used.insert(target.clone());
             }
+            if let Some(auth) = &entrypoint.value.client_auth {
+                self.check_file(&auth.ca, &entrypoint.span);
+            }
             all.insert(name.clone(), entrypoint.value.clone());
         }
         for name in [WEB, WEBSECURE] {

@@ -1,6 +1,7 @@
 //! Drafts of routes → routes, with everything that they name: entrypoints, ports, other services, files, secrets.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use keel_model::{
     AcmeChallenge, Route, RouteKind, RouteTls, Rule, Service, ServiceName, Split, Stack, Transport,
@@ -162,21 +163,21 @@ impl Lower<'_> {
         parts.iter().map(|part| part.value.clone()).collect()
     }
 
+    /// Makes sure that a file that is named at `span` is there.
+    pub(super) fn check_file(&mut self, path: &Path, span: &Span) {
+        let path = join(&self.project.directory, &path.to_string_lossy());
+        if self.source.kind(&path) != PathKind::File {
+            let message = format!("there is no file {}", path.display());
+            self.error(Code::File, span, message, "create it, or correct its path");
+        }
+    }
+
     fn check_tls(&mut self, tls: &Located<RouteTls>, draft: &Draft, top: &XTop, needs: &mut Needs) {
         match &tls.value {
             RouteTls::Any => {}
             RouteTls::Files { cert, key } => {
                 for path in [cert, key] {
-                    let path = join(&self.project.directory, &path.to_string_lossy());
-                    if self.source.kind(&path) != PathKind::File {
-                        let message = format!("there is no file {}", path.display());
-                        self.error(
-                            Code::File,
-                            &tls.span,
-                            message,
-                            "create it, or correct its path",
-                        );
-                    }
+                    self.check_file(path, &tls.span);
                 }
             }
             RouteTls::Acme => {

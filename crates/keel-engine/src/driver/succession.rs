@@ -140,8 +140,8 @@ impl Driver {
         if let Driven::Haproxy(haproxy) = &mut self.driven
             && let Err(error) = haproxy.close_leaving(&wanted).await
         {
-            // Without an acknowledgement the successor does not reckon with this one any more.
-            return tracing::warn!(%error, "a change did not reach the engine that is ending");
+            // Without an acknowledgement the successor does not reckon with this one any more. It may just have ended.
+            return tracing::debug!(%error, "a change did not reach the engine that is ending");
         }
         let generation = wanted.generation;
         self.applied = Some(wanted);

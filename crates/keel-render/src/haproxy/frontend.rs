@@ -19,11 +19,12 @@ const PREFACE: &str = "505249202a20485454502f322e30";
 
 /// Tells services about the client, as our own proxy does. What clients outside say of an earlier proxy does not pass, but
 /// for the chain of addresses, which ends with ours; nor does what programs could take for it.
-pub(super) const FORWARDED: [&str; 9] = [
+pub(super) const FORWARDED: [&str; 10] = [
     "option forwardfor",
     "acl trusted var(sess.trusted) -m bool",
     "http-request del-header ^x-forwarded-([^f]|f[^o]|fo[^r]|for.) -m reg unless trusted",
     "http-request del-header ^x(-forwarded_|_forwarded) -m reg",
+    "http-request del-header x-forwarded-client-cert",
     "acl said_host req.fhdr(x-forwarded-host) -m found",
     "acl said_proto req.fhdr(x-forwarded-proto) -m found",
     "http-request set-header X-Forwarded-Host %[req.fhdr(host)] if !said_host",

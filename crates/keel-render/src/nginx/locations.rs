@@ -200,6 +200,9 @@ fn headers(
         let name = format!("X-Forwarded-{}{}", said[..1].to_uppercase(), &said[1..]);
         all.insert(name.to_lowercase(), (name, format!("$keel_forwarded_{said}")));
     }
+    // Only the one that checks certificates says this.
+    let name = "X-Forwarded-Client-Cert";
+    all.insert(name.to_lowercase(), (name.to_owned(), "\"\"".to_owned()));
     // Programs may take these for the others.
     for said in ["For", "Host", "Proto"] {
         for alias in ["X_Forwarded_", "X-Forwarded_", "X_Forwarded-"] {

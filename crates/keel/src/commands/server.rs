@@ -40,7 +40,7 @@ pub struct ServerArgs {
 pub enum Action {
     /// Run the server in the foreground
     Run(RunArgs),
-    /// End the server and its proxy; instances run on, but nothing is sent to them or restarted meanwhile
+    /// End the server; instances run on, and so does the proxy while a stack is up, but nothing is restarted or changed
     Stop,
     /// Describe the server that runs
     Status,

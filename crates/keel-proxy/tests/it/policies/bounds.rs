@@ -9,7 +9,7 @@ use keel_model::{AdaptiveConcurrency, TrafficLimits, TrafficPolicy};
 use tokio::sync::Semaphore;
 
 use super::{BOTH, get, tally, under};
-use crate::backend::Backend;
+use crate::backend::{Backend, established};
 use crate::client::Client;
 use crate::http2::background::{spawn, wait};
 use crate::http2::client::{Http2Client, request};
@@ -143,13 +143,6 @@ fn endpoints_get_no_more_connections_than_they_may() {
     });
     // An old one is closed before its place is given to a new one, which the system knows before the endpoint does.
     assert!((1..=2).contains(&most.load(SeqCst)), "{most:?}");
-}
-
-/// The connections of a server that nobody has closed.
-fn established(port: u16) -> usize {
-    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-    let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    rows.filter(|row| row[1].ends_with(&format!(":{port:04X}")) && row[3] == "01").count()
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Connections that routes choose by server name, and those that are no TLS or never become it.
 
+use std::io::Read as _;
 use std::time::Instant;
 
-use keel_model::{RouteKind, Rule};
+use keel_model::{Protocol, RouteKind, Rule};
 use keel_route::snapshot::{ListenerTls, RouteEntry};
 
 use super::authority::Authority;
@@ -126,4 +127,37 @@ fn what_never_becomes_tls_is_cut_off() {
         let mut caller = Caller::connect(Version::One, way).await;
         assert_eq!(caller.ask("GET", "/", &nothing()).await.text(), "in");
     });
+}
+
+#[test]
+fn a_plain_listener_of_its_own_leads_to_the_route_for_connections() {
+    // The server speaks first, as some databases do.
+    let backend = Backend::new(|mut connection| {
+        connection.send("hello\n");
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut connection.reader, &mut line).unwrap();
+        connection.send(&line.to_uppercase());
+    });
+    let authority = Authority::new("root");
+    let web = named(Version::One, "web");
+    let mut db = by_name(RouteKind::Tcp, "*", "db");
+    let certificates = vec![authority.issue(&["a.test"])];
+    let mut site = door_with(vec![db.clone()], &web, ListenerTls::default(), certificates);
+    site.state.clusters.extend(clusters([("db", &Endpoint::One(backend))]));
+    (site.state.listeners[0].tls, site.state.listeners[0].protocol) = (None, Protocol::Tcp);
+    site.apply();
+    for _ in 0..2 {
+        let mut client = Client::connect(site.address);
+        assert_eq!(client.line(), "hello\n");
+        client.send("one\n");
+        assert_eq!(client.line(), "ONE\n");
+    }
+    assert_eq!(site.edges("shop/*").len(), 1);
+    // Those whom it does not allow are not let in.
+    db.filters.allow = vec!["192.0.2.0/24".parse().unwrap()];
+    let table = site.state.tables.values_mut().next().unwrap();
+    table.routes = vec![db];
+    site.apply();
+    let mut client = Client::connect(site.address);
+    assert!(matches!(client.reader.read(&mut [0]), Ok(0) | Err(_)));
 }
