@@ -120,7 +120,7 @@ impl Certificates {
 
     /// The certificate for `name` that `accepts` accepts: an exact name before a wildcard, ECDSA before others,
     /// what lasts longer first; a certificate that is not accepted rather than none.
-    fn find(
+    pub(super) fn find(
         &self,
         name: Option<&str>,
         accepts: impl Fn(&CertifiedKey) -> bool,
