@@ -120,7 +120,11 @@ impl Haproxy {
             rendered.pools.iter().map(|(id, pool)| (id.clone(), pool.backends.clone())).collect();
         self.structure = None;
         match self.master {
-            Some(_) => self.reload().await?,
+            Some(_) => {
+                // One that an earlier driver started has them already.
+                self.adopted.clear();
+                self.reload().await?;
+            }
             None => self.start().await?,
         }
         self.open = structure.listeners.iter().map(|listener| listener.bind).collect();

@@ -17,7 +17,7 @@ use keel_route::access_log::AccessLog;
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
 use keel_runtime::Runtime;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, getpid, kill_process};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -47,10 +47,11 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 const STATS_INTERVAL: Duration = Duration::from_secs(5);
 /// Questions for counters that wait for their answer; a proxy that leaves so many open is not asked again.
 const MAX_QUESTIONS: usize = 8;
-/// A proxy that answers nothing for this long hangs, and is killed.
-const HANGS: Duration = Duration::from_secs(15);
+/// A proxy that has not answered after this is late; one that is still when the counters are asked for the next time
+/// hangs, and is killed.
+const HANGS: Duration = Duration::from_secs(10);
 /// The same for one that drives an engine, which serves on meanwhile and may take its time for a change.
-const DRIVER_HANGS: Duration = Duration::from_secs(60);
+const DRIVER_HANGS: Duration = Duration::from_secs(55);
 /// What the proxy would otherwise take from the server's environment. How it logs it is told, and can be told anew.
 const NOT_INHERITED: &str = "KEEL_ACCESS_LOG";
 /// A log of the proxy larger than this, in bytes, is begun anew with the next proxy.
@@ -132,6 +133,8 @@ struct Session {
     withdrawn: Vec<(InstanceId, Generation)>,
     /// When the questions for counters were asked that are not answered yet.
     questions: VecDeque<Instant>,
+    /// The oldest of them was late when it was looked at last.
+    is_late: bool,
     /// The revision of what is issued in `sent`, and since which generation it is there.
     issued: (Generation, u64),
     /// Was started to take the place of the proxy that is linked.
@@ -262,6 +265,7 @@ impl Link {
         let mut board = self.board.subscribe();
         let mut credentials = self.credentials.subscribe();
         let mut stats = tokio::time::interval(STATS_INTERVAL);
+        stats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut first = true;
         loop {
             worlds.borrow_and_update();
@@ -310,14 +314,17 @@ impl Link {
         }
     }
 
-    fn hangs(&self, session: &Session) -> bool {
+    /// Looked at twice: if it was this server that stood still, the answers are there and only not read yet.
+    fn hangs(&self, session: &mut Session) -> bool {
         let patience = if self.engine.is_some() { DRIVER_HANGS } else { HANGS };
-        session.questions.front().is_some_and(|asked| asked.elapsed() >= patience)
+        let is_late = session.questions.front().is_some_and(|asked| asked.elapsed() >= patience);
+        std::mem::replace(&mut session.is_late, is_late) && is_late
     }
 
     /// Ends a proxy that hangs: as long as it has the sockets, who connects waits in vain.
     fn kill(&self, pid: Option<i32>) {
-        let Some(pid) = pid.and_then(Pid::from_raw) else { return };
+        let other = pid.and_then(Pid::from_raw).filter(|pid| *pid != getpid());
+        let Some(pid) = other else { return };
         let number = pid.as_raw_nonzero();
         let message = format!("the proxy (process {number}) answers nothing and is killed");
         tracing::error!("{message}");
