@@ -269,6 +269,8 @@ impl Driver {
                 self.retires = self.handing_over.take().is_some();
                 return;
             }
+            // The engine has them, and is started again by this driver.
+            ToProxy::Lend { .. } => return self.server.close(),
             ToProxy::Snapshot(_) | ToProxy::Cluster { .. } | ToProxy::Callers { .. } => {}
         }
         let for_elder = self.elder.is_some().then(|| message.clone());
@@ -314,7 +316,9 @@ impl Driver {
                 wanted.generation = generation;
                 (wanted.callers, wanted.caller_cgroups) = (callers, caller_cgroups);
             }
-            ToProxy::Stats | ToProxy::TakeOver | ToProxy::Retire => return false,
+            ToProxy::Stats | ToProxy::TakeOver | ToProxy::Retire | ToProxy::Lend { .. } => {
+                return false;
+            }
         }
         self.save.get_or_insert_with(|| Instant::now() + SAVE_DELAY);
         true

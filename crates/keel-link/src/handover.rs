@@ -13,10 +13,12 @@
 //!
 //! One that drives an engine gives the engine's sockets. Those of an engine that gives none are missing, and free only
 //! when it has retired.
+//!
+//! Whoever keeps a proxy running asks it for copies of its sockets ([`copies`]) and [`give`]s them to the next one if it
+//! dies ([`take`]): who connects in between waits and is not refused.
 
 use std::collections::BTreeMap;
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::mem::MaybeUninit;
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -25,12 +27,8 @@ use std::time::{Duration, Instant};
 
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{FromProxy, Snapshot, ToProxy};
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
 
-use crate::{Incumbent, connect};
+use crate::{Incumbent, connect, descriptors};
 
 /// Each step takes at most this long.
 pub const HANDOVER: Duration = Duration::from_secs(10);
@@ -38,10 +36,13 @@ pub const HANDOVER: Duration = Duration::from_secs(10);
 const MAX_HANDED_SOCKETS: usize = 1 << 20;
 /// Between two tries to take the place of a proxy that died while it was asked.
 const PAUSE: Duration = Duration::from_millis(10);
-/// Descriptors in one message; the system allows 253.
+/// Sockets in one message.
 const BATCH: usize = 128;
 /// Goes with every batch, as descriptors do not travel alone.
 const MARK: u8 = b'S';
+
+/// Listening sockets by address, in the order of the workers that have them.
+pub type Sockets<S = OwnedFd> = BTreeMap<SocketAddr, Vec<S>>;
 
 /// What a new proxy got from the old one.
 #[derive(Debug)]
@@ -50,8 +51,8 @@ pub struct TakenOver {
     pub incumbent: Incumbent,
     /// Its state.
     pub snapshot: Snapshot,
-    /// By address, in the order of the old one's workers.
-    pub sockets: BTreeMap<SocketAddr, Vec<TcpListener>>,
+    /// Its sockets.
+    pub sockets: Sockets<TcpListener>,
     /// To the old one.
     pub stream: UnixStream,
 }
@@ -76,40 +77,80 @@ pub fn take_over(control_socket: &Path) -> io::Result<Option<TakenOver>> {
 /// Asks once.
 fn ask(control_socket: &Path) -> io::Result<Option<TakenOver>> {
     let Some(mut stream) = connect(control_socket)? else { return Ok(None) };
+    let (incumbent, snapshot, sockets) = ask_for(&mut stream, &ToProxy::TakeOver)?;
+    Ok(Some(TakenOver { incumbent, snapshot, sockets: listeners(sockets), stream }))
+}
+
+/// Copies of the sockets of the proxy that serves `control_socket`, and its process id: at most `most` of them, one of each
+/// address if not all. `None`: there is no proxy. Blocks.
+///
+/// # Errors
+/// When it does not give them in time, or does not know how.
+pub fn copies(control_socket: &Path, most: usize) -> io::Result<Option<(u32, Sockets)>> {
+    let Some(mut stream) = connect(control_socket)? else { return Ok(None) };
+    let (incumbent, _, sockets) = ask_for(&mut stream, &ToProxy::Lend { most })?;
+    Ok(Some((incumbent.pid, sockets)))
+}
+
+/// What was given on `stream` with [`give`]. Blocks.
+///
+/// # Errors
+/// When it does not come in time, or is not understood.
+pub fn take(stream: &mut UnixStream) -> io::Result<(Snapshot, Sockets<TcpListener>)> {
+    stream.set_read_timeout(Some(HANDOVER))?;
+    let FromProxy::Place { snapshot, sockets } = read_frame(stream)? else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    Ok((*snapshot, listeners(receive(stream, sockets)?)))
+}
+
+fn listeners(sockets: Sockets) -> Sockets<TcpListener> {
+    let listening =
+        |(bind, sockets): (_, Vec<_>)| (bind, sockets.into_iter().map(TcpListener::from).collect());
+    sockets.into_iter().map(listening).collect()
+}
+
+/// Who is there, and the place that it gives when it is asked.
+fn ask_for(
+    stream: &mut UnixStream,
+    question: &ToProxy,
+) -> io::Result<(Incumbent, Snapshot, Sockets)> {
     stream.set_read_timeout(Some(HANDOVER))?;
     stream.set_write_timeout(Some(HANDOVER))?;
     let mut greeted = None;
     let (incumbent, snapshot, counts) = loop {
-        match (read_frame(&mut stream)?, &mut greeted) {
+        match (read_frame(stream)?, &mut greeted) {
             (FromProxy::Place { snapshot, sockets }, Some(_)) => {
                 break (greeted.take(), *snapshot, sockets);
             }
             (FromProxy::Hello { pid, version }, greeted) => {
                 *greeted = Some(Incumbent { pid, version });
-                stream.write_all(&encode(&ToProxy::TakeOver).map_err(io::Error::other)?)?;
+                stream.write_all(&encode(question).map_err(io::Error::other)?)?;
             }
             (other, _) => tracing::debug!(?other, "not what was asked for"),
         }
     };
     let Some(incumbent) = incumbent else { return Err(io::ErrorKind::InvalidData.into()) };
-    let wanted: usize = counts.iter().map(|(_, count)| count).sum();
-    if wanted > MAX_HANDED_SOCKETS {
-        return Err(io::Error::other(format!("{wanted} sockets are too many")));
-    }
+    Ok((incumbent, snapshot, receive(stream, counts)?))
+}
+
+/// So many sockets of each address.
+fn receive(stream: &UnixStream, counts: Vec<(SocketAddr, usize)>) -> io::Result<Sockets> {
+    let wanted = counts.iter().try_fold(0usize, |sum, (_, count)| sum.checked_add(*count));
+    let Some(wanted) = wanted.filter(|wanted| *wanted <= MAX_HANDED_SOCKETS) else {
+        return Err(io::Error::other("more sockets than anybody has"));
+    };
     let mut received = Vec::with_capacity(wanted);
     while received.len() < wanted {
         let before = received.len();
-        receive(&stream, &mut received)?;
+        descriptors::receive(stream, &mut [0], &mut received)?;
         if received.len() == before {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
     let mut received = received.into_iter();
-    let sockets = counts
-        .into_iter()
-        .map(|(bind, count)| (bind, received.by_ref().take(count).map(TcpListener::from).collect()))
-        .collect();
-    Ok(Some(TakenOver { incumbent, snapshot, sockets, stream }))
+    let shared_out = |(bind, count)| (bind, received.by_ref().take(count).collect());
+    Ok(counts.into_iter().map(shared_out).collect())
 }
 
 /// Whether the other side is gone.
@@ -133,37 +174,14 @@ fn read_frame(stream: &mut UnixStream) -> io::Result<FromProxy> {
     decoder.decode().map_err(io::Error::other)?.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-fn receive(stream: &UnixStream, received: &mut Vec<OwnedFd>) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut mark = [0];
-    let got = recvmsg(
-        stream,
-        &mut [IoSliceMut::new(&mut mark)],
-        &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
-    if got.flags.contains(ReturnFlags::CTRUNC) {
-        return Err(io::Error::other(
-            "not all sockets arrived; are there too few file descriptors?",
-        ));
-    }
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(sockets) = message {
-            received.extend(sockets);
-        }
-    }
-    Ok(())
-}
-
 /// Gives `sockets` away, after the frame that names them. Blocks, for a bounded time.
 ///
 /// # Errors
 /// When the other side does not take them.
-pub fn give(
+pub fn give<S: AsFd>(
     stream: &UnixStream,
     snapshot: &Snapshot,
-    sockets: &BTreeMap<SocketAddr, Vec<OwnedFd>>,
+    sockets: &Sockets<S>,
 ) -> io::Result<()> {
     stream.set_write_timeout(Some(HANDOVER))?;
     let counts = sockets.iter().map(|(bind, sockets)| (*bind, sockets.len())).collect();
@@ -171,10 +189,7 @@ pub fn give(
     (&mut &*stream).write_all(&encode(&place).map_err(io::Error::other)?)?;
     let all: Vec<BorrowedFd<'_>> = sockets.values().flatten().map(AsFd::as_fd).collect();
     for batch in all.chunks(BATCH) {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        ancillary.push(SendAncillaryMessage::ScmRights(batch));
-        sendmsg(stream, &[IoSlice::new(&[MARK])], &mut ancillary, SendFlags::NOSIGNAL)?;
+        descriptors::send(stream, &[MARK], batch)?;
     }
     Ok(())
 }
@@ -220,8 +235,8 @@ mod tests {
 
     #[test]
     fn sockets_arrive_in_order_however_many_there_are() {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let sockets: BTreeMap<_, Vec<_>> = (0..150)
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let sockets: Sockets = (0..150)
             .map(|_| {
                 let socket = TcpListener::bind("127.0.0.1:0").unwrap();
                 let clone = socket.try_clone().unwrap();
@@ -230,19 +245,24 @@ mod tests {
             .collect();
         let (named, wanted) = (Snapshot::default(), sockets.keys().copied().collect::<Vec<_>>());
         let giving = std::thread::spawn(move || give(&ours, &named, &sockets));
-        let mut theirs = theirs;
-        let FromProxy::Place { sockets, .. } = read_frame(&mut theirs).unwrap() else {
-            panic!("not a place")
-        };
-        assert_eq!(sockets.iter().map(|(bind, _)| *bind).collect::<Vec<_>>(), wanted);
-        let mut received = Vec::new();
-        while received.len() < 300 {
-            receive(&theirs, &mut received).unwrap();
-        }
+        let (_, sockets) = take(&mut theirs).unwrap();
         giving.join().unwrap().unwrap();
-        for (pair, bind) in received.chunks(2).zip(wanted) {
-            let socket = TcpListener::from(pair[1].try_clone().unwrap());
-            assert_eq!(socket.local_addr().unwrap(), bind);
+        assert_eq!(sockets.keys().copied().collect::<Vec<_>>(), wanted);
+        for (bind, pair) in sockets {
+            let addresses = pair.iter().map(|socket| socket.local_addr().unwrap());
+            assert_eq!(addresses.collect::<Vec<_>>(), [bind, bind]);
+        }
+    }
+
+    #[test]
+    fn what_is_promised_and_does_not_come_is_an_error() {
+        let bind: SocketAddr = "127.0.0.1:80".parse().unwrap();
+        for counts in [vec![(bind, 1)], vec![(bind, usize::MAX), (bind, 2)]] {
+            let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+            let place = FromProxy::Place { snapshot: Box::default(), sockets: counts };
+            ours.write_all(&encode(&place).unwrap()).unwrap();
+            drop(ours);
+            assert!(take(&mut theirs).is_err());
         }
     }
 }

@@ -1,9 +1,10 @@
-//! The proxy's side of the link to the server, whoever handles the traffic: our own data plane or an engine.
+//! The link between the server and a proxy, whoever handles the traffic: our own data plane or an engine.
 //!
 //! Who may serve a control socket ([`lock`], [`Unpublished`], [`ControlSocket`]), who serves it now ([`incumbent`]), how
 //! its place is taken ([`handover`], [`Elder`]), and the last state in a file ([`load`], [`save`]). The frames are
 //! `keel_route`'s.
 
+pub mod descriptors;
 mod elder;
 pub mod handover;
 mod incumbent;

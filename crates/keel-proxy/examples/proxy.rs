@@ -13,5 +13,6 @@ fn main() -> Result<(), keel_proxy::Error> {
         version: env!("CARGO_PKG_VERSION").into(),
         access_log: None,
         take_over: false,
+        sockets_from_stdin: false,
     })
 }

@@ -9,7 +9,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use keel_link::handover::{self, HANDOVER, TakenOver};
+mod lend;
+
+use keel_link::handover::{self, Sockets, TakenOver};
 use keel_link::{ControlSocket, Elder, LOCK_PATIENCE, Lock, Unpublished, load};
 use keel_model::{Generation, InstanceId};
 use keel_route::codec::{Decoder, encode};
@@ -57,9 +59,14 @@ pub struct Control {
 pub enum Predecessor {
     /// Nobody's: this is the right to the control socket.
     None(Lock),
+    /// That of a proxy that died; the right, and what it left.
+    Dead(Lock, Box<Left>),
     /// That of a proxy that gave it.
     Proxy(Box<TakenOver>),
 }
+
+/// What a proxy that died left with the one that keeps it running: what it did last, and its sockets.
+pub type Left = (Snapshot, Sockets<std::net::TcpListener>);
 
 struct Server {
     stream: UnixStream,
@@ -263,8 +270,8 @@ impl Running {
         }
     }
 
-    /// Brings the last known state into force: that of the proxy before, which then retires, or that of the file. The
-    /// right to the control socket is ours then.
+    /// Brings the last known state into force: that of the proxy before, which then retires or is dead, or that of the file.
+    /// The right to the control socket is ours then.
     async fn begin(
         &mut self,
         predecessor: Predecessor,
@@ -277,6 +284,11 @@ impl Running {
             Predecessor::Proxy(taken_over) => {
                 self.succeed(*taken_over).await?;
                 None
+            }
+            Predecessor::Dead(lock, left) => {
+                self.registry.adopt(left.1);
+                self.replace(left.0).await?;
+                Some(lock)
             }
             Predecessor::None(lock) => {
                 if let Some(snapshot) = load(snapshot_file) {
@@ -382,6 +394,10 @@ impl Running {
             // It will find the successor.
             return Ok(false);
         }
+        if let ToProxy::Lend { most } = first {
+            self.lend(server, most).await?;
+            return Ok(false);
+        }
         if self.server.replace(server).is_some() {
             tracing::info!("a new connection of the server replaces the old one");
         }
@@ -449,6 +465,10 @@ impl Running {
                 self.send(&FromProxy::Stats(stats)).await;
                 return Ok(false);
             }
+            ToProxy::Lend { .. } => {
+                tracing::warn!("sockets are lent on a connection of its own only");
+                return Ok(false);
+            }
             ToProxy::Snapshot(snapshot) => self.replace(snapshot).await?,
             ToProxy::Cluster { generation, .. } | ToProxy::Callers { generation, .. }
                 if generation <= self.registry.generation() =>
@@ -476,45 +496,6 @@ impl Running {
         self.send(&FromProxy::Ack { generation, failed }).await;
         self.report_in_flight(Report::All).await;
         Ok(true)
-    }
-
-    /// Gives a successor the sockets and the state. Until it accepts, nothing is acknowledged to the server: what
-    /// it does not know must not be withdrawn meanwhile.
-    async fn hand_over(&mut self) -> Result<(), Error> {
-        let mut sockets = BTreeMap::<_, Vec<_>>::new();
-        for (index, worker) in self.workers.iter().enumerate() {
-            let (answer, lent) = oneshot::channel();
-            let sent = worker.send(Command::Lend(answer)).await;
-            sent.map_err(|_| Error::WorkerDied(index))?;
-            for (bind, socket) in lent.await.map_err(|_| Error::WorkerDied(index))? {
-                sockets.entry(bind).or_default().push(socket);
-            }
-        }
-        let Some(Server { stream, decoder }) = self.server.take() else { return Ok(()) };
-        let parts = self.registry.parts();
-        let given = tokio::task::spawn_blocking(move || {
-            let stream = stream.into_std()?;
-            stream.set_nonblocking(false)?;
-            handover::give(&stream, &parts.snapshot(), &sockets)?;
-            stream.set_nonblocking(true)?;
-            Ok::<_, io::Error>(stream)
-        });
-        let given = given.await.map_err(io::Error::other).flatten().and_then(UnixStream::from_std);
-        match given {
-            Ok(stream) => {
-                tracing::info!("a successor has the sockets");
-                self.server = Some(Server { stream, decoder });
-                self.handing_over = Some(Instant::now() + HANDOVER);
-            }
-            Err(error) => tracing::warn!(%error, "a successor did not take the sockets"),
-        }
-        Ok(())
-    }
-
-    /// A successor hangs: this proxy goes on as before, and its server may come back.
-    fn give_up_successor(&mut self) {
-        tracing::warn!("a successor did not begin to accept in time and is given up");
-        (self.server, self.handing_over) = (None, None);
     }
 
     async fn replace(&mut self, snapshot: Snapshot) -> Result<(), Error> {

@@ -209,7 +209,7 @@ impl State {
     /// Applies `message` as the control thread does, except that nothing is listened on.
     pub fn obey(&mut self, message: ToProxy) {
         match message {
-            ToProxy::Stats | ToProxy::TakeOver | ToProxy::Retire => {}
+            ToProxy::Stats | ToProxy::TakeOver | ToProxy::Retire | ToProxy::Lend { .. } => {}
             ToProxy::Snapshot(mut snapshot) => {
                 // Port 0 is refused before a socket is opened.
                 snapshot.listeners.iter_mut().for_each(|l| l.bind.set_port(0));

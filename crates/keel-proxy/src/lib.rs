@@ -50,6 +50,8 @@ mod waiting;
 mod worker;
 
 use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -84,6 +86,9 @@ pub struct ProxyOptions {
     pub access_log: Option<AccessLog>,
     /// Take the place of the proxy that serves the control socket, if there is one, without losing a connection.
     pub take_over: bool,
+    /// The standard input is a Unix socket through which the state and the listening sockets of a proxy that died come
+    /// ([`handover::give`](keel_link::handover::give)).
+    pub sockets_from_stdin: bool,
 }
 
 /// Why a proxy did not start or had to end.
@@ -192,7 +197,21 @@ fn predecessor(options: &ProxyOptions) -> Result<Predecessor, Error> {
         return Ok(Predecessor::Proxy(Box::new(before)));
     }
     // Held before anything is accepted: of two that start at once, one ends, and must not have begun to serve.
-    Ok(Predecessor::None(lock(&options.control_socket, keel_link::LOCK_PATIENCE)?))
+    let lock = lock(&options.control_socket, keel_link::LOCK_PATIENCE)?;
+    Ok(match options.sockets_from_stdin.then(left).flatten() {
+        Some(left) => Predecessor::Dead(lock, Box::new(left)),
+        None => Predecessor::None(lock),
+    })
+}
+
+/// What one that died left: it comes through the standard input. Without it everything is opened anew.
+fn left() -> Option<control::Left> {
+    let stream = std::io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from);
+    let taken = stream.and_then(|mut stream| handover::take(&mut stream));
+    if let Err(error) = &taken {
+        tracing::warn!(%error, "the sockets of the proxy before this one don't come; others are opened");
+    }
+    taken.ok()
 }
 
 /// Tells the control thread when a worker ends, by a panic too.

@@ -240,6 +240,12 @@ pub enum ToProxy {
     TakeOver,
     /// The new proxy accepts connections: accept no more, and end when the open ones have.
     Retire,
+    /// The one that keeps the proxy running asks, on a connection of its own, for copies of the listening sockets:
+    /// [`FromProxy::Place`] without a state is the answer, the sockets follow it.
+    Lend {
+        /// At most so many; if there are more, one of each address.
+        most: usize,
+    },
 }
 
 /// Proxy → server.
@@ -277,7 +283,7 @@ pub enum FromProxy {
     },
     /// Counters since the proxy started.
     Stats(Stats),
-    /// The place of the proxy, for its successor.
+    /// The place of the proxy, for its successor or to be kept for one.
     Place {
         /// The state in force.
         snapshot: Box<Snapshot>,

@@ -68,9 +68,54 @@ fn a_killed_proxy_is_replaced_and_serves_again() {
     ));
     keel.run(&["up", "-d", "--wait"]).ok();
     assert_eq!(get(port).as_deref(), Some("here"));
-    kill(proxies(&keel)[0]);
-    wait_for("another proxy", || (proxies(&keel).len() == 2).then_some(()));
-    wait_for("an answer", || (get(port).as_deref() == Some("here")).then_some(()));
+    for round in 1..=3 {
+        let proxy = *proxies(&keel).last().unwrap();
+        wait_for("copies of the sockets", || listens(keel.server_pid(), port).then_some(()));
+        kill(proxy);
+        wait_for("its end", || (!is_alive(proxy)).then_some(()));
+        // Who connects in between waits for the next one.
+        for _ in 0..20 {
+            assert_eq!(get(port).as_deref(), Some("here"), "round {round}");
+        }
+        assert_eq!(proxies(&keel).len(), 1 + round);
+    }
+    let events = keel.run(&["events"]).ok();
+    assert!(!events.contains("can't listen"), "{events}");
+}
+
+#[test]
+fn what_the_proxy_closes_nobody_holds_open() {
+    let (old, new) = (free_port(), free_port());
+    let file = |port: u16| {
+        let command = responder("here");
+        format!(
+            "name: demo\nservices:\n  web:\n    command: {command}\n    ports: [\"{port}:80\"]\n"
+        )
+    };
+    let keel = Running::new(&file(old));
+    keel.run(&["up", "-d", "--wait"]).ok();
+    wait_for("copies of the sockets", || listens(keel.server_pid(), old).then_some(()));
+    keel.sandbox.write("compose.yaml", &file(new));
+    keel.run(&["up", "-d", "--wait"]).ok();
+    assert_eq!(get(new).as_deref(), Some("here"));
+    wait_for("the old port to be closed", || {
+        std::net::TcpStream::connect(("127.0.0.1", old)).is_err().then_some(())
+    });
+    wait_for("copies of the new one", || listens(keel.server_pid(), new).then_some(()));
+    assert!(!listens(keel.server_pid(), old));
+}
+
+/// Whether a process has a socket that listens on `port`.
+fn listens(pid: u32, port: u16) -> bool {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let listening = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    let inodes: Vec<_> = listening
+        .filter(|row| row[1].ends_with(&format!(":{port:04X}")) && row[3] == "0A")
+        .map(|row| format!("socket:[{}]", row[9]))
+        .collect();
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let mut targets = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    targets.any(|target| inodes.iter().any(|inode| target.as_os_str() == inode.as_str()))
 }
 
 /// The processes of the proxies that were started.

@@ -41,6 +41,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "keel-query",
             "keel-pipeline",
             "keel-store",
+            "keel-link",
             "keel-runtime",
             "keel-discovery",
             "keel-acme",

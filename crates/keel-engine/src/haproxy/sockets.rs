@@ -5,17 +5,13 @@
 //! option `-x`. We do the one to take sockets from it, and are at that path to give it some.
 
 use std::collections::BTreeMap;
-use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
-use std::mem::MaybeUninit;
+use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
+use keel_link::descriptors;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::UnixListener;
@@ -51,7 +47,7 @@ pub fn ask(path: &Path) -> io::Result<BTreeMap<SocketAddr, Vec<OwnedFd>>> {
     let mut said = vec![0; SAID];
     while received.len() < wanted {
         let before = received.len();
-        receive(&stream, &mut said, &mut received)?;
+        descriptors::receive(&stream, &mut said, &mut received)?;
         if received.len() == before {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -70,22 +66,6 @@ pub fn ask(path: &Path) -> io::Result<BTreeMap<SocketAddr, Vec<OwnedFd>>> {
         }
     }
     Ok(sockets)
-}
-
-fn receive(stream: &UnixStream, said: &mut [u8], received: &mut Vec<OwnedFd>) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC;
-    let got = recvmsg(stream, &mut [IoSliceMut::new(said)], &mut ancillary, flags)?;
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(sockets) = message {
-            received.extend(sockets);
-        }
-    }
-    match got.flags.contains(ReturnFlags::CTRUNC) {
-        true => Err(io::Error::other("not all sockets arrived: too few file descriptors")),
-        false => Ok(()),
-    }
 }
 
 /// Sockets for a HAProxy that starts, at a path for its option `-x`. Those that it has no use for are closed with this.
@@ -141,13 +121,7 @@ impl Offer {
         for batch in self.sockets.chunks(BATCH) {
             let sockets: Vec<BorrowedFd<'_>> = batch.iter().map(|socket| socket.as_fd()).collect();
             let said = UNNAMED.repeat(sockets.len());
-            let send = || {
-                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
-                let mut ancillary = SendAncillaryBuffer::new(&mut space);
-                ancillary.push(SendAncillaryMessage::ScmRights(&sockets));
-                let bytes = [IoSlice::new(&said)];
-                Ok(sendmsg(&stream, &bytes, &mut ancillary, SendFlags::NOSIGNAL)?)
-            };
+            let send = || descriptors::send(&stream, &said, &sockets);
             // What is said of a batch fits into the socket's buffer: it is sent whole or not at all.
             if stream.async_io(Interest::WRITABLE, send).await? != said.len() {
                 return Err(io::ErrorKind::WriteZero.into());

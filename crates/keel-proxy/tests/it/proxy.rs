@@ -41,6 +41,7 @@ pub fn run_as_told() {
         version: "test".into(),
         access_log: None,
         take_over: std::env::var_os(TAKE_OVER).is_some(),
+        sockets_from_stdin: false,
     });
     if let Err(error) = result {
         eprintln!("{error}");

@@ -6,6 +6,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use keel_link::handover::copies;
 use keel_model::{EndpointState, Protocol};
 
 use crate::backend::Backend;
@@ -144,4 +145,30 @@ fn without_a_proxy_there_is_nothing_to_take_over() {
     proxy.server = Server::connect(proxy.dir.path());
     let address = proxy.serve(Protocol::Auto, &[backend.address]);
     assert_eq!(get(address, "/").body, "a:0");
+}
+
+#[test]
+fn copies_of_the_sockets_go_to_who_asks_and_outlive_the_proxy() {
+    let backend = Backend::named("a");
+    let mut proxy = Proxy::start();
+    let address = proxy.serve(Protocol::Auto, &[backend.address]);
+    let control = proxy.dir.path().join("control");
+    let (pid, all) = copies(&control, usize::MAX).unwrap().unwrap();
+    assert_eq!(pid, proxy.process.child.id());
+    assert_eq!(all.keys().copied().collect::<Vec<_>>(), [address]);
+    let workers = all[&address].len();
+    assert!(workers > 1, "one for each worker");
+    let (_, few) = copies(&control, workers - 1).unwrap().unwrap();
+    assert_eq!(few[&address].len(), 1, "one of each address if there is no room for all");
+    let (_, none) = copies(&control, 0).unwrap().unwrap();
+    assert!(none.is_empty());
+    // The server has not lost its place by it.
+    proxy.server.update(cluster(&[(backend.address, Ready)], true));
+    assert_eq!(get(address, "/").body, "a:0");
+    proxy.process.child.kill().unwrap();
+    proxy.process.child.wait().unwrap();
+    std::net::TcpStream::connect(address).unwrap();
+    drop((all, few));
+    std::net::TcpStream::connect(address).unwrap_err();
+    assert!(copies(&control, 1).unwrap().is_none());
 }

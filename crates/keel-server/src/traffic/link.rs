@@ -4,10 +4,11 @@
 //! when nothing answers. While there is no proxy nothing can be in flight, but nothing may be taken for drained
 //! either: a new proxy starts with the last snapshot of the old one.
 
+mod begin;
+mod held;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,9 +23,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use self::begin::{Begun, Place, is_other_binary, pause};
+use self::held::Held;
 use super::snapshot::{Sources, drained, snapshot};
 use super::{Credentials, callers};
 use crate::board::Board;
@@ -36,9 +38,6 @@ use crate::world::WorldReader;
 
 /// Pause between two tries to reach the proxy.
 const RECONNECT: Duration = Duration::from_millis(10);
-/// A proxy that was started gets this long before another is, unless it ends; one that ends again and again is started
-/// anew at most this seldom.
-const START_TIME: Duration = Duration::from_secs(3);
 /// One that was linked for this long did not fail at its start.
 const HEALTHY: Duration = Duration::from_secs(1);
 /// A proxy that takes no frame for this long hangs; the link is made anew.
@@ -52,10 +51,6 @@ const MAX_QUESTIONS: usize = 8;
 const HANGS: Duration = Duration::from_secs(10);
 /// The same for one that drives an engine, which serves on meanwhile and may take its time for a change.
 const DRIVER_HANGS: Duration = Duration::from_secs(55);
-/// What the proxy would otherwise take from the server's environment. How it logs it is told, and can be told anew.
-const NOT_INHERITED: &str = "KEEL_ACCESS_LOG";
-/// A log of the proxy larger than this, in bytes, is begun anew with the next proxy.
-const MAX_LOG: u64 = 10 << 20;
 /// Bytes read at a time.
 const READ_SIZE: usize = 64 << 10;
 
@@ -139,27 +134,13 @@ struct Session {
     issued: (Generation, u64),
     /// Was started to take the place of the proxy that is linked.
     successor: Option<Begun>,
-}
-
-/// A proxy that was started and is not linked yet.
-struct Begun {
-    at: Instant,
-    /// Is finished when it has ended.
-    life: JoinHandle<()>,
-}
-
-impl Begun {
-    fn may_come(&self) -> bool {
-        !self.life.is_finished() && self.at.elapsed() < START_TIME
-    }
-}
-
-/// How long nothing is started after so many in a row that ended at once.
-fn pause(in_vain: u32) -> Duration {
-    match in_vain {
-        0 => Duration::ZERO,
-        _ => START_TIME.min(RECONNECT.saturating_mul(1 << in_vain.min(16))),
-    }
+    /// Copies of the proxy's sockets, if it is one to have copies of.
+    held: Held,
+    is_held: bool,
+    /// Since when the listeners are what they are.
+    listeners: Generation,
+    /// They are in force, and were looked at.
+    is_settled: bool,
 }
 
 impl Link {
@@ -172,17 +153,19 @@ impl Link {
         // Above every generation that an earlier server gave, unless the clock was set back; then the proxy
         // takes the first snapshot of a connection all the same.
         let mut generation = Generation(clock::now().0 << 10);
-        let mut begun: Option<Begun> = None;
+        let (mut begun, mut held) = (None, Held::default());
         let mut in_vain = 0;
         loop {
             match UnixStream::connect(self.socket()).await {
                 Ok(stream) => {
                     let linked = Instant::now();
-                    let mut session = Session { successor: begun.take(), ..Session::default() };
+                    held.linked();
+                    let mut session =
+                        Session { successor: begun.take(), held, ..Session::default() };
                     let reason = self.session(&mut session, stream, &mut generation).await;
                     self.state.send_modify(|state| state.pid = None);
                     self.board.set_drained(BTreeSet::new());
-                    begun = session.successor;
+                    (begun, held) = (session.successor, session.held);
                     if linked.elapsed() >= HEALTHY {
                         in_vain = 0;
                     }
@@ -192,60 +175,11 @@ impl Link {
                 Err(_) => {
                     tokio::time::sleep(pause(in_vain)).await;
                     in_vain += 1;
-                    begun = self.start(Place::Empty);
+                    begun = self.start(Place::Empty, &held);
                 }
             }
+            held.unlinked();
             tokio::time::sleep(RECONNECT).await;
-        }
-    }
-
-    fn start(&self, place: Place) -> Option<Begun> {
-        let path = self.state_dir.join("proxy.log");
-        let full = std::fs::metadata(&path).is_ok_and(|log| log.len() > MAX_LOG);
-        if full && let Err(error) = std::fs::remove_file(&path) {
-            tracing::warn!(%error, "the proxy's log can't be begun anew");
-        }
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(path);
-        let mut command = tokio::process::Command::new(&self.program);
-        command
-            .arg("proxy")
-            .arg("--control-socket")
-            .arg(self.socket())
-            .arg("--snapshot-file")
-            .arg(self.state_dir.join("proxy.snapshot"))
-            .args((place == Place::Taken).then_some("--take-over"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log.map_or_else(|_| Stdio::null(), Stdio::from))
-            .kill_on_drop(false);
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with(NOT_INHERITED) {
-                command.env_remove(name);
-            }
-        }
-        if let Some(engine) = &self.engine {
-            command.arg("--engine").arg(engine);
-        }
-        match command.spawn() {
-            Ok(mut child) => {
-                let what = match &self.engine {
-                    Some(engine) => format!("proxy with {engine}"),
-                    None => "proxy".to_owned(),
-                };
-                let how = if place == Place::Taken { " to take over" } else { "" };
-                let pid = child.id().unwrap_or_default();
-                let message = format!("{what} started{how} (process {pid})");
-                self.events.add(EventKind::Platform, None, None, None, message);
-                // Waited for so that it leaves no zombie.
-                let life = tokio::spawn(async move { drop(child.wait().await) });
-                Some(Begun { at: Instant::now(), life })
-            }
-            Err(error) => {
-                let message = format!("the proxy can't be started: {error}");
-                tracing::error!("{message}");
-                self.events.add(EventKind::Platform, None, None, None, message);
-                None
-            }
         }
     }
 
@@ -305,6 +239,7 @@ impl Link {
                         return reason;
                     }
                 }
+                () = session.held.answered(self.state.borrow().pid) => {}
                 () = self.ask.notified() => {
                     if let Err(reason) = ask(session, &mut writer).await {
                         return reason;
@@ -362,6 +297,8 @@ impl Link {
         if first || revision != session.issued.1 || !parts {
             *generation = next;
             session.issued = (next, revision);
+            (session.listeners, session.is_settled) = (next, false);
+            session.held.keep_only(&wanted.listeners.iter().map(|l| l.bind).collect());
             frames.push(ToProxy::Snapshot(wanted.clone()));
         } else {
             for (id, cluster) in &wanted.clusters {
@@ -417,6 +354,10 @@ impl Link {
                 let is_other =
                     self.is_other_engine(&version) || is_other_binary(pid, &self.program);
                 self.state.send_modify(|state| (state.pid, state.version) = (Some(pid), version));
+                session.is_held = !is_other && self.engine.is_none();
+                if !session.is_held {
+                    session.held.clear();
+                }
                 if !is_other {
                     session.successor = None;
                 } else if !session.successor.as_ref().is_some_and(Begun::may_come) {
@@ -424,7 +365,7 @@ impl Link {
                         pid,
                         "the proxy is not what it should be; another one is started"
                     );
-                    session.successor = self.start(Place::Taken);
+                    session.successor = self.start(Place::Taken, &session.held);
                 }
             }
             FromProxy::Ack { generation, failed } => {
@@ -434,10 +375,15 @@ impl Link {
                 }
                 self.tell_withdrawn(session);
                 self.note_failures(&failed);
+                session.is_settled &= self.state.borrow().failed == failed;
                 self.state.send_modify(|state| {
                     state.acknowledged = generation;
                     state.failed = failed;
                 });
+                if session.is_held && !session.is_settled && generation >= session.listeners {
+                    session.is_settled = true;
+                    session.held.ask(&self.socket(), self.state.borrow().own().open);
+                }
             }
             FromProxy::InFlight { generation, instance, count } => {
                 session.in_flight.insert(instance, (generation, count));
@@ -454,13 +400,6 @@ impl Link {
                 tracing::debug!("a word for a successor went astray");
             }
         }
-    }
-
-    /// A proxy outlives its server, and then may not be what this one would start.
-    fn is_other_engine(&self, version: &str) -> bool {
-        let wanted = self.engine.as_deref();
-        let driven = version.split_once(" with ").map(|(_, engine)| engine);
-        wanted != driven
     }
 
     fn tell_withdrawn(&self, session: &mut Session) {
@@ -493,21 +432,6 @@ impl Link {
             self.events.add(EventKind::Platform, None, None, None, message);
         }
     }
-}
-
-/// Whether a proxy is started where none is, or beside one that is to be replaced.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
-    Empty,
-    Taken,
-}
-
-/// Whether process `pid` runs something else than what lies at `program` now. Where that can't be told, it does not.
-fn is_other_binary(pid: u32, program: &std::path::Path) -> bool {
-    let identity =
-        |path: &std::path::Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
-    let running = identity(std::path::Path::new(&format!("/proc/{pid}/exe")));
-    running.is_some_and(|running| identity(program).is_some_and(|wanted| running != wanted))
 }
 
 fn instances(snapshot: &Snapshot) -> BTreeSet<&InstanceId> {

@@ -28,6 +28,9 @@ pub struct ProxyArgs {
     /// Take the place of the proxy that serves the control socket, without losing a connection
     #[arg(long)]
     pub take_over: bool,
+    /// The sockets of a proxy that died come through the standard input
+    #[arg(long, hide = true, conflicts_with_all = ["take_over", "engine"])]
+    pub sockets_from_stdin: bool,
     /// Drive this load balancer instead of handling traffic itself
     #[arg(long, value_name = "ENGINE")]
     pub engine: Option<EngineName>,
@@ -62,6 +65,7 @@ pub fn run(args: ProxyArgs) -> Result<(), Failure> {
         version: VERSION.to_owned(),
         access_log: args.access_log.settle()?,
         take_over: args.take_over,
+        sockets_from_stdin: args.sockets_from_stdin,
     };
     keel_proxy::run(options).map_err(|error| Failure::unreachable(error.to_string()))
 }

@@ -5,6 +5,7 @@ use keel_route::snapshot::{Certificate, Challenges};
 use keel_store::{RedbStore, Store};
 use tokio::net::UnixListener;
 
+use super::begin::START_TIME;
 use super::*;
 
 /// Nothing here takes longer.
