@@ -285,6 +285,49 @@ fn haproxy_and_our_proxy_take_over_from_each_other_without_loss() {
     }
 }
 
+/// A HAProxy that starts and never gets ready.
+const STUCK: &str = r#"#!/bin/sh
+for argument; do
+    if [ "$argument" = -x ]; then
+        echo $$ >> "$STUCK_PIDS"
+        exec sleep 100000
+    fi
+done
+exec "$REAL_HAPROXY" "$@"
+"#;
+
+#[test]
+fn a_haproxy_that_does_not_get_ready_is_ended_and_our_proxy_goes_on() {
+    use std::os::unix::fs::PermissionsExt as _;
+    if !is_installed("haproxy") {
+        return;
+    }
+    let (published, routed) = two_free_ports();
+    let keel = Running::new(&compose(published, routed));
+    keel.run(&["up", "-d", "--wait"]).ok();
+    let stuck = keel.sandbox.write("bin/haproxy", STUCK);
+    std::fs::set_permissions(&stuck, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    let directories = path.split(':').chain(["/usr/sbin"]).map(|d| format!("{d}/haproxy"));
+    let real = directories.into_iter().find(|real| std::fs::exists(real).unwrap()).unwrap();
+    let pids = keel.sandbox.app().join("pids");
+    kill(keel.server_pid());
+    let mut server = keel.command(&["server", "--detach", "--proxy-engine", "haproxy"]);
+    server
+        .env("PATH", format!("{}:{path}", stuck.parent().unwrap().display()))
+        .env("REAL_HAPROXY", real)
+        .env("STUCK_PIDS", &pids);
+    assert!(server.status().unwrap().success());
+    let started: u32 = wait_for("a haproxy that is stuck", || {
+        std::fs::read_to_string(&pids).ok()?.lines().next()?.parse().ok()
+    });
+    wait_for("its end", || {
+        assert_eq!(get(published).as_deref(), Some("here"));
+        (!is_alive(started)).then_some(())
+    });
+    assert_eq!(get(routed).as_deref(), Some("here"));
+}
+
 #[test]
 fn haproxy_serves_in_the_place_of_our_proxy() {
     is_driven("haproxy");

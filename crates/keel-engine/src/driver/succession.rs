@@ -55,7 +55,11 @@ impl Driver {
         if let Driven::Haproxy(haproxy) = &mut self.driven {
             haproxy.adopt(sockets.into_values().flatten().collect());
         }
-        self.driven.apply(&fit).await?;
+        if let Err(error) = self.driven.apply(&fit).await {
+            // It may be there all the same, and would get a share of the connections, with nobody to tell it anything.
+            self.driven.kill();
+            return Err(error);
+        }
         self.applied = Some(fit);
         let retired =
             tokio::task::spawn_blocking(move || handover::retire(&mut stream).map(|()| stream));
