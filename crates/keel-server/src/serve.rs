@@ -156,8 +156,12 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
     tracing::info!(socket = %socket_path(&options.state_dir).display(), "{message}");
     events.add(EventKind::Platform, None, None, None, message);
     wait(listener, api, &shutdown).await;
-    stop_idle_proxy(&worlds, &proxy);
+    // The link first, as it would start another proxy.
     tasks.shutdown().await;
+    if worlds.current().stacks.is_empty() {
+        // What serves nothing would only be left over. A proxy that serves a stack goes on.
+        proxy.borrow().end(&options.state_dir);
+    }
     Ok(())
 }
 
@@ -240,17 +244,6 @@ async fn wait(listener: UnixListener, api: Arc<Api>, shutdown: &Notify) {
             }
             tokio::time::sleep(CLOSE_PAUSE).await;
         } => {}
-    }
-}
-
-/// A proxy that serves nothing would only be left over. One that serves a stack goes on.
-fn stop_idle_proxy(worlds: &WorldReader, proxy: &watch::Receiver<ProxyState>) {
-    if worlds.current().stacks.is_empty()
-        && let Some(pid) = proxy.borrow().pid
-        && let Ok(pid) = i32::try_from(pid)
-        && let Some(pid) = rustix::process::Pid::from_raw(pid)
-    {
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
     }
 }
 

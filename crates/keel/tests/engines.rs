@@ -326,6 +326,21 @@ fn a_haproxy_that_does_not_get_ready_is_ended_and_our_proxy_goes_on() {
         (!is_alive(started)).then_some(())
     });
     assert_eq!(get(routed).as_deref(), Some("here"));
+
+    // Another try is under way. All is ended with the server when there is nothing to serve.
+    wait_for("another try", || {
+        (std::fs::read_to_string(&pids).ok()?.lines().count() > 1).then_some(())
+    });
+    let events = keel.run(&["events"]).ok();
+    let proxies = events.lines().filter(|line| line.contains("proxy") && line.contains("started"));
+    let proxies: Vec<u32> = proxies
+        .map(|line| line.split_once("process ").unwrap().1.trim_end_matches(')').parse().unwrap())
+        .collect();
+    keel.run(&["down"]).ok();
+    keel.run(&["server", "stop"]).ok();
+    wait_for("the end of every proxy", || {
+        proxies.iter().all(|proxy| !is_alive(*proxy)).then_some(())
+    });
 }
 
 #[test]

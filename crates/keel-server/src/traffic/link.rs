@@ -7,8 +7,8 @@
 mod begin;
 mod held;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use keel_route::access_log::AccessLog;
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
 use keel_runtime::Runtime;
+use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Pid, Signal, getpid, kill_process};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -25,7 +26,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use self::begin::{Begun, Place, is_other_binary, pause};
+use self::begin::{Begun, Place, START_TIME, Succession, is_other_binary, pause};
 use self::held::Held;
 use super::snapshot::{Sources, drained, snapshot};
 use super::{Credentials, callers};
@@ -59,6 +60,8 @@ const READ_SIZE: usize = 64 << 10;
 pub struct ProxyState {
     /// Its process id while it is linked.
     pub pid: Option<u32>,
+    /// That of the last one that this server started, while it runs.
+    pub started: Option<u32>,
     /// The generation that it uses.
     pub acknowledged: Generation,
     /// Listeners that it could not open.
@@ -81,6 +84,24 @@ impl ProxyState {
         self.failed.iter().for_each(|failure| _ = open.remove(&failure.bind));
         Own { proxy: self.pid, open }
     }
+
+    /// Tells every proxy to end: the one that is linked, one that is still to take its place, and one that serves the
+    /// socket but is not linked, as it is about to give its place to another.
+    pub fn end(&self, state_dir: &Path) {
+        let serves = std::os::unix::net::UnixStream::connect(socket(state_dir)).ok();
+        let serves = serves.and_then(|stream| socket_peercred(stream).ok()).map(|peer| peer.pid);
+        let known = [self.pid, self.started].into_iter().flatten();
+        let known = known.filter_map(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        for pid in known.chain(serves).collect::<HashSet<_>>() {
+            // That it has ended meanwhile is no error.
+            let _ = kill_process(pid, Signal::TERM);
+        }
+    }
+}
+
+/// Where a proxy is spoken to.
+fn socket(state_dir: &Path) -> PathBuf {
+    state_dir.join("proxy.sock")
 }
 
 /// The link.
@@ -132,8 +153,9 @@ struct Session {
     is_late: bool,
     /// The revision of what is issued in `sent`, and since which generation it is there.
     issued: (Generation, u64),
-    /// Was started to take the place of the proxy that is linked.
-    successor: Option<Begun>,
+    /// The proxy that is linked is not what it should be.
+    is_other: bool,
+    succession: Succession,
     /// Copies of the proxy's sockets, if it is one to have copies of.
     held: Held,
     is_held: bool,
@@ -145,7 +167,7 @@ struct Session {
 
 impl Link {
     fn socket(&self) -> PathBuf {
-        self.state_dir.join("proxy.sock")
+        socket(&self.state_dir)
     }
 
     /// Runs until cancelled.
@@ -153,29 +175,28 @@ impl Link {
         // Above every generation that an earlier server gave, unless the clock was set back; then the proxy
         // takes the first snapshot of a connection all the same.
         let mut generation = Generation(clock::now().0 << 10);
-        let (mut begun, mut held) = (None, Held::default());
+        let (mut succession, mut held) = (Succession::default(), Held::default());
         let mut in_vain = 0;
         loop {
             match UnixStream::connect(self.socket()).await {
                 Ok(stream) => {
                     let linked = Instant::now();
                     held.linked();
-                    let mut session =
-                        Session { successor: begun.take(), held, ..Session::default() };
+                    let mut session = Session { succession, held, ..Session::default() };
                     let reason = self.session(&mut session, stream, &mut generation).await;
                     self.state.send_modify(|state| state.pid = None);
                     self.board.set_drained(BTreeSet::new());
-                    (begun, held) = (session.successor, session.held);
+                    (succession, held) = (session.succession, session.held);
                     if linked.elapsed() >= HEALTHY {
                         in_vain = 0;
                     }
                     tracing::warn!(reason, "the link to the proxy ended");
                 }
-                Err(_) if begun.as_ref().is_some_and(Begun::may_come) => {}
+                Err(_) if succession.begun.as_ref().is_some_and(Begun::may_come) => {}
                 Err(_) => {
-                    tokio::time::sleep(pause(in_vain)).await;
+                    tokio::time::sleep(pause(in_vain, START_TIME)).await;
                     in_vain += 1;
-                    begun = self.start(Place::Empty, &held);
+                    succession.begun = self.start(Place::Empty, &held);
                 }
             }
             held.unlinked();
@@ -238,6 +259,10 @@ impl Link {
                     if let Err(reason) = ask(session, &mut writer).await {
                         return reason;
                     }
+                }
+                () = session.succession.due(), if session.is_other => {
+                    let begun = self.start(Place::Taken, &session.held);
+                    session.succession.begin(begun);
                 }
                 () = session.held.answered(self.state.borrow().pid) => {}
                 () = self.ask.notified() => {
@@ -358,14 +383,11 @@ impl Link {
                 if !session.is_held {
                     session.held.clear();
                 }
-                if !is_other {
-                    session.successor = None;
-                } else if !session.successor.as_ref().is_some_and(Begun::may_come) {
-                    tracing::info!(
-                        pid,
-                        "the proxy is not what it should be; another one is started"
-                    );
-                    session.successor = self.start(Place::Taken, &session.held);
+                session.is_other = is_other;
+                if is_other {
+                    tracing::info!(pid, "the proxy is not what it should be");
+                } else {
+                    session.succession = Succession::default();
                 }
             }
             FromProxy::Ack { generation, failed } => {

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use keel_model::EventKind;
 use keel_route::snapshot::Snapshot;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Command;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::held::Held;
 use super::{Link, RECONNECT};
@@ -20,6 +21,10 @@ use super::{Link, RECONNECT};
 /// A proxy that was started gets this long before another is, unless it ends; one that ends again and again is started
 /// anew at most this seldom.
 pub(super) const START_TIME: Duration = Duration::from_secs(3);
+/// One that is to take another's place gets this long, and then is killed. Each step of it has a shorter bound of its own.
+const SUCCESSION_TIME: Duration = Duration::from_secs(60);
+/// After one that could not, the next tries at most this much later: while one tries, changes have to wait.
+const SUCCESSION_PAUSE: Duration = Duration::from_secs(60);
 /// What the proxy would otherwise take from the server's environment. How it logs it is told, and can be told anew.
 const NOT_INHERITED: &str = "KEEL_ACCESS_LOG";
 /// A log of the proxy larger than this, in bytes, is begun anew with the next proxy.
@@ -36,6 +41,8 @@ pub enum Place {
 
 /// A proxy that was started and is not linked yet.
 pub struct Begun {
+    /// Its process id.
+    pub pid: u32,
     /// When.
     pub at: Instant,
     /// Is finished when it has ended.
@@ -47,13 +54,52 @@ impl Begun {
     pub fn may_come(&self) -> bool {
         !self.life.is_finished() && self.at.elapsed() < START_TIME
     }
+
+    /// Waits until it has ended; one that takes too long is killed.
+    async fn ended(&mut self) {
+        let Err(_) = timeout_at(self.at + SUCCESSION_TIME, &mut self.life).await else { return };
+        tracing::warn!(pid = self.pid, "a proxy that was to take over hangs and is killed");
+        if let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
 }
 
 /// How long nothing is started after so many in a row that ended at once.
-pub fn pause(in_vain: u32) -> Duration {
+pub fn pause(in_vain: u32, most: Duration) -> Duration {
     match in_vain {
         0 => Duration::ZERO,
-        _ => START_TIME.min(RECONNECT.saturating_mul(1 << in_vain.min(16))),
+        _ => most.min(RECONNECT.saturating_mul(1 << in_vain.min(16))),
+    }
+}
+
+/// A proxy is to be replaced by another that takes its place.
+#[derive(Default)]
+pub struct Succession {
+    /// Was started last.
+    pub begun: Option<Begun>,
+    in_vain: u32,
+    /// None is started before.
+    next: Option<Instant>,
+}
+
+impl Succession {
+    /// One was begun, or could not even be.
+    pub fn begin(&mut self, begun: Option<Begun>) {
+        self.begun = begun;
+        self.in_vain = self.in_vain.saturating_add(1);
+        self.next = Some(Instant::now() + pause(self.in_vain, SUCCESSION_PAUSE));
+    }
+
+    /// Waits until another one is to be started.
+    pub async fn due(&mut self) {
+        if let Some(begun) = &mut self.begun {
+            begun.ended().await;
+            self.begun = None;
+        }
+        if let Some(next) = self.next {
+            sleep_until(next).await;
+        }
     }
 }
 
@@ -99,9 +145,25 @@ impl Link {
                 let pid = child.id().unwrap_or_default();
                 let message = format!("{what} started{how} (process {pid})");
                 self.events.add(EventKind::Platform, None, None, None, message);
+                self.state.send_modify(|state| state.started = child.id());
+                let (state, events) = (self.state.clone(), Arc::clone(&self.events));
                 // Waited for so that it leaves no zombie.
-                let life = tokio::spawn(async move { drop(child.wait().await) });
-                Some(Begun { at: Instant::now(), life })
+                let life = tokio::spawn(async move {
+                    let ended = child.wait().await;
+                    state.send_if_modified(|state| {
+                        state.started.take_if(|started| *started == pid).is_some()
+                    });
+                    if let (Place::Taken, Ok(status)) = (place, ended)
+                        && status.code().is_some_and(|code| code != 0)
+                    {
+                        let message = format!(
+                            "the {what} (process {pid}) did not take over: {status}; proxy.log says why, \
+                             the one before goes on"
+                        );
+                        events.add(EventKind::Platform, None, None, None, message);
+                    }
+                });
+                Some(Begun { pid, at: Instant::now(), life })
             }
             Err(error) => {
                 let message = format!("the proxy can't be started: {error}");

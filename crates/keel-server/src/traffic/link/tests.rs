@@ -109,7 +109,7 @@ async fn certificates_are_in_the_first_snapshot_and_proofs_are_shown_when_acknow
 
 #[tokio::test]
 async fn a_proxy_that_was_started_is_waited_for_while_it_lives() {
-    let begun = |at, life| Begun { at, life };
+    let begun = |at, life| Begun { pid: 0, at, life };
     let now = Instant::now();
     assert!(begun(now, tokio::spawn(std::future::pending())).may_come());
     let long_ago = now.checked_sub(START_TIME).unwrap();
@@ -123,6 +123,19 @@ async fn a_proxy_that_was_started_is_waited_for_while_it_lives() {
 
 #[test]
 fn a_proxy_that_ends_again_and_again_is_started_ever_more_seldom() {
+    let pause = |in_vain| pause(in_vain, START_TIME);
     assert_eq!((pause(0), pause(100)), (Duration::ZERO, START_TIME));
     assert!((1..100).all(|n| pause(n - 1) <= pause(n)));
+}
+
+#[tokio::test]
+async fn a_successor_is_waited_for_while_it_lives_and_followed_by_another_when_it_has_ended() {
+    let begun = |life| Some(Begun { pid: 0, at: Instant::now(), life });
+    let mut succession = Succession::default();
+    for _ in 0..3 {
+        tokio::time::timeout(PATIENCE, succession.due()).await.unwrap();
+        succession.begin(begun(tokio::spawn(async {})));
+    }
+    succession.begin(begun(tokio::spawn(std::future::pending())));
+    tokio::time::timeout(Duration::from_millis(100), succession.due()).await.unwrap_err();
 }
