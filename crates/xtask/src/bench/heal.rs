@@ -64,7 +64,7 @@ fn instances(platform: &Platform) -> Result<Vec<Figure>, Error> {
 
 /// The server notices, and starts another one with the last state.
 fn proxies(platform: &Platform, address: SocketAddr) -> Result<Vec<Figure>, Error> {
-    let mut answering = Vec::new();
+    let (mut answering, mut failed) = (Vec::new(), 0.0);
     for _ in 0..KILLS {
         // By then the server is linked to the one that came last.
         std::thread::sleep(QUIET);
@@ -77,6 +77,7 @@ fn proxies(platform: &Platform, address: SocketAddr) -> Result<Vec<Figure>, Erro
             std::thread::sleep(TRY);
         }
         while !answers(address) {
+            failed += 1.0;
             if killed.elapsed() > PATIENCE {
                 return Err("no proxy came after the one that was killed".into());
             }
@@ -88,6 +89,7 @@ fn proxies(platform: &Platform, address: SocketAddr) -> Result<Vec<Figure>, Erro
     Ok(vec![
         Figure::median("proxy killed → another answers, median", &answering, 100.0, "ms"),
         Figure::new("proxy killed → another answers, worst", worst, 100.0, "ms"),
+        Figure::new("proxy killed → requests that failed until then", failed, 0.0, ""),
     ])
 }
 

@@ -34,7 +34,7 @@ struct Rounds {
     seconds: u32,
 }
 
-const FULL: Rounds = Rounds { number: 5, seconds: 3 };
+const FULL: Rounds = Rounds { number: 9, seconds: 2 };
 const QUICK: Rounds = Rounds { number: 2, seconds: 2 };
 /// Each proxy is tried and warmed up for so long before it is measured.
 const WARM_UP_SECONDS: u32 = 1;
