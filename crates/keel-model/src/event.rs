@@ -34,6 +34,8 @@ pub enum EventKind {
     InstanceRemoved,
     /// A rollout began, ended, failed or turned back.
     Rollout,
+    /// The engine in the place of our proxy can't do something that is wanted.
+    EngineLacks,
     /// The platform itself: proxy restarted, disk full, …
     Platform,
 }

@@ -473,7 +473,7 @@ impl Running {
             tracing::warn!(%error, "the proxy before this one does not follow any more");
             self.elder = None;
         }
-        self.send(&FromProxy::Ack { generation, failed }).await;
+        self.send(&FromProxy::Ack { generation, failed, lacks: Vec::new() }).await;
         self.report_in_flight(Report::All).await;
         Ok(true)
     }
@@ -555,7 +555,7 @@ impl Running {
         self.apply(changes).await?;
         if news {
             let generation = self.registry.generation();
-            self.send(&FromProxy::Ack { generation, failed }).await;
+            self.send(&FromProxy::Ack { generation, failed, lacks: Vec::new() }).await;
         }
         Ok(())
     }

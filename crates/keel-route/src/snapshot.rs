@@ -259,6 +259,9 @@ pub enum FromProxy {
         generation: Generation,
         /// Listeners that could not be opened, with the reason.
         failed: Vec<ListenerFailure>,
+        /// What is wanted and not done, all of it with every acknowledgement. Our own proxy lacks nothing.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        lacks: Vec<Lacking>,
     },
     /// Requests (and TCP connections) still in flight at a draining endpoint. Sent after the `Ack` that made it
     /// draining, whenever the number reaches zero, and at least every 500 ms while it is not zero.
@@ -295,6 +298,32 @@ pub struct ListenerFailure {
     pub bind: SocketAddr,
     /// The system's reason.
     pub reason: String,
+}
+
+/// Something that is wanted and that the engine in the place of our own proxy does not do, or does differently.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lacking {
+    /// `haproxy` or `nginx`.
+    pub engine: String,
+    /// What is lacking, in a few words.
+    pub what: String,
+    /// Why, and what happens instead.
+    pub why: String,
+    /// Where it is wanted: `route stack/route`, `cluster stack/service:port`, `listener address`, each with details after
+    /// a comma or a space; or in other words.
+    pub places: Vec<String>,
+}
+
+impl Lacking {
+    /// The first `most` of its places, and how many more there are.
+    #[must_use]
+    pub fn named(&self, most: usize) -> String {
+        let mut named = self.places.iter().take(most).cloned().collect::<Vec<_>>().join("; ");
+        if let Some(more @ 1..) = self.places.len().checked_sub(most) {
+            named.push_str(&format!("; {more} more"));
+        }
+        named
+    }
 }
 
 /// Counters since the proxy started.

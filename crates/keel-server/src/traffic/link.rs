@@ -15,7 +15,7 @@ use bytes::BytesMut;
 use keel_model::{EventKind, Generation, Goal, InstanceId, NodeName, Phase, ZoneName};
 use keel_route::access_log::AccessLog;
 use keel_route::codec::{Decoder, encode};
-use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
+use keel_route::snapshot::{FromProxy, Lacking, ListenerFailure, Snapshot, Stats, ToProxy};
 use keel_runtime::Runtime;
 use rustix::process::{Pid, Signal, getpid, kill_process};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::snapshot::{Sources, drained, snapshot};
-use super::{Credentials, callers};
+use super::{Credentials, callers, lacks};
 use crate::board::Board;
 use crate::clock;
 use crate::events::EventLog;
@@ -68,6 +68,8 @@ pub struct ProxyState {
     pub acknowledged: Generation,
     /// Listeners that it could not open.
     pub failed: Vec<ListenerFailure>,
+    /// What it lacks of what is wanted, if it drives an engine.
+    pub lacks: Vec<Lacking>,
     /// Its version.
     pub version: String,
     /// Its last counters.
@@ -427,16 +429,17 @@ impl Link {
                     session.successor = self.start(Place::Taken);
                 }
             }
-            FromProxy::Ack { generation, failed } => {
+            FromProxy::Ack { generation, failed, lacks } => {
                 session.acknowledged = generation;
                 if generation >= session.issued.0 {
                     self.shown.send_replace(session.issued.1);
                 }
                 self.tell_withdrawn(session);
                 self.note_failures(&failed);
+                self.tell_lacks(&lacks);
                 self.state.send_modify(|state| {
                     state.acknowledged = generation;
-                    state.failed = failed;
+                    (state.failed, state.lacks) = (failed, lacks);
                 });
             }
             FromProxy::InFlight { generation, instance, count } => {
@@ -483,6 +486,13 @@ impl Link {
                 Some(&id),
                 format!("out of the load balancer {after} ms after it ended"),
             );
+        }
+    }
+
+    fn tell_lacks(&self, lacks: &[Lacking]) {
+        let state = self.state.borrow();
+        for (stack, message) in lacks::news(&state.lacks, lacks, state.snapshot.as_deref()) {
+            self.events.add(EventKind::EngineLacks, stack.as_ref(), None, None, message);
         }
     }
 

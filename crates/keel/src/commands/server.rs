@@ -14,6 +14,7 @@ use crate::access_log::AccessLogArgs;
 use crate::commands::render::EngineName;
 use crate::context::{Context, print, print_json};
 use crate::failure::{Failure, UNREACHABLE, split_hint};
+use crate::lacks;
 use crate::spawn;
 use crate::ui::time;
 
@@ -269,6 +270,8 @@ async fn status(ctx: &Context) -> Result<(), Failure> {
     rows.extend(info.zone.iter().map(|zone| ("zone", zone.to_string())));
     rows.extend(info.metrics.map(|at| ("metrics", format!("http://{at}/metrics"))));
     rows.extend(info.access_log.iter().map(|path| ("log", path.display().to_string())));
+    rows.extend(info.proxy_engine.iter().map(|engine| ("engine", engine.clone())));
+    rows.extend(info.lacks.iter().map(|lacking| ("lacks", lacks::line(lacking))));
     rows.extend(info.limitations.iter().map(|limitation| ("limited", limitation.clone())));
     print(&rows.iter().map(|(key, value)| format!("{key:<8} {value}\n")).collect::<String>())
 }
@@ -285,6 +288,8 @@ fn json(info: &ServerInfo) -> serde_json::Value {
         "dns": info.dns,
         "metrics": info.metrics,
         "access_log": info.access_log,
+        "proxy_engine": info.proxy_engine,
+        "lacks": info.lacks,
         "limitations": info.limitations,
     })
 }

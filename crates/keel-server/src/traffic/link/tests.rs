@@ -35,7 +35,8 @@ impl Proxy {
     }
 
     async fn acknowledge(&mut self, generation: Generation) {
-        let frame = encode(&FromProxy::Ack { generation, failed: Vec::new() }).unwrap();
+        let frame =
+            encode(&FromProxy::Ack { generation, failed: Vec::new(), lacks: Vec::new() }).unwrap();
         self.stream.write_all(&frame).await.unwrap();
     }
 }
