@@ -574,12 +574,13 @@ impl Running {
             parts.extend(counted.edges);
         }
         stats.edges = edge::merge(parts);
+        stats.notices = self.registry.notices();
         Ok(stats)
     }
 
     /// Brings a change to every worker and waits until all use it.
     async fn apply(&mut self, changes: Vec<Change>) -> Result<(), Error> {
-        self.checks.update(self.registry.clusters());
+        self.checks.update(self.registry.clusters(), self.registry.shared());
         let mut done = Vec::with_capacity(changes.len());
         for (index, (worker, change)) in self.workers.iter().zip(changes).enumerate() {
             let (confirm, confirmed) = oneshot::channel();

@@ -29,6 +29,7 @@ mod http2;
 mod ids;
 mod limits;
 mod listen;
+mod notices;
 mod persist;
 mod pressure;
 mod registry;
@@ -142,6 +143,7 @@ pub fn run(options: ProxyOptions) -> Result<(), Error> {
         upstreams: tls::Upstreams::default(),
         connections: AtomicUsize::new(0),
         shed: AtomicU64::new(0),
+        notices: notices::Notices::default(),
     });
     let (died_tx, died) = mpsc::channel(workers);
     let log = Rc::new(access::Writer::start().map_err(Error::Start)?);

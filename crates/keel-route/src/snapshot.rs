@@ -337,6 +337,45 @@ pub struct Stats {
     /// Of the process.
     #[serde(default)]
     pub proxy: ProxyStats,
+    /// What happened since the last such answer.
+    #[serde(default, skip_serializing_if = "Notices::is_empty")]
+    pub notices: Notices,
+}
+
+/// What people are to be told of endpoints. Each thing is told once; who asks too seldom, or loses an answer, misses some.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Notices {
+    /// The first ones, in order.
+    pub endpoints: Vec<EndpointNotice>,
+    /// How many more there were.
+    pub lost: u64,
+}
+
+impl Notices {
+    /// Nothing happened.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// An endpoint is left out, or let in again, for what the proxy has seen of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointNotice {
+    /// Of which cluster.
+    pub cluster: ClusterId,
+    /// Which instance.
+    pub instance: InstanceId,
+    /// It is left out; else it is let in again.
+    pub is_out: bool,
+    /// Why, for people.
+    pub reason: String,
+    /// For how many milliseconds at most; absent where it is left out until something happens.
+    #[serde(default)]
+    pub for_ms: Option<u64>,
+    /// How many milliseconds ago that was.
+    pub ago_ms: u64,
 }
 
 /// What a proxy counts that belongs to no cluster.

@@ -238,6 +238,8 @@ impl<'a> Session<'a> {
                 | EventKind::InstanceFailed
                 | EventKind::InstanceUnhealthy
                 | EventKind::InstanceRestarting
+                | EventKind::EndpointEjected
+                | EventKind::EndpointReadmitted
                 | EventKind::Rollout
                 | EventKind::Platform
         );

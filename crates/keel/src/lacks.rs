@@ -54,7 +54,8 @@ pub async fn tell_of_stack(
         sleep(PAUSE).await;
         view = client.lacks(stack.as_str()).await?;
     }
-    let rows: Vec<_> = view.lacks.iter().map(|lacking| (lacking.named(NAMED_IN_COLUMN), lacking)).collect();
+    let rows: Vec<_> =
+        view.lacks.iter().map(|lacking| (lacking.named(NAMED_IN_COLUMN), lacking)).collect();
     let rows = rows.iter().map(|(places, l)| [places.as_str(), l.what.as_str(), l.why.as_str()]);
     tell(ctx, &engine, &format!("{stack} asks for"), rows);
     Ok(())

@@ -15,7 +15,9 @@ use bytes::BytesMut;
 use keel_model::{EventKind, Generation, Goal, InstanceId, NodeName, Phase, ZoneName};
 use keel_route::access_log::AccessLog;
 use keel_route::codec::{Decoder, encode};
-use keel_route::snapshot::{FromProxy, Lacking, ListenerFailure, Snapshot, Stats, ToProxy};
+use keel_route::snapshot::{
+    FromProxy, Lacking, ListenerFailure, Notices, Snapshot, Stats, ToProxy,
+};
 use keel_runtime::Runtime;
 use rustix::process::{Pid, Signal, getpid, kill_process};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -26,7 +28,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::snapshot::{Sources, drained, snapshot};
-use super::{Credentials, callers, lacks};
+use super::{Credentials, callers, lacks, notices};
 use crate::board::Board;
 use crate::clock;
 use crate::events::EventLog;
@@ -447,7 +449,8 @@ impl Link {
             }
             // The runtime sees an exit and the probes see a hang sooner than anything done here could.
             FromProxy::Refused { instance } => tracing::debug!(%instance, "refused a connection"),
-            FromProxy::Stats(stats) => {
+            FromProxy::Stats(mut stats) => {
+                self.tell_notices(&std::mem::take(&mut stats.notices));
                 let asked = session.questions.pop_front();
                 self.state.send_modify(|state| {
                     (state.stats, state.asked) = (Arc::new(stats), asked);
@@ -493,6 +496,18 @@ impl Link {
         let state = self.state.borrow();
         for (stack, message) in lacks::news(&state.lacks, lacks, state.snapshot.as_deref()) {
             self.events.add(EventKind::EngineLacks, stack.as_ref(), None, None, message);
+        }
+    }
+
+    fn tell_notices(&self, told: &Notices) {
+        for notice in &told.endpoints {
+            let (kind, stack, service, message) = notices::event(notice);
+            let (stack, service) = (stack.as_ref(), service.as_ref());
+            self.events.add(kind, stack, service, Some(&notice.instance), message);
+        }
+        if told.lost > 0 {
+            let message = format!("{} more endpoints were left out or let in again", told.lost);
+            self.events.add(EventKind::EndpointEjected, None, None, None, message);
         }
     }
 

@@ -7,6 +7,7 @@ mod files;
 mod kept;
 mod lacks;
 mod link;
+mod notices;
 mod snapshot;
 mod tables;
 #[cfg(test)]
