@@ -1,8 +1,8 @@
 //! Certificates in files of users: read, checked, and read again when they change.
 //!
-//! A file that can't be used is told once, and the last good certificate stays in use, also when the server is started
-//! anew. Whoever renews a certificate writes two files one after the other; a pair that does not match at one look is
-//! therefore told at the second.
+//! A file that can't be used is told once, whichever server finds it so, and the last good certificate stays in use, also
+//! when the server is started anew. Whoever renews a certificate writes two files one after the other; a pair that does not
+//! match at one look is therefore told at the second.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,6 +30,9 @@ const POLL: Duration = Duration::from_secs(2);
 /// Largest file of a certificate or key, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
+/// How what is told of files begins that can't be used.
+const TROUBLE: &str = "can't use a certificate: ";
+
 /// Whose routes use a pair.
 type Owner = (StackName, ServiceName);
 
@@ -52,6 +55,8 @@ struct Known {
     good: Option<Certificate>,
     /// What is wrong, and whether it was told.
     trouble: Option<(String, bool)>,
+    /// The trouble that an earlier server has told, until it is known how it stands now.
+    told_before: Option<String>,
 }
 
 /// Tells versions of a file apart without reading it.
@@ -89,6 +94,9 @@ impl CertificateFiles {
         self.known.retain(|pair, _| wanted.contains_key(pair));
         for (pair, owner) in &wanted {
             let known = self.known.entry(pair.clone()).or_default();
+            if known.is_new() {
+                known.told_before = recall(&self.events, pair, owner);
+            }
             if let Some(message) = known.look(pair) {
                 let (stack, service) = owner;
                 tracing::warn!("{message}");
@@ -137,6 +145,16 @@ impl CertificateFiles {
     }
 }
 
+/// What an earlier server has told last of these files, if it was trouble.
+fn recall(events: &EventLog, (cert, key): &Pair, (stack, service): &Owner) -> Option<String> {
+    let names = [cert, key].map(|path| path.display().to_string());
+    let last = events.newest(|event| {
+        (event.stack.as_ref(), event.service.as_ref()) == (Some(stack), Some(service))
+            && names.iter().any(|name| event.message.contains(name))
+    });
+    last.map(|event| event.message).filter(|message| message.starts_with(TROUBLE))
+}
+
 /// The files that routes name, each with one of those who name it.
 fn wanted(world: &World) -> BTreeMap<Pair, Owner> {
     let mut pairs = BTreeMap::new();
@@ -155,6 +173,11 @@ fn wanted(world: &World) -> BTreeMap<Pair, Owner> {
 }
 
 impl Known {
+    /// Was never looked at.
+    fn is_new(&self) -> bool {
+        self.stamps.is_none() && self.trouble.is_none()
+    }
+
     /// Reads the files if they changed; what people should be told, if anything.
     fn look(&mut self, (cert, key): &Pair) -> Option<String> {
         let stamps = Stamp::of(cert).zip(Stamp::of(key));
@@ -164,7 +187,8 @@ impl Known {
             match load(cert, key) {
                 Ok(certificate) => {
                     let renewed = self.good.as_ref().is_some_and(|old| *old != certificate);
-                    let healed = self.trouble.take().is_some_and(|(_, told)| told);
+                    let healed = self.trouble.take().is_some_and(|(_, told)| told)
+                        | self.told_before.take().is_some();
                     self.good = Some(certificate);
                     return (renewed || healed)
                         .then(|| format!("the certificate {} was read again", cert.display()));
@@ -187,7 +211,10 @@ impl Known {
             Some(_) => "the one before stays in use",
             None => "a self-signed one is shown instead",
         };
-        Some(format!("can't use a certificate: {reason}; {meanwhile}"))
+        let message = format!("{TROUBLE}{reason}; {meanwhile}");
+        // Long messages of before are cut.
+        let known = self.told_before.take().is_some_and(|before| message.starts_with(&before));
+        (!known).then_some(message)
     }
 }
 
@@ -338,24 +365,37 @@ mod tests {
         let put = Transaction::new()
             .put(crate::keys::record(&record.stack.name), serde_json::to_vec(&record).unwrap());
         let _ = store.commit(put).await.unwrap();
+        let events = Arc::new(EventLog::load(&*store).await.unwrap());
         let start = || async {
             let worlds = Arc::new(WorldReader::new(store.clone()).await.unwrap());
-            let events = Arc::new(EventLog::load(&*store).await.unwrap());
+            let events = events.clone();
             let credentials = Arc::new(Credentials::default());
             let read =
                 CertificateFiles::new(worlds, events, credentials.clone(), store.clone()).await;
             let mut read = read.unwrap();
             read.look();
+            read.look();
             read.keep().await;
             credentials.certificates()
         };
+        let told = || events.after(0).len();
         assert_eq!(start().await[0].chain, cert);
+        assert_eq!(told(), 0);
         files.write("cert.pem", "broken");
         assert_eq!(start().await[0].chain, cert, "although the file is broken");
+        assert_eq!(start().await[0].chain, cert);
+        assert_eq!(told(), 1, "by the first of the two servers");
         let (other, other_key) = made();
         files.write("cert.pem", &other);
         files.write("key.pem", &other_key);
         assert_eq!(start().await[0].chain, other);
+        assert_eq!(told(), 2, "and that it was read again");
+        files.write("cert.pem", "broken");
+        assert_eq!(start().await[0].chain, other);
+        assert_eq!(told(), 3, "broken once more is news");
+        files.write("cert.pem", &other);
+        assert_eq!(start().await[0].chain, other);
+        assert_eq!(told(), 4, "mended while no server looked");
     }
 
     #[test]
