@@ -475,6 +475,52 @@ fn mistakes_in_x_keel_have_their_place() {
 }
 
 #[test]
+fn routes_that_want_the_same_are_told_with_both_places() {
+    let two = |a: &str, b: &str| {
+        let service = |name: &str, routes: &str| {
+            format!(
+                "  {name}:\n    command: ./a\n    expose: [80]\n    x-keel:\n      routes: [{routes}]\n"
+            )
+        };
+        let entrypoints = "x-keel: {entrypoints: {db: 5432}}\n";
+        format!("{entrypoints}services:\n{}{}", service("a", a), service("b", b))
+    };
+    const HELP: &str = " | change the host or path of one of them, or give the one that shall win a higher `priority`";
+    for (a, b, expected) in [
+        (
+            "a.de/api",
+            "{host: a.de, path: /api}",
+            Some(
+                "12:16: error: route `b` of service `b` wants Host(`a.de`) && PathPrefix(`/api`) at the entrypoint `web`, which route `a` of service `a` has at compose.yaml:7:16",
+            ),
+        ),
+        (
+            "{host: a.de, name: x}, a.de",
+            "c.de",
+            Some(
+                "7:39: error: route `a` of service `a` wants Host(`a.de`) at the entrypoint `web`, which route `x` of service `a` has at compose.yaml:7:16",
+            ),
+        ),
+        (
+            "{kind: tcp, entrypoints: db}",
+            "{kind: tcp, entrypoints: db, allow: 10.0.0.0/8}",
+            Some(
+                "12:16: error: route `b` of service `b` wants all connections at the entrypoint `db`, which route `a` of service `a` has at compose.yaml:7:16",
+            ),
+        ),
+        ("{host: a.de}", "{host: a.de, priority: 500}", None),
+        ("a.de", "a.de/api", None),
+        ("{host: a.de, tls: true}", "a.de", None),
+    ] {
+        let compose = two(a, b);
+        match expected {
+            Some(expected) => assert_eq!(errors(&compose), [format!("{expected}{HELP}")]),
+            None => assert_eq!(stack(&compose).services.len(), 2, "{a}, {b}"),
+        }
+    }
+}
+
+#[test]
 fn labels_as_traefik_users_write_them() {
     let compose = "services:
   shop:
