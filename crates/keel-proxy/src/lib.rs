@@ -20,6 +20,7 @@ mod cluster;
 mod conn;
 mod control;
 mod counted;
+mod date;
 mod deadline;
 mod edge;
 #[doc(hidden)]
