@@ -239,6 +239,12 @@ enum Report {
     Ended,
 }
 
+fn warn_failed(failed: &[ListenerFailure]) {
+    for ListenerFailure { bind, reason } in failed {
+        tracing::warn!(%bind, reason, "cannot listen");
+    }
+}
+
 impl Running {
     /// Nothing is known yet.
     fn new(
@@ -303,6 +309,7 @@ impl Running {
             self.listen_again().await?;
         }
         self.registry.open_beside(false);
+        warn_failed(&self.failed.0);
         Ok(())
     }
 
@@ -522,8 +529,13 @@ impl Running {
         if let Some(log) = self.log.turn(self.registry.access_log()) {
             changes.iter_mut().for_each(|change| change.access_log = Some(log.clone()));
         }
-        for failure in &failed {
-            tracing::warn!(bind = %failure.bind, reason = failure.reason, "cannot listen");
+        if self.registry.opens_beside() {
+            for failure in &failed {
+                let ListenerFailure { bind, reason } = failure;
+                tracing::info!(%bind, reason, "cannot listen yet, an engine is about to end there");
+            }
+        } else {
+            warn_failed(&failed);
         }
         self.failed.1.done();
         self.note_failed(failed);

@@ -128,6 +128,11 @@ impl Registry {
         self.beside = beside;
     }
 
+    /// See [`Registry::open_beside`].
+    pub fn opens_beside(&self) -> bool {
+        self.beside
+    }
+
     /// Lets go of all listeners.
     pub fn retire(&mut self) {
         self.retired = true;

@@ -286,6 +286,27 @@ fn haproxy_and_our_proxy_take_over_from_each_other_without_loss() {
 }
 
 #[test]
+fn what_nginx_still_has_for_a_moment_is_no_reason_for_a_warning() {
+    if !is_installed("nginx") {
+        return;
+    }
+    let (published, routed) = two_free_ports();
+    let keel = Running::new(&compose(published, routed));
+    keel.run(&["server", "--detach", "--proxy-engine", "nginx"]).ok();
+    keel.run(&["up", "-d", "--wait"]).ok();
+    switch(&keel, &[]);
+    for port in [published, routed] {
+        assert_eq!(get(port).as_deref(), Some("here"));
+    }
+    let said = std::fs::read_to_string(keel.sandbox.state_dir().join("proxy.log")).unwrap();
+    assert!(said.contains("cannot listen yet"), "{said}");
+    assert!(
+        !said.lines().any(|line| line.contains("WARN") && line.contains("cannot listen")),
+        "{said}"
+    );
+}
+
+#[test]
 fn haproxy_serves_in_the_place_of_our_proxy() {
     is_driven("haproxy");
 }
