@@ -436,9 +436,9 @@ impl Link {
                 if generation >= session.issued.0 {
                     self.shown.send_replace(session.issued.1);
                 }
+                self.tell_lacks(&lacks);
                 self.tell_withdrawn(session);
                 self.note_failures(&failed);
-                self.tell_lacks(&lacks);
                 self.state.send_modify(|state| {
                     state.acknowledged = generation;
                     (state.failed, state.lacks) = (failed, lacks);
