@@ -380,6 +380,58 @@ const MISTAKES: &[(&str, &str)] = &[
     ("{protocol: http3}", "did you mean `http`"),
 ];
 
+/// Mistakes with all that is said of them.
+const HINTS: &[(&str, &str)] = &[
+    (
+        "{routes: [{host: a.de, redirect: {port: 81, status: 200}}]}",
+        "1:108: error: this must be 301, 302, 303, 307 or 308, not `200` | without `status` it is 308, for good; 307 is for now",
+    ),
+    (
+        "{routes: [{path: api}]}",
+        "1:73: error: this must be a path that begins with `/`, not `api` | write `/api`",
+    ),
+    (
+        "{routes: [{rule: 'Path(`api`)'}]}",
+        "1:79: error: the path `api` must begin with `/` | write `/api`",
+    ),
+    (
+        "{traffic: {check: /a b}}",
+        "1:74: error: this must be a path as it stands in a request, not `/a b` | write other characters than visible ASCII in their encoded form: `%20` for a space",
+    ),
+    (
+        "{routes: [{host: a.de, request_headers: {set: {x y: 1}}}]}",
+        "1:103: error: `x y` is not the name of a header | use letters, digits, `-` and `_`, for example X-Tenant",
+    ),
+    (
+        "{routes: [{rule: 'Header(`x y`, `1`)'}]}",
+        "1:81: error: `x y` is not the name of a header | use letters, digits, `-` and `_`, for example X-Tenant",
+    ),
+    (
+        "{routes: [{host: a.de, request_headers: {set: {x: \"1\\r\\n2\"}}}]}",
+        "1:106: error: this must be the value of a header, not `1\\r\\n2` | write one line without control characters, and without spaces around it",
+    ),
+    (
+        "{routes: [{host: a.de, request_headers: {set: {x: null}}}]}",
+        "1:106: error: this must be the value of a header, not null | to take a header away, name it under `remove`",
+    ),
+    (
+        "{traffic: {retry: {attempts: -1}}}",
+        "1:85: error: this must be an integer from 0 to 10, not `-1` | it counts the tries beyond the first; `retry: false` is for none",
+    ),
+    (
+        "{traffic: {limits: {max_requests: 0}}}",
+        "1:90: error: this must be an integer from 1 to 4294967295, not `0` | leave it out for no limit",
+    ),
+    (
+        "{routes: [{rule: 'HostRegexp(`(`)'}]}",
+        "1:85: error: `(` is not a regular expression: unclosed group | a character that has a meaning stands for itself behind a backslash: `\\.`, `\\(`, `\\[`",
+    ),
+    (
+        "{routes: [{path: {regex: '/['}}]}",
+        "1:81: error: `/[` is not a regular expression: unclosed character class | a character that has a meaning stands for itself behind a backslash: `\\.`, `\\(`, `\\[`",
+    ),
+];
+
 const TOP_MISTAKES: &[(&str, &str)] = &[
     ("{entrypoint: {}}", "did you mean `entrypoints`"),
     ("{routes: []}", "a setting of a service"),
@@ -410,12 +462,62 @@ fn mistakes_in_x_keel_have_their_place() {
         let good = found.len() == 1 && found[0].contains(needle) && found[0].starts_with("1:");
         wrong.extend((!good).then(|| format!("{settings}: {found:#?}")));
     }
+    for (settings, expected) in HINTS {
+        let found = errors(&with(settings));
+        wrong.extend((found != [*expected]).then(|| format!("{settings}: {found:#?}")));
+    }
     for (top, needle) in TOP_MISTAKES {
         let found = errors(&format!("x-keel: {top}\n{}", with("{routes: a.de}")));
         let good = found[0].contains(needle) && found[0].starts_with("1:");
         wrong.extend((!good).then(|| format!("{top}: {found:#?}")));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn routes_that_want_the_same_are_told_with_both_places() {
+    let two = |a: &str, b: &str| {
+        let service = |name: &str, routes: &str| {
+            format!(
+                "  {name}:\n    command: ./a\n    expose: [80]\n    x-keel:\n      routes: [{routes}]\n"
+            )
+        };
+        let entrypoints = "x-keel: {entrypoints: {db: 5432}}\n";
+        format!("{entrypoints}services:\n{}{}", service("a", a), service("b", b))
+    };
+    const HELP: &str = " | change the host or path of one of them, or give the one that shall win a higher `priority`";
+    for (a, b, expected) in [
+        (
+            "a.de/api",
+            "{host: a.de, path: /api}",
+            Some(
+                "12:16: error: route `b` of service `b` wants Host(`a.de`) && PathPrefix(`/api`) at the entrypoint `web`, which route `a` of service `a` has at compose.yaml:7:16",
+            ),
+        ),
+        (
+            "{host: a.de, name: x}, a.de",
+            "c.de",
+            Some(
+                "7:39: error: route `a` of service `a` wants Host(`a.de`) at the entrypoint `web`, which route `x` of service `a` has at compose.yaml:7:16",
+            ),
+        ),
+        (
+            "{kind: tcp, entrypoints: db}",
+            "{kind: tcp, entrypoints: db, allow: 10.0.0.0/8}",
+            Some(
+                "12:16: error: route `b` of service `b` wants all connections at the entrypoint `db`, which route `a` of service `a` has at compose.yaml:7:16",
+            ),
+        ),
+        ("{host: a.de}", "{host: a.de, priority: 500}", None),
+        ("a.de", "a.de/api", None),
+        ("{host: a.de, tls: true}", "a.de", None),
+    ] {
+        let compose = two(a, b);
+        match expected {
+            Some(expected) => assert_eq!(errors(&compose), [format!("{expected}{HELP}")]),
+            None => assert_eq!(stack(&compose).services.len(), 2, "{a}, {b}"),
+        }
+    }
 }
 
 #[test]

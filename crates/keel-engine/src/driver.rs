@@ -13,7 +13,7 @@ use std::time::Duration;
 use keel_link::{ControlSocket, Elder, LOCK_PATIENCE, SUCCESSION_PATIENCE};
 use keel_model::{EndpointState, Generation, InstanceId};
 use keel_render::Engine;
-use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
+use keel_route::snapshot::{FromProxy, Lacking, ListenerFailure, Snapshot, Stats, ToProxy};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -346,7 +346,8 @@ impl Driver {
             }
         }
         let generation = wanted.generation;
-        self.server.send(&FromProxy::Ack { generation, failed }).await;
+        let lacks = self.driven.lacks();
+        self.server.send(&FromProxy::Ack { generation, failed, lacks }).await;
         self.report(true).await;
     }
 
@@ -452,6 +453,13 @@ impl Driven {
         match self {
             Self::Haproxy(haproxy) => haproxy.open(),
             Self::Nginx(nginx) => nginx.open(),
+        }
+    }
+
+    fn lacks(&self) -> Vec<Lacking> {
+        match self {
+            Self::Haproxy(haproxy) => haproxy.lacks(),
+            Self::Nginx(nginx) => nginx.lacks(),
         }
     }
 

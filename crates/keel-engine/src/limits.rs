@@ -46,3 +46,5 @@ pub const LOG_TAIL: u64 = 8 << 10;
 pub const MAX_CONNECTIONS: u64 = 50_000;
 /// File descriptors of an engine that are left for everything but connections.
 pub const SPARE_DESCRIPTORS: u64 = 512;
+/// Places that are told of each thing that an engine can't do.
+pub const MAX_PLACES: usize = 1000;

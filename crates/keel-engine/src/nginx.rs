@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use keel_model::EndpointState;
 use keel_render::Engine;
-use keel_route::snapshot::Snapshot;
+use keel_route::snapshot::{Lacking, Snapshot};
 use rustix::process::{Pid, Signal};
 use tokio::time::{Instant, sleep};
 
@@ -50,6 +50,11 @@ impl Nginx {
     /// The process to be watched.
     pub fn process(&self) -> Option<&Process> {
         self.master.as_ref()
+    }
+
+    /// What it can't do of what is wanted.
+    pub fn lacks(&self) -> Vec<Lacking> {
+        self.place.lacks()
     }
 
     /// Addresses that are listened on.

@@ -1,17 +1,17 @@
 //! The engine's private directory: the configuration in force, the next one, sockets, log and process id.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use keel_render::{Engine, Gap, Options, Rendered, render};
-use keel_route::snapshot::{Certificate, Snapshot};
+use keel_render::{Engine, Gap, Lack, Options, Rendered, render};
+use keel_route::snapshot::{Certificate, Lacking, Snapshot};
 use rcgen::{CertificateParams, KeyPair};
 use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
 
-use crate::limits::{MAX_CONNECTIONS, SPARE_DESCRIPTORS};
+use crate::limits::{MAX_CONNECTIONS, MAX_PLACES, SPARE_DESCRIPTORS};
 use crate::process::Files;
 use crate::program::{self, Error};
 use crate::{check, files};
@@ -123,6 +123,25 @@ impl Place {
         gaps.clone_into(&mut self.told);
     }
 
+    /// What the engine can't do of what is wanted, by kind.
+    pub fn lacks(&self) -> Vec<Lacking> {
+        let engine = self.engine;
+        let lacking = |what: Lack, places| {
+            let why = what.why(engine)?.to_owned();
+            let what = what.what().to_owned();
+            Some(Lacking { engine: engine.command().to_owned(), what, why, places })
+        };
+        let always = Lack::ALWAYS.iter().map(|lack| (*lack, vec!["all traffic".to_owned()]));
+        let mut kinds: BTreeMap<Lack, Vec<String>> = always.collect();
+        for gap in &self.told {
+            let places = kinds.entry(gap.what).or_default();
+            if places.len() < MAX_PLACES {
+                places.push(gap.place.clone());
+            }
+        }
+        kinds.into_iter().filter_map(|(what, places)| lacking(what, places)).collect()
+    }
+
     /// Notes the addresses on which the engine listens, for a driver that takes over.
     pub fn note_open(&self, open: &BTreeSet<SocketAddr>) {
         let lines: String = open.iter().map(|bind| format!("{bind}\n")).collect();
@@ -143,7 +162,7 @@ impl Place {
     }
 }
 
-/// What of a snapshot a configuration is made from. What is not named here changes nothing in it.
+/// What of a snapshot a configuration is made from, or what it lacks. What is not named here changes nothing in it.
 pub fn rendered_part(snapshot: &Snapshot) -> Snapshot {
     let mut part = Snapshot {
         listeners: snapshot.listeners.clone(),
@@ -151,6 +170,7 @@ pub fn rendered_part(snapshot: &Snapshot) -> Snapshot {
         tables: snapshot.tables.clone(),
         certificates: snapshot.certificates.clone(),
         challenges: snapshot.challenges.clone(),
+        access_log: snapshot.access_log.clone(),
         zone: snapshot.zone.clone(),
         ..Snapshot::default()
     };

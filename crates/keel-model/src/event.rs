@@ -26,6 +26,10 @@ pub enum EventKind {
     InstanceExited,
     /// It ended, and no proxy sends requests there any more.
     EndpointWithdrawn,
+    /// The proxy leaves it out for what it has seen of it: answers, or its own checks.
+    EndpointEjected,
+    /// The proxy's own checks have let it in again.
+    EndpointReadmitted,
     /// It could not be started.
     InstanceFailed,
     /// It is started again.
@@ -34,6 +38,8 @@ pub enum EventKind {
     InstanceRemoved,
     /// A rollout began, ended, failed or turned back.
     Rollout,
+    /// The engine in the place of our proxy can't do something that is wanted.
+    EngineLacks,
     /// The platform itself: proxy restarted, disk full, …
     Platform,
 }

@@ -4,6 +4,7 @@
 //! foreign format. Durations that are stored or sent are whole milliseconds; time is [`Timestamp`],
 //! handed in by the caller. Everything iterates in a deterministic order.
 
+pub mod claims;
 mod content;
 mod event;
 mod health;

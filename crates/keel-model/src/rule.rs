@@ -15,6 +15,18 @@ enum Binding {
     One,
 }
 
+impl Rule {
+    /// The priority of a route that states none: the length of its rule as text, as in Traefik, so that the more specific
+    /// rule wins. A rule that wants everything has 0, so that it comes last.
+    #[must_use]
+    pub fn default_priority(&self) -> i64 {
+        match self {
+            Self::All(all) if all.is_empty() => 0,
+            rule => i64::try_from(rule.to_string().len()).unwrap_or(i64::MAX),
+        }
+    }
+}
+
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

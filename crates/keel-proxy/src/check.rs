@@ -16,7 +16,8 @@ use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
 use crate::cluster::ClusterChange;
-use crate::shared::EndpointShared;
+use crate::notices;
+use crate::shared::{ClusterShared, EndpointShared, Shared};
 
 /// As much of an answer as is looked at: `HTTP/1.1 200`.
 const STATUS_LINE: usize = 12;
@@ -30,7 +31,11 @@ pub struct Checks {
 
 impl Checks {
     /// Starts and ends checks so that they are those that `clusters` want.
-    pub fn update<'a>(&mut self, clusters: impl Iterator<Item = &'a ClusterChange>) {
+    pub fn update<'a>(
+        &mut self,
+        clusters: impl Iterator<Item = &'a ClusterChange>,
+        proxy: &Arc<Shared>,
+    ) {
         let mut before = std::mem::take(&mut self.running);
         for cluster in clusters {
             let Some(check) = &cluster.policy.check else { continue };
@@ -44,8 +49,15 @@ impl Checks {
                         if let Some((_, task)) = changed {
                             task.abort();
                         }
-                        let task = run(Arc::clone(endpoint), check.clone(), plain);
-                        (check.clone(), tokio::spawn(task).abort_handle())
+                        let check = check.clone();
+                        let checker = Checker {
+                            verdict: Verdict(Arc::clone(endpoint)),
+                            cluster: Arc::clone(&cluster.shared),
+                            proxy: Arc::clone(proxy),
+                            check: check.clone(),
+                            plain,
+                        };
+                        (check, tokio::spawn(checker.run()).abort_handle())
                     }
                 };
                 self.running.insert(key, running);
@@ -65,27 +77,47 @@ impl Drop for Verdict {
     }
 }
 
-async fn run(endpoint: Arc<EndpointShared>, check: ActiveCheck, plain: bool) {
-    let verdict = Verdict(endpoint);
-    let mut random = Random::new(u64::from(verdict.0.address.port()) << 32 | 1);
-    let mut checked = Checked::default();
-    tokio::time::sleep(first_in(&check, &mut random)).await;
-    loop {
-        let pause = next_in(&check, &mut random);
-        let next = tokio::time::Instant::now() + pause;
-        let asked = tokio::time::timeout(check.timeout, ask(&verdict.0, &check.path, plain)).await;
-        let succeeded = matches!(asked, Ok(Ok(true)));
-        checked = checked.observe(succeeded, &check);
-        verdict.0.set_checked_out(checked.is_out());
-        tokio::time::sleep_until(next).await;
+/// Checks one endpoint of one cluster.
+struct Checker {
+    verdict: Verdict,
+    cluster: Arc<ClusterShared>,
+    proxy: Arc<Shared>,
+    check: ActiveCheck,
+    plain: bool,
+}
+
+impl Checker {
+    async fn run(self) {
+        let Self { verdict: Verdict(endpoint), cluster, proxy, check, plain } = &self;
+        let mut random = Random::new(u64::from(endpoint.address.port()) << 32 | 1);
+        let mut checked = Checked::default();
+        tokio::time::sleep(first_in(check, &mut random)).await;
+        loop {
+            let pause = next_in(check, &mut random);
+            let next = tokio::time::Instant::now() + pause;
+            let asked = tokio::time::timeout(check.timeout, ask(endpoint, &check.path, *plain));
+            let said = match asked.await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_) => Err(format!("no answer within {:?}", check.timeout)),
+            };
+            let was_out = checked.is_out();
+            checked = checked.observe(said.is_ok(), check);
+            endpoint.set_checked_out(checked.is_out());
+            if checked.is_out() != was_out {
+                let notice = notices::checked(&cluster.id, &endpoint.instance, check, &said);
+                proxy.notices.add(proxy.now_ms(), notice);
+            }
+            tokio::time::sleep_until(next).await;
+        }
     }
 }
 
-/// Whether one request is answered as it should be.
-async fn ask(endpoint: &EndpointShared, path: &str, plain: bool) -> io::Result<bool> {
+/// Asks once; an error if the answer is not as it should be.
+async fn ask(endpoint: &EndpointShared, path: &str, plain: bool) -> io::Result<()> {
     let mut stream = TcpStream::connect(endpoint.address).await?;
     if !plain {
-        return Ok(true);
+        return Ok(());
     }
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {}\r\nUser-Agent: keel-proxy\r\nConnection: close\r\n\r\n",
@@ -95,5 +127,9 @@ async fn ask(endpoint: &EndpointShared, path: &str, plain: bool) -> io::Result<b
     let mut line = [0; STATUS_LINE];
     stream.read_exact(&mut line).await?;
     let status = std::str::from_utf8(&line[9..]).ok().and_then(|digits| digits.parse().ok());
-    Ok(line.starts_with(b"HTTP/1.") && status.is_some_and(is_success))
+    match status.filter(|_| line.starts_with(b"HTTP/1.")) {
+        Some(status) if is_success(status) => Ok(()),
+        Some(status) => Err(io::Error::other(format!("it answered {status}"))),
+        None => Err(io::Error::other("its answer is no HTTP/1")),
+    }
 }

@@ -20,6 +20,7 @@ use crate::conn::Conn;
 use crate::counted::Affinity;
 use crate::http2::Pool;
 use crate::limits::{BODY_STALL, MAX_IDLE_PER_ENDPOINT, UPSTREAM_FRESH, UPSTREAM_IDLE};
+use crate::notices;
 use crate::shared::{ClusterShared, Counters, EndpointShared, Shared};
 
 /// The state of a cluster, to be applied by every worker.
@@ -485,6 +486,10 @@ impl WorkerCluster {
             let usable = view.ready.iter().filter(usable).count();
             outlier::room(&view.policy.outlier, view.ready.len(), usable)
         };
-        endpoint.shared.judge(outcome, &view.policy.outlier, tick_ms, room);
+        let policy = &view.policy.outlier;
+        if let Some(out) = endpoint.shared.judge(outcome, policy, tick_ms, room) {
+            let notice = notices::left_out(self.id(), &endpoint.shared.instance, out, policy);
+            self.proxy.notices.add(tick_ms, notice);
+        }
     }
 }

@@ -246,6 +246,12 @@ enum Report {
     Ended,
 }
 
+fn warn_failed(failed: &[ListenerFailure]) {
+    for ListenerFailure { bind, reason } in failed {
+        tracing::warn!(%bind, reason, "cannot listen");
+    }
+}
+
 impl Running {
     /// Nothing is known yet.
     fn new(
@@ -315,6 +321,7 @@ impl Running {
             self.listen_again().await?;
         }
         self.registry.open_beside(false);
+        warn_failed(&self.failed.0);
         Ok(())
     }
 
@@ -493,7 +500,7 @@ impl Running {
             tracing::warn!(%error, "the proxy before this one does not follow any more");
             self.elder = None;
         }
-        self.send(&FromProxy::Ack { generation, failed }).await;
+        self.send(&FromProxy::Ack { generation, failed, lacks: Vec::new() }).await;
         self.report_in_flight(Report::All).await;
         Ok(true)
     }
@@ -503,8 +510,13 @@ impl Running {
         if let Some(log) = self.log.turn(self.registry.access_log()) {
             changes.iter_mut().for_each(|change| change.access_log = Some(log.clone()));
         }
-        for failure in &failed {
-            tracing::warn!(bind = %failure.bind, reason = failure.reason, "cannot listen");
+        if self.registry.opens_beside() {
+            for failure in &failed {
+                let ListenerFailure { bind, reason } = failure;
+                tracing::info!(%bind, reason, "cannot listen yet, an engine is about to end there");
+            }
+        } else {
+            warn_failed(&failed);
         }
         self.failed.1.done();
         self.note_failed(failed);
@@ -536,7 +548,7 @@ impl Running {
         self.apply(changes).await?;
         if news {
             let generation = self.registry.generation();
-            self.send(&FromProxy::Ack { generation, failed }).await;
+            self.send(&FromProxy::Ack { generation, failed, lacks: Vec::new() }).await;
         }
         Ok(())
     }
@@ -555,12 +567,13 @@ impl Running {
             parts.extend(counted.edges);
         }
         stats.edges = edge::merge(parts);
+        stats.notices = self.registry.notices();
         Ok(stats)
     }
 
     /// Brings a change to every worker and waits until all use it.
     async fn apply(&mut self, changes: Vec<Change>) -> Result<(), Error> {
-        self.checks.update(self.registry.clusters());
+        self.checks.update(self.registry.clusters(), self.registry.shared());
         let mut done = Vec::with_capacity(changes.len());
         for (index, (worker, change)) in self.workers.iter().zip(changes).enumerate() {
             let (confirm, confirmed) = oneshot::channel();

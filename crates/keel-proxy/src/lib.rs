@@ -20,6 +20,7 @@ mod cluster;
 mod conn;
 mod control;
 mod counted;
+mod date;
 mod deadline;
 mod edge;
 #[doc(hidden)]
@@ -29,6 +30,7 @@ mod http2;
 mod ids;
 mod limits;
 mod listen;
+mod notices;
 mod persist;
 mod pressure;
 mod registry;
@@ -147,6 +149,7 @@ pub fn run(options: ProxyOptions) -> Result<(), Error> {
         upstreams: tls::Upstreams::default(),
         connections: AtomicUsize::new(0),
         shed: AtomicU64::new(0),
+        notices: notices::Notices::default(),
     });
     let (died_tx, died) = mpsc::channel(workers);
     let log = Rc::new(access::Writer::start().map_err(Error::Start)?);

@@ -154,3 +154,5 @@ pub const AGAIN: Duration = Duration::from_secs(1);
 pub const AGAIN_MOST: Duration = Duration::from_secs(60);
 /// Between two writes of the state lies at least this many times what one takes.
 pub const SAVE_SHARE: u32 = 20;
+/// What happened to endpoints that is kept for the server's next question; what is more is only counted.
+pub const MAX_NOTICES: usize = 20;

@@ -15,7 +15,7 @@ use keel_route::concurrency::Limiter;
 use keel_route::memory::Memory;
 use keel_route::snapshot::{
     Certificate, Challenges, Cluster, ClusterId, ClusterStats, EndpointCounts, Listener,
-    ListenerFailure, RouteTable, Snapshot, Stats, TableId,
+    ListenerFailure, Notices, RouteTable, Snapshot, Stats, TableId,
 };
 use keel_route::table::Table;
 
@@ -126,6 +126,11 @@ impl Registry {
     /// Whether addresses are opened although another process listens there, which is about to end.
     pub fn open_beside(&mut self, beside: bool) {
         self.beside = beside;
+    }
+
+    /// See [`Registry::open_beside`].
+    pub fn opens_beside(&self) -> bool {
+        self.beside
     }
 
     /// Lets go of all listeners.
@@ -435,6 +440,16 @@ impl Registry {
     /// Clusters as the workers know them.
     pub fn clusters(&self) -> impl Iterator<Item = &ClusterChange> {
         self.clusters.values().map(|known| &known.change)
+    }
+
+    /// What all threads share.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// What people are to be told of endpoints, and was not told yet.
+    pub fn notices(&self) -> Notices {
+        self.shared.notices.take(self.shared.now_ms())
     }
 
     /// Counters of all clusters.

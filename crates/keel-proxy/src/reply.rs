@@ -5,6 +5,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use keel_route::breaker::Full;
 use keel_route::filter::Answer;
 
+use crate::date;
 use crate::edge::Record;
 use crate::http1::Refusal;
 use crate::upstream::Unavailable;
@@ -162,7 +163,8 @@ impl Reply {
 
     /// As bytes of HTTP/1. The answer to a `HEAD` request has no body.
     pub fn write(&self, keep_alive: bool, is_head: bool) -> Vec<u8> {
-        let mut text = format!("HTTP/1.1 {} {}\r\n", self.status, self.phrase());
+        let (status, phrase, date) = (self.status, self.phrase(), date::now());
+        let mut text = format!("HTTP/1.1 {status} {phrase}\r\nDate: {date}\r\n");
         for (name, value) in &self.fields {
             text.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -197,6 +199,7 @@ impl Reply {
     }
 
     fn add_fields(&self, headers: &mut HeaderMap) {
+        headers.extend(HeaderValue::from_str(&date::now()).ok().map(|date| (header::DATE, date)));
         for (name, value) in &self.fields {
             let name = HeaderName::from_bytes(name.as_bytes());
             if let (Ok(name), Ok(value)) = (name, HeaderValue::from_str(value)) {
@@ -272,8 +275,12 @@ mod tests {
     fn names_the_service() {
         let reply =
             Reply::unavailable("shop/cart:80", Unavailable::TooManyHeld).write(false, false);
+        let text = String::from_utf8(reply).unwrap();
+        let (before, rest) = text.split_once("Date: ").unwrap();
+        let (date, after) = rest.split_once("\r\n").unwrap();
+        assert!(httpdate::parse_http_date(date).is_ok(), "{date}");
         assert_eq!(
-            String::from_utf8(reply).unwrap(),
+            format!("{before}{after}"),
             "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n\
              Retry-After: 1\r\nContent-Length: 64\r\nConnection: close\r\n\r\n\
              Too many requests are waiting for shop/cart:80 to become ready.\n"
@@ -286,6 +293,7 @@ mod tests {
     fn speaks_grpc() {
         let headers = Reply::timed_out("größe/a:1").grpc_headers();
         assert_eq!(headers["grpc-status"], "4");
+        assert!(headers.contains_key("date"));
         assert_eq!(
             headers["grpc-message"],
             "An instance of gr%C3%B6%C3%9Fe/a:1 did not answer in time."

@@ -1,5 +1,5 @@
 //! What all threads share: counters, load and ejection of endpoints. Atomics only, no locks, but for those who wait
-//! anyway ([`crate::waiting`]).
+//! anyway ([`crate::waiting`]) and for what is seldom ([`crate::notices`]).
 //!
 //! Counters are kept per worker, each on cache lines of its own, and summed when asked for. The number in flight
 //! at an endpoint is one atomic, because every worker balances by it.
@@ -14,13 +14,14 @@ use keel_route::balance::{FULL_WEIGHT, Load};
 use keel_route::breaker::{Bound, Breaker, Gate};
 use keel_route::eject::Ejection;
 use keel_route::ewma::Ewma;
-use keel_route::outlier::{Outcome, Standing};
+use keel_route::outlier::{LeftOut, Outcome, Standing};
 use keel_route::shed::Shed;
 use keel_route::slow_start;
 use keel_route::snapshot::{ClusterId, ClusterStats};
 use tokio::sync::{Notify, mpsc};
 
 use crate::limits::PLACE_WANTED;
+use crate::notices::Notices;
 use crate::tls::{Listeners, Upstreams};
 use crate::waiting::Waiting;
 
@@ -47,6 +48,8 @@ pub struct Shared {
     pub connections: AtomicUsize,
     /// What is refused: 0 nothing, [`NEW_CONNECTIONS`], or requests, which may come back after so many milliseconds.
     pub shed: AtomicU64,
+    /// What people are to be told of endpoints; seldom anything.
+    pub notices: Notices,
 }
 
 /// Connections that are new are refused, as a value of [`Shared::shed`].
@@ -69,6 +72,7 @@ impl Shared {
             upstreams: Upstreams::default(),
             connections: AtomicUsize::new(0),
             shed: AtomicU64::new(0),
+            notices: Notices::default(),
         }
     }
 
@@ -225,16 +229,26 @@ impl EndpointShared {
     }
 
     /// An exchange ended with `outcome`; `room` says whether one more endpoint may be left out.
-    pub fn judge(&self, outcome: Outcome, policy: &Outlier, now_ms: u64, room: impl Fn() -> bool) {
+    /// That it is left out from now on is said to one of those who ended.
+    pub fn judge(
+        &self,
+        outcome: Outcome,
+        policy: &Outlier,
+        now_ms: u64,
+        room: impl Fn() -> bool,
+    ) -> Option<LeftOut> {
         if outcome == Outcome::Success && self.standing.load(Relaxed) == 0 {
-            return;
+            return None;
         }
+        let mut news = None;
         // Given up only if other threads change it all the time; they say the same.
-        let _ = self.standing.fetch_update(Relaxed, Relaxed, |word| {
+        let changed = self.standing.fetch_update(Relaxed, Relaxed, |word| {
             let before = Standing::unpack(word);
             let after = before.observe(outcome, policy, now_ms, &room);
+            news = after.news(before, now_ms);
             (after != before).then(|| after.pack())
         });
+        changed.ok().and(news)
     }
 
     /// An answer began so long after the request. A lost update is one sample of many.

@@ -235,6 +235,19 @@ lacks! {
     Counters: "numbers by route, caller and status",
         haproxy: Some("numbers by service only, and those of a worker end with it"),
         nginx: Some("no numbers: `stub_status` knows no services");
+    /// Ids of requests.
+    RequestIds: "ids of requests (`X-Request-Id`, `traceparent`)",
+        haproxy: Some("none are made; those of clients pass"),
+        nginx: Some("none are made; those of clients pass");
+    /// Access log.
+    AccessLog: "an access log",
+        haproxy: Some("nothing is written to it"),
+        nginx: Some("nothing is written to it");
+}
+
+impl Lack {
+    /// What is lacking whatever is asked for, and missed by whoever looks for it. No [`Gap`] is made of these.
+    pub const ALWAYS: &'static [Self] = &[Self::RequestIds, Self::Counters];
 }
 
 #[cfg(test)]

@@ -82,6 +82,9 @@ impl<'a> Plan<'a> {
         if !snapshot.challenges.tls_alpn.is_empty() {
             plan.note(Lack::AlpnChallenge, "certificates".to_owned());
         }
+        if snapshot.access_log.is_some() {
+            plan.note(Lack::AccessLog, "all traffic");
+        }
         plan.plan_tables();
         plan.plan_groups();
         plan
@@ -144,11 +147,11 @@ impl<'a> Plan<'a> {
         listeners.sort_by_key(|listener| listener.bind);
         for listener in listeners {
             if !seen.insert(listener.bind) {
-                self.note(Lack::Listener, format!("listener {}", listener.bind));
+                self.note(Lack::Listener, place_of(listener, listener.bind));
                 continue;
             }
             for lack in lacks::of_listener(listener) {
-                self.note(lack, format!("listener {}", listener.bind));
+                self.note(lack, place_of(listener, listener.bind));
             }
             let alike = |group: &&mut Group<'_>| {
                 let bind = group.listener.bind;
@@ -164,6 +167,14 @@ impl<'a> Plan<'a> {
                 }
             }
         }
+    }
+}
+
+/// Where something is lacking that has to do with a listener, or one that is like it.
+pub(crate) fn place_of(listener: &Listener, bind: SocketAddr) -> String {
+    match listener.cluster.as_str() {
+        "" => format!("listener {bind}"),
+        cluster => format!("listener {bind} ({cluster})"),
     }
 }
 

@@ -183,6 +183,18 @@ mod tests {
     }
 
     #[test]
+    fn an_acknowledgement_of_an_earlier_version_is_understood() {
+        let mut decoder = Decoder::default();
+        let earlier = br#"{"ack":{"generation":7,"failed":[]}}"#;
+        decoder.push(&u32::try_from(earlier.len()).unwrap().to_be_bytes());
+        decoder.push(earlier);
+        let ack = FromProxy::Ack { generation: Generation(7), failed: vec![], lacks: vec![] };
+        assert_eq!(decoder.decode().unwrap(), Some(ack.clone()));
+        // And says nothing new to one that lacks nothing.
+        assert_eq!(&encode(&ack).unwrap()[HEADER..], earlier);
+    }
+
+    #[test]
     fn an_empty_snapshot_is_readable_by_people() {
         let frame = encode(&ToProxy::Snapshot(Snapshot::default())).unwrap();
         assert_eq!(

@@ -51,6 +51,15 @@ impl Outcome {
     }
 }
 
+/// An endpoint that is left out from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// For so many milliseconds.
+    pub for_ms: u64,
+    /// It was left out before, and is not forgiven yet.
+    pub is_again: bool,
+}
+
 /// What is remembered of an endpoint. The default: nothing against it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
@@ -118,6 +127,13 @@ impl Standing {
     #[must_use]
     pub fn is_out(self, now_ms: u64) -> bool {
         now_ms < self.until_ms
+    }
+
+    /// What is news at `now_ms` after an exchange that made this of `before`: that it is left out, if it is only now.
+    #[must_use]
+    pub fn news(self, before: Self, now_ms: u64) -> Option<LeftOut> {
+        let is_news = self.is_out(now_ms) && !before.is_out(now_ms);
+        is_news.then(|| LeftOut { for_ms: self.until_ms - now_ms, is_again: before.times > 0 })
     }
 
     /// When it is let in again, in milliseconds of the caller's clock, if it is out at `now_ms`.
@@ -193,6 +209,10 @@ mod tests {
         let mut now = 1_000;
         for times in [1, 2, 3] {
             assert_eq!(standing.back_at_ms(now), Some(now + times * 10_000));
+            let before = Standing { until_ms: now, times: u8::from(times > 1), ..standing };
+            let news = LeftOut { for_ms: times * 10_000, is_again: times > 1 };
+            assert_eq!(standing.news(before, now), Some(news));
+            assert_eq!(standing.news(standing, now), None);
             assert_eq!(after(standing, &[Failure, Success], now + 1), standing, "on their way");
             now += times * 10_000;
             assert!(!standing.is_out(now));

@@ -2,14 +2,10 @@
 
 use keel_model::Rule;
 
-/// The priority of a route that states none: the length of its rule as text, as in Traefik, so that the more specific
-/// rule wins. A rule that wants everything has 0, so that it comes last.
+/// The priority of a route that states none.
 #[must_use]
 pub fn default_priority(rule: &Rule) -> i64 {
-    match rule {
-        Rule::All(all) if all.is_empty() => 0,
-        rule => i64::try_from(rule.to_string().len()).unwrap_or(i64::MAX),
-    }
+    rule.default_priority()
 }
 
 /// The hosts that a rule names (in `Host` and `Sni`, wildcards included), for certificates. Sorted, each once.

@@ -265,6 +265,9 @@ pub enum FromProxy {
         generation: Generation,
         /// Listeners that could not be opened, with the reason.
         failed: Vec<ListenerFailure>,
+        /// What is wanted and not done, all of it with every acknowledgement. Our own proxy lacks nothing.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        lacks: Vec<Lacking>,
     },
     /// Requests (and TCP connections) still in flight at a draining endpoint. Sent after the `Ack` that made it
     /// draining, whenever the number reaches zero, and at least every 500 ms while it is not zero.
@@ -303,6 +306,32 @@ pub struct ListenerFailure {
     pub reason: String,
 }
 
+/// Something that is wanted and that the engine in the place of our own proxy does not do, or does differently.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lacking {
+    /// `haproxy` or `nginx`.
+    pub engine: String,
+    /// What is lacking, in a few words.
+    pub what: String,
+    /// Why, and what happens instead.
+    pub why: String,
+    /// Where it is wanted: `route stack/route`, `cluster stack/service:port`, `listener address`, each with details after
+    /// a comma or a space; or in other words.
+    pub places: Vec<String>,
+}
+
+impl Lacking {
+    /// The first `most` of its places, and how many more there are.
+    #[must_use]
+    pub fn named(&self, most: usize) -> String {
+        let mut named = self.places.iter().take(most).cloned().collect::<Vec<_>>().join("; ");
+        if let Some(more @ 1..) = self.places.len().checked_sub(most) {
+            named.push_str(&format!("; {more} more"));
+        }
+        named
+    }
+}
+
 /// Counters since the proxy started.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
@@ -314,6 +343,45 @@ pub struct Stats {
     /// Of the process.
     #[serde(default)]
     pub proxy: ProxyStats,
+    /// What happened since the last such answer.
+    #[serde(default, skip_serializing_if = "Notices::is_empty")]
+    pub notices: Notices,
+}
+
+/// What people are to be told of endpoints. Each thing is told once; who asks too seldom, or loses an answer, misses some.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Notices {
+    /// The first ones, in order.
+    pub endpoints: Vec<EndpointNotice>,
+    /// How many more there were.
+    pub lost: u64,
+}
+
+impl Notices {
+    /// Nothing happened.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// An endpoint is left out, or let in again, for what the proxy has seen of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointNotice {
+    /// Of which cluster.
+    pub cluster: ClusterId,
+    /// Which instance.
+    pub instance: InstanceId,
+    /// It is left out; else it is let in again.
+    pub is_out: bool,
+    /// Why, for people.
+    pub reason: String,
+    /// For how many milliseconds at most; absent where it is left out until something happens.
+    #[serde(default)]
+    pub for_ms: Option<u64>,
+    /// How many milliseconds ago that was.
+    pub ago_ms: u64,
 }
 
 /// What a proxy counts that belongs to no cluster.

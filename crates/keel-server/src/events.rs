@@ -87,6 +87,12 @@ impl EventLog {
         state.events.range(first..).cloned().collect()
     }
 
+    /// The newest event of this kind.
+    pub fn newest(&self, is_it: impl Fn(&Event) -> bool) -> Option<Event> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.events.iter().rev().find(|event| is_it(event)).cloned()
+    }
+
     /// Wakes with every event.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.newest.subscribe()

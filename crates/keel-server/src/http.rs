@@ -23,8 +23,8 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::api::types::{
     Applied, ApplyRequest, ChangeView, DownRequest, EdgesView, ErrorBody, EventsQuery,
-    HistoryEntry, LogsQuery, RollbackRequest, RouteView, ScaleRequest, ServerInfo, ServicesRequest,
-    StackSummary, StackView,
+    HistoryEntry, LacksView, LogsQuery, RollbackRequest, RouteView, ScaleRequest, ServerInfo,
+    ServicesRequest, StackSummary, StackView,
 };
 use crate::changes::{Changes, Operation};
 use crate::error::Refusal;
@@ -97,6 +97,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/stacks", get(stacks))
         .route("/v1/stacks/{stack}", put(apply).get(stack))
         .route("/v1/stacks/{stack}/watch", get(watch))
+        .route("/v1/stacks/{stack}/lacks", get(lacks))
         .route("/v1/stacks/{stack}/diff", post(diff))
         .route("/v1/stacks/{stack}/scale", post(scale))
         .route("/v1/stacks/{stack}/stop", post(stop))
@@ -122,7 +123,7 @@ fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Refusal> {
 }
 
 async fn version(State(api): Shared) -> Json<ServerInfo> {
-    Json(api.info.clone())
+    Json(ServerInfo { lacks: api.viewer.proxy.borrow().lacks.clone(), ..api.info.clone() })
 }
 
 async fn shutdown(State(api): Shared) -> Json<serde_json::Value> {
@@ -160,6 +161,10 @@ async fn routes(State(api): Shared) -> Json<Vec<RouteView>> {
 
 async fn stack(State(api): Shared, Path(name): Path<String>) -> Answer<StackView> {
     Ok(Json(api.viewer.stack(&stack_name(&name)?)?))
+}
+
+async fn lacks(State(api): Shared, Path(name): Path<String>) -> Answer<LacksView> {
+    Ok(Json(api.viewer.lacks(&stack_name(&name)?)))
 }
 
 async fn apply(State(api): Shared, Path(name): Path<String>, bytes: Bytes) -> Answer<Applied> {

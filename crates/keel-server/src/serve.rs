@@ -333,6 +333,8 @@ fn info(
         dns: network.dns(),
         metrics: None,
         access_log: options.access_log.as_ref().map(|log| log.path.clone()),
+        proxy_engine: options.proxy_engine.clone(),
+        lacks: Vec::new(),
         limitations,
     }
 }

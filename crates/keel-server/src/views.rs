@@ -13,14 +13,14 @@ use keel_plan::{ChangeKind, Outcome, ServiceState, ServiceSummary};
 use tokio::sync::watch;
 
 use crate::api::types::{
-    ChangeView, HistoryEntry, HistoryService, InstanceView, PublishedView, ServiceView,
+    ChangeView, HistoryEntry, HistoryService, InstanceView, LacksView, PublishedView, ServiceView,
     StackSummary, StackView,
 };
 use crate::board::{Board, BoardView};
 use crate::controller;
 use crate::error::Refusal;
 use crate::network::Network;
-use crate::traffic::{ProxyState, is_served};
+use crate::traffic::{ProxyState, is_served, lacks_of_stack};
 use crate::world::{StackState, World, WorldReader};
 
 /// Longest command shown.
@@ -130,6 +130,16 @@ impl Viewer {
             services,
             entrypoints: routes::entrypoints(&record.stack, &self.proxy.borrow().failed),
         })
+    }
+
+    /// What the engine in the place of our proxy, if there is one, lacks of what a stack wants.
+    pub fn lacks(&self, name: &StackName) -> LacksView {
+        let proxy = self.proxy.borrow();
+        let told = proxy.snapshot.as_deref();
+        LacksView {
+            settled: told.is_some_and(|told| proxy.acknowledged >= told.generation),
+            lacks: lacks_of_stack(name, &proxy.lacks, told),
+        }
     }
 
     fn service(

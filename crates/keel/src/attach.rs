@@ -19,6 +19,7 @@ use crate::evidence::Evidence;
 use crate::failure::{FAILED, Failure, INTERRUPTED};
 use crate::follow::{LogPrinter, LogStream, LogStyle, short_name};
 use crate::interrupt::Interrupts;
+use crate::lacks;
 use crate::ui::progress::Progress;
 use crate::wait::{Outcome, Watch, idle, settled};
 
@@ -69,6 +70,7 @@ pub async fn run(attach: Attach<'_>, mut interrupts: Interrupts) -> Result<(), F
             if view.is_none() {
                 return Ok(());
             }
+            lacks::tell_of_stack(change.ctx, change.client, change.stack).await?;
         }
         // The session tells what failed.
         Some(Outcome::Failed(_) | Outcome::TimedOut(_)) | None => drop(progress),
@@ -236,6 +238,8 @@ impl<'a> Session<'a> {
                 | EventKind::InstanceFailed
                 | EventKind::InstanceUnhealthy
                 | EventKind::InstanceRestarting
+                | EventKind::EndpointEjected
+                | EventKind::EndpointReadmitted
                 | EventKind::Rollout
                 | EventKind::Platform
         );

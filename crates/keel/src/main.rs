@@ -12,6 +12,7 @@ mod evidence;
 mod failure;
 mod follow;
 mod interrupt;
+mod lacks;
 mod log;
 mod names;
 mod project;

@@ -82,6 +82,8 @@ fn calls_between_services_are_seen_everywhere() {
     assert!(open.trim_end().ends_with("# EOF") || open.contains("\n# EOF\n"), "{open}");
     let status = keel.run(&["server", "status"]).ok();
     assert!(status.contains(&format!("http://127.0.0.1:{metrics}/metrics")), "{status}");
+    let named = |line: &str| line.starts_with("access log  ") && line.ends_with("access.log");
+    assert!(status.lines().any(named), "{status}");
 
     let line = wait_for("a line of the log", || {
         let text = fs::read_to_string(&log).unwrap_or_default();

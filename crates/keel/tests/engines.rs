@@ -344,6 +344,27 @@ fn a_haproxy_that_does_not_get_ready_is_ended_and_our_proxy_goes_on() {
 }
 
 #[test]
+fn what_nginx_still_has_for_a_moment_is_no_reason_for_a_warning() {
+    if !is_installed("nginx") {
+        return;
+    }
+    let (published, routed) = two_free_ports();
+    let keel = Running::new(&compose(published, routed));
+    keel.run(&["server", "--detach", "--proxy-engine", "nginx"]).ok();
+    keel.run(&["up", "-d", "--wait"]).ok();
+    switch(&keel, &[]);
+    for port in [published, routed] {
+        assert_eq!(get(port).as_deref(), Some("here"));
+    }
+    let said = std::fs::read_to_string(keel.sandbox.state_dir().join("proxy.log")).unwrap();
+    assert!(said.contains("cannot listen yet"), "{said}");
+    assert!(
+        !said.lines().any(|line| line.contains("WARN") && line.contains("cannot listen")),
+        "{said}"
+    );
+}
+
+#[test]
 fn haproxy_serves_in_the_place_of_our_proxy() {
     is_driven("haproxy");
 }
@@ -351,4 +372,57 @@ fn haproxy_serves_in_the_place_of_our_proxy() {
 #[test]
 fn nginx_serves_in_the_place_of_our_proxy() {
     is_driven("nginx");
+}
+
+/// What is told of things that an engine lacks: events by their message, and how often.
+fn lacks_told(keel: &Running) -> Vec<serde_json::Value> {
+    let events = keel.run(&["events", "--all", "--output", "json"]).ok();
+    let events = events.lines().map(|line| serde_json::from_str(line).unwrap());
+    events.filter(|event: &serde_json::Value| event["kind"] == "engine_lacks").collect()
+}
+
+#[test]
+fn what_haproxy_lacks_is_told_where_people_look() {
+    if !is_installed("haproxy") {
+        return;
+    }
+    let (published, routed) = two_free_ports();
+    let keel = Running::new(&compose(published, routed));
+    keel.run(&["server", "--detach", "--proxy-engine", "haproxy"]).ok();
+    let up = keel.run(&["up", "-d", "--wait"]);
+    assert!(!up.stderr.contains("does not do"), "{}", up.stderr);
+    let locked =
+        "{ rule: Host(`shop.test`), basic_auth: ['ann:$$apr1$$abcdefgh$$5VEbMkemELfbhC5ck.U.z1'] }";
+    let compose = compose(published, routed).replace("[shop.test]", &format!("[{locked}]"));
+    keel.sandbox.write("compose.yaml", &compose);
+    let up = keel.run(&["up", "-d"]);
+    assert!(up.stderr.contains("haproxy does not do 1 thing that demo asks for:"), "{}", up.all());
+    assert!(up.stderr.contains("route demo/web, user 1   `$apr1$`"), "{}", up.stderr);
+    keel.run(&["scale", "web=3"]).ok();
+    keel.run(&["scale", "web=2"]).ok();
+
+    let told = lacks_told(&keel);
+    let of_stack: Vec<_> = told.iter().filter(|event| event["stack"] == "demo").collect();
+    assert_eq!(of_stack.len(), 1, "{told:?}");
+    let message = of_stack[0]["message"].as_str().unwrap();
+    assert!(message.starts_with("haproxy lacks `$apr1$`"), "{message}");
+    assert!(message.contains("the user can't log in"), "{message}");
+    let always = told.iter().filter(|event| event["stack"].is_null()).count();
+    assert_eq!(always, told.len() - 1);
+
+    let status = keel.json(&["server", "status"]);
+    assert_eq!(status["proxy_engine"], "haproxy");
+    let lacks = status["lacks"].as_array().unwrap();
+    assert!(lacks.iter().any(|l| l["places"] == serde_json::json!(["route demo/web, user 1"])));
+    assert!(lacks.iter().any(|l| l["places"] == serde_json::json!(["all traffic"])));
+    let text = keel.run(&["server", "status"]).ok();
+    assert_eq!(text.lines().filter(|line| line.starts_with("lacks ")).count(), lacks.len());
+
+    // What is mended is not told any more.
+    let open = compose.replace(locked, "shop.test");
+    keel.sandbox.write("compose.yaml", &open);
+    let up = keel.run(&["up", "-d", "--wait"]);
+    assert!(!up.stderr.contains("does not do"), "{}", up.stderr);
+    assert_eq!(lacks_told(&keel).len(), told.len());
+    assert_eq!(keel.json(&["server", "status"])["lacks"].as_array().unwrap().len(), always);
 }

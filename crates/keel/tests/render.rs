@@ -86,7 +86,10 @@ fn programs_get_the_files_and_the_gaps() {
     assert_eq!((&json["engine"], &json["main"]), (&"nginx".into(), &"nginx.conf".into()));
     assert!(json["files"]["nginx.conf"].as_str().unwrap().contains("shop.test"));
     let gaps = json["gaps"].as_array().unwrap();
-    assert!(gaps.iter().any(|gap| gap["where"] == "listener 127.77.0.1:80"), "{gaps:?}");
+    assert!(
+        gaps.iter().any(|gap| gap["where"] == "listener 127.77.0.1:80 (shop/web:80)"),
+        "{gaps:?}"
+    );
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Every key of every active service ends in the stack, in a warning that says why it has no effect, or in an error
 //! with a remedy; [`crate::keys`] is the table of which. Content of secrets and configs is read here.
 
+mod clashes;
 mod entrypoints;
 mod files;
 mod limits;

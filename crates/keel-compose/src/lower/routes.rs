@@ -22,6 +22,7 @@ impl Lower<'_> {
     /// Gives the services of a stack their routes, and the stack the entrypoints that those need.
     pub(super) fn routes(&mut self, stack: &mut Stack, drafts: Drafts, top: XTop) {
         let mut names: BTreeMap<String, Span> = BTreeMap::new();
+        let mut places: BTreeMap<String, Span> = BTreeMap::new();
         let given: BTreeSet<String> = drafts
             .values()
             .flatten()
@@ -43,6 +44,7 @@ impl Lower<'_> {
                     continue;
                 }
                 names.insert(name.clone(), place);
+                places.insert(name.clone(), draft.span.clone());
                 routes.extend(self.route(&service, name, draft, stack, &top, &mut needs));
             }
             if let Some(service) = stack.services.get_mut(&service) {
@@ -54,6 +56,7 @@ impl Lower<'_> {
             stack.acme = Some(default_acme());
         }
         self.entrypoints(stack, &top, needs);
+        self.clashes(stack, &places);
     }
 
     fn route(

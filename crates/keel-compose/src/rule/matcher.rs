@@ -26,6 +26,12 @@ const TCP: [&str; 4] = ["HostSNI", "HostSNIRegexp", "ALPN", "ClientIP"];
 /// Names that version 2 of Traefik had.
 const OLD_NAMES: [(&str, &str); 2] = [("Headers", "Header"), ("HeadersRegexp", "HeaderRegexp")];
 
+/// What to write instead of something that is not the name of a header.
+pub(crate) const HEADER_HELP: &str = "use letters, digits, `-` and `_`, for example X-Tenant";
+/// What to do about something that is not a regular expression.
+pub(crate) const PATTERN_HELP: &str =
+    r"a character that has a meaning stands for itself behind a backslash: `\.`, `\(`, `\[`";
+
 type Values = Vec<(usize, String)>;
 
 /// The rule of a matcher with its values.
@@ -200,7 +206,8 @@ fn path(at: usize, value: String) -> Result<String, RuleError> {
     if value.starts_with('/') {
         Ok(value)
     } else {
-        Err(RuleError::new(at, format!("the path `{value}` must begin with `/`")))
+        Err(RuleError::new(at, format!("the path `{value}` must begin with `/`"))
+            .help(format!("write `/{value}`")))
     }
 }
 
@@ -208,7 +215,7 @@ fn header_name((at, name): (usize, String)) -> Result<String, RuleError> {
     if is_header_name(&name) {
         Ok(name)
     } else {
-        Err(RuleError::new(at, format!("`{name}` is not the name of a header")))
+        Err(RuleError::new(at, format!("`{name}` is not the name of a header")).help(HEADER_HELP))
     }
 }
 
@@ -237,10 +244,7 @@ fn pattern(at: usize, value: String) -> Result<String, RuleError> {
         Err(message) => {
             let error =
                 RuleError::new(at, format!("`{value}` is not a regular expression: {message}"));
-            Err(match old_template(&value) {
-                Some(help) => error.help(help),
-                None => error,
-            })
+            Err(error.help(old_template(&value).unwrap_or_else(|| PATTERN_HELP.to_owned())))
         }
     }
 }

@@ -9,7 +9,9 @@ mod token;
 
 use keel_model::Rule;
 
-pub(crate) use matcher::{check_host, check_pattern, is_header_name, parse_network};
+pub(crate) use matcher::{
+    HEADER_HELP, PATTERN_HELP, check_host, check_pattern, is_header_name, parse_network,
+};
 use token::{Kind, Token, Tokens};
 
 /// Longest rule, in characters.

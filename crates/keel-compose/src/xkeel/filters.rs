@@ -104,14 +104,7 @@ impl Reader {
                 "host" => redirect.host = self.plain_host(value),
                 "port" => redirect.port = self.port(value),
                 "status" => {
-                    let status = self.number(value, 300, 399).and_then(|n| u16::try_from(n).ok());
-                    match status.filter(|status| forms::REDIRECT_STATUSES.contains(status)) {
-                        Some(status) => redirect.status = status,
-                        None if status.is_some() => {
-                            self.wrong(value, "301, 302, 303, 307 or 308", "")
-                        }
-                        None => {}
-                    }
+                    redirect.status = self.redirect_status(value).unwrap_or(redirect.status);
                 }
                 "path" => {
                     changes.extend(self.path(value).map(|path| (key, PathRewrite::Replace(path))))
@@ -140,6 +133,19 @@ impl Reader {
             .help = Some("give it a `scheme`, `host`, `port` or `path`".to_owned());
         }
         Some(redirect)
+    }
+
+    fn redirect_status(&mut self, node: &Node) -> Option<u16> {
+        let text = node.display().and_then(|text| text.parse::<u16>().ok());
+        let status = text.filter(|status| forms::REDIRECT_STATUSES.contains(status));
+        if status.is_none() {
+            self.wrong(
+                node,
+                "301, 302, 303, 307 or 308",
+                "without `status` it is 308, for good; 307 is for now",
+            );
+        }
+        status
     }
 
     /// A host without `*`.
@@ -238,10 +244,15 @@ impl Reader {
             let text = if value.is_null() { None } else { value.display() };
             match text.filter(|text| is_header_value(text)) {
                 Some(text) => headers.extend(name.map(|name| (name, text))),
-                None => self.wrong(
+                None if value.is_null() => self.wrong(
                     value,
                     "the value of a header",
                     "to take a header away, name it under `remove`",
+                ),
+                None => self.wrong(
+                    value,
+                    "the value of a header",
+                    "write one line without control characters, and without spaces around it",
                 ),
             }
         }
@@ -253,7 +264,8 @@ impl Reader {
         let name = self.header_name(name, span)?;
         if is_framing(&name) {
             let message = format!("`{name}` belongs to the connection and cannot be changed");
-            self.error(Code::InvalidValue, span, message);
+            self.error(Code::InvalidValue, span, message).help =
+                Some("remove it: the proxy sets it as each connection needs it".to_owned());
             return None;
         }
         Some(name)

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use crate::diagnostic::{Code, Diagnostic, Span, nearest};
 use crate::number::{parse_decimal, parse_duration, parse_size};
 use crate::routes::{Located, forms};
-use crate::rule::parse_network;
+use crate::rule::{HEADER_HELP, PATTERN_HELP, parse_network};
 use crate::value::{Map, Node, Value};
 
 /// Collects what is wrong.
@@ -18,7 +18,22 @@ pub(crate) struct Reader {
 
 /// What the user wrote, in words.
 pub(super) fn given(node: &Node) -> String {
-    node.display().map_or_else(|| node.kind_name().to_owned(), |text| format!("`{text}`"))
+    match node.display() {
+        Some(text) if !node.is_null() => format!("`{}`", plain(&text)),
+        _ => node.kind_name().to_owned(),
+    }
+}
+
+/// A text in one line.
+fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() {
+            true => plain.extend(c.escape_default()),
+            false => plain.push(c),
+        }
+    }
+    plain
 }
 
 impl Reader {
@@ -101,6 +116,11 @@ impl Reader {
 
     /// An integer; also as text, because that is what a variable gives.
     pub fn number(&mut self, node: &Node, low: i64, high: i64) -> Option<i64> {
+        self.number_or(node, low, high, "")
+    }
+
+    /// As [`Reader::number`], with what to do about a wrong one.
+    pub fn number_or(&mut self, node: &Node, low: i64, high: i64, help: &str) -> Option<i64> {
         let number = match &node.value {
             Value::Int(number) => Some(*number),
             Value::String(text) => parse_decimal(text),
@@ -108,7 +128,7 @@ impl Reader {
         };
         let number = number.filter(|number| (low..=high).contains(number));
         if number.is_none() {
-            self.wrong(node, &format!("an integer from {low} to {high}"), "");
+            self.wrong(node, &format!("an integer from {low} to {high}"), help);
         }
         number
     }
@@ -122,8 +142,13 @@ impl Reader {
     }
 
     pub fn amount(&mut self, node: &Node, low: u32) -> Option<u32> {
-        let high = i64::from(u32::MAX);
-        self.number(node, i64::from(low), high).and_then(|number| u32::try_from(number).ok())
+        self.amount_or(node, low, "")
+    }
+
+    /// As [`Reader::amount`], with what to do about a wrong one.
+    pub fn amount_or(&mut self, node: &Node, low: u32, help: &str) -> Option<u32> {
+        let (low, high) = (i64::from(low), i64::from(u32::MAX));
+        self.number_or(node, low, high, help).and_then(|number| u32::try_from(number).ok())
     }
 
     pub fn flag(&mut self, node: &Node) -> Option<bool> {
@@ -205,9 +230,25 @@ impl Reader {
     pub fn path(&mut self, node: &Node) -> Option<String> {
         let path = node.as_str().filter(|path| path.starts_with('/'));
         if path.is_none() {
-            self.wrong(node, "a path that begins with `/`", "");
+            let help = match node.as_str().filter(|path| !path.is_empty()) {
+                Some(path) => format!("write `/{}`", plain(path)),
+                None => "write for example `/api`".to_owned(),
+            };
+            self.wrong(node, "a path that begins with `/`", &help);
         }
         path.map(str::to_owned)
+    }
+
+    /// A path, with a query or without, as it stands in a request.
+    pub fn target(&mut self, node: &Node) -> Option<String> {
+        let path = self.path(node)?;
+        if path.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Some(path);
+        }
+        let help =
+            "write other characters than visible ASCII in their encoded form: `%20` for a space";
+        self.wrong(node, "a path as it stands in a request", help);
+        None
     }
 
     /// A regular expression.
@@ -216,8 +257,9 @@ impl Reader {
         match crate::rule::check_pattern(&text) {
             Ok(()) => Some(text),
             Err(message) => {
-                let message = format!("`{text}` is not a regular expression: {message}");
-                self.error(Code::InvalidValue, &node.span, message);
+                let message = format!("`{}` is not a regular expression: {message}", plain(&text));
+                self.error(Code::InvalidValue, &node.span, message).help =
+                    Some(PATTERN_HELP.to_owned());
                 None
             }
         }
@@ -228,8 +270,8 @@ impl Reader {
         if crate::rule::is_header_name(name) {
             return Some(name.to_owned());
         }
-        let message = format!("`{name}` is not the name of a header");
-        self.error(Code::InvalidValue, span, message);
+        let message = format!("`{}` is not the name of a header", plain(name));
+        self.error(Code::InvalidValue, span, message).help = Some(HEADER_HELP.to_owned());
         None
     }
 

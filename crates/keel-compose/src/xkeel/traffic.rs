@@ -54,6 +54,8 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 const CHECK_FAILURES: u32 = 3;
 const CHECK_SUCCESSES: u32 = 2;
+/// What to do about a limit that would let nothing through.
+const NO_LIMIT: &str = "leave it out for no limit";
 /// Bounds of `adaptive_concurrency: true`.
 const ADAPTIVE: AdaptiveConcurrency = AdaptiveConcurrency { min: 4, max: 1000 };
 
@@ -151,7 +153,8 @@ impl Reader {
         for (key, value) in self.keys(node, "x-keel.traffic.outlier", &OUTLIER_KEYS) {
             match key {
                 "consecutive_errors" => {
-                    let count = self.number(value, 0, 1000).and_then(|n| u32::try_from(n).ok());
+                    let count = self.number_or(value, 0, 1000, "`outlier: false` switches it off");
+                    let count = count.and_then(|n| u32::try_from(n).ok());
                     outlier.consecutive_errors = count.unwrap_or(outlier.consecutive_errors);
                 }
                 "base" => outlier.base = self.time(value).unwrap_or(outlier.base),
@@ -175,11 +178,11 @@ impl Reader {
         };
         match &node.value {
             Value::Bool(false) | Value::Null => return None,
-            Value::String(_) => check.path = self.path(node)?,
+            Value::String(_) => check.path = self.target(node)?,
             _ => {
                 for (key, value) in self.keys(node, "x-keel.traffic.check", &CHECK_KEYS) {
                     match key {
-                        "path" => check.path = self.path(value).unwrap_or_else(|| "/".to_owned()),
+                        "path" => check.path = self.target(value).unwrap_or_else(|| "/".to_owned()),
                         "interval" => check.interval = self.time(value).unwrap_or(check.interval),
                         "timeout" => check.timeout = self.time(value).unwrap_or(check.timeout),
                         "failures" => check.failures = self.count(value).unwrap_or(check.failures),
@@ -218,7 +221,10 @@ impl Reader {
                 "per_try_timeout" => retry.per_try_timeout = self.time(value),
                 _ => {
                     let items = value.as_seq().unwrap_or(std::slice::from_ref(value));
-                    let statuses = items.iter().filter_map(|item| self.number(item, 400, 599));
+                    let help =
+                        "write the statuses of answers that are tried again, for example [503]";
+                    let statuses =
+                        items.iter().filter_map(|item| self.number_or(item, 400, 599, help));
                     retry.on_status = statuses.filter_map(|n| u16::try_from(n).ok()).collect();
                 }
             }
@@ -227,7 +233,8 @@ impl Reader {
     }
 
     fn attempts(&mut self, node: &Node) -> Option<u32> {
-        self.number(node, 0, 10).and_then(|number| u32::try_from(number).ok())
+        let help = "it counts the tries beyond the first; `retry: false` is for none";
+        self.number_or(node, 0, 10, help).and_then(|number| u32::try_from(number).ok())
     }
 
     fn timeouts(&mut self, node: &Node) -> Timeouts {
@@ -249,9 +256,12 @@ impl Reader {
         let mut limits = TrafficLimits::default();
         for (key, value) in self.keys(node, "x-keel.traffic.limits", &LIMIT_KEYS) {
             match key {
-                "max_connections" => limits.max_connections = self.amount(value, 1),
-                "max_pending" => limits.max_pending = self.amount(value, 0),
-                _ => limits.max_requests = self.amount(value, 1),
+                "max_connections" => limits.max_connections = self.amount_or(value, 1, NO_LIMIT),
+                "max_pending" => {
+                    let help = "leave it out for 1024; 0 refuses whatever would have to wait";
+                    limits.max_pending = self.amount_or(value, 0, help);
+                }
+                _ => limits.max_requests = self.amount_or(value, 1, NO_LIMIT),
             }
         }
         limits

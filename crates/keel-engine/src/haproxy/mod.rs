@@ -16,7 +16,7 @@ use std::path::PathBuf;
 
 use keel_model::EndpointState;
 use keel_render::Engine;
-use keel_route::snapshot::{Cluster, ClusterId, ClusterStats, Snapshot};
+use keel_route::snapshot::{Cluster, ClusterId, ClusterStats, Lacking, Snapshot};
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -97,6 +97,11 @@ impl Haproxy {
     /// The process to be watched.
     pub fn process(&self) -> Option<&Process> {
         self.master.as_ref()
+    }
+
+    /// What it can't do of what is wanted.
+    pub fn lacks(&self) -> Vec<Lacking> {
+        self.place.lacks()
     }
 
     /// Addresses that are listened on.

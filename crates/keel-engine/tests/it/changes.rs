@@ -1,12 +1,14 @@
 //! Changes under load cost no request.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
 use keel_model::EndpointState::{Draining, Ready};
+use keel_model::TrafficPolicy;
 use keel_render::Engine;
+use keel_route::snapshot::{Lacking, Snapshot};
 
-use crate::driver::{CART, Driver, cluster, installed, until};
+use crate::driver::{CART, Driver, cluster, installed, listener, until};
 use crate::endpoint::Endpoint;
 use crate::load::{Load, get};
 
@@ -149,4 +151,36 @@ fn changes_of_endpoints_need_no_new_worker_of_haproxy() {
     get(bind).unwrap();
     until("the numbers of both workers", || (driver.stats().requests == 11).then_some(()));
     assert!(forked(&driver.log()) > forked(&before), "{CART}");
+}
+
+#[test]
+fn what_an_engine_lacks_is_told_with_every_acknowledgement() {
+    for engine in installed() {
+        let mut driver = Driver::start(engine);
+        let endpoint = Endpoint::new("here");
+        let mut snapshot = Snapshot {
+            listeners: vec![listener(driver.address(80))],
+            clusters: BTreeMap::from([(CART.to_owned(), ready(&[endpoint]))]),
+            ..Snapshot::default()
+        };
+        let adapting = |lacks: &[Lacking]| {
+            let mut found = lacks.iter().filter(|lacking| lacking.what.contains("adapt"));
+            found.next().map(|lacking| (lacking.engine.clone(), lacking.places.clone()))
+        };
+        let always = driver.server.lacks(snapshot.clone());
+        assert_eq!(adapting(&always), None);
+        let ids = always.iter().find(|lacking| lacking.what.contains("X-Request-Id")).unwrap();
+        assert_eq!(ids.places, ["all traffic"]);
+
+        let adaptive = Some(keel_model::AdaptiveConcurrency { min: 1, max: 2 });
+        let policy = TrafficPolicy { adaptive, ..TrafficPolicy::default() };
+        snapshot.clusters.get_mut(CART).unwrap().policy = Some(Box::new(policy));
+        let expected = Some((engine.command().to_owned(), vec![format!("cluster {CART}")]));
+        let first = driver.server.lacks(snapshot.clone());
+        assert_eq!(adapting(&first), expected);
+        // Without a new configuration, too: whoever has just connected knows nothing yet.
+        assert_eq!(driver.server.lacks(snapshot.clone()), first);
+        driver.succeed(true);
+        assert_eq!(driver.server.lacks(snapshot), first);
+    }
 }

@@ -16,7 +16,7 @@ use keel_model::{Endpoint, EndpointState, Generation, InstanceId, Protocol};
 use keel_render::Engine;
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{
-    Cluster, ClusterStats, FromProxy, Listener, ListenerFailure, Snapshot, ToProxy,
+    Cluster, ClusterStats, FromProxy, Lacking, Listener, ListenerFailure, Snapshot, ToProxy,
 };
 
 /// Everything that a test waits for comes within this time, or the test fails.
@@ -248,19 +248,35 @@ impl Server {
     }
 
     pub fn acknowledged(&mut self) -> Vec<ListenerFailure> {
+        self.acknowledgement().0
+    }
+
+    fn acknowledgement(&mut self) -> (Vec<ListenerFailure>, Vec<Lacking>) {
         let wanted = Generation(self.generation);
         self.until("acknowledgement", |message| match message {
-            FromProxy::Ack { generation, failed } if *generation >= wanted => Some(failed.clone()),
+            FromProxy::Ack { generation, failed, lacks } if *generation >= wanted => {
+                Some((failed.clone(), lacks.clone()))
+            }
             _ => None,
         })
     }
 
-    /// Sends a whole state and waits for its acknowledgement.
-    pub fn replace(&mut self, snapshot: Snapshot) -> Vec<ListenerFailure> {
+    fn tell(&mut self, snapshot: Snapshot) {
         self.generation += 1;
         let generation = Generation(self.generation);
         self.send(&ToProxy::Snapshot(Snapshot { generation, ..snapshot }));
+    }
+
+    /// Sends a whole state and waits for its acknowledgement.
+    pub fn replace(&mut self, snapshot: Snapshot) -> Vec<ListenerFailure> {
+        self.tell(snapshot);
         self.acknowledged()
+    }
+
+    /// Sends a whole state; what its acknowledgement says is lacking.
+    pub fn lacks(&mut self, snapshot: Snapshot) -> Vec<Lacking> {
+        self.tell(snapshot);
+        self.acknowledgement().1
     }
 
     /// Sends a state with these listeners, which all lead to [`CART`].

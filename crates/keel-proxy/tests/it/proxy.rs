@@ -285,7 +285,9 @@ impl Server {
     fn acknowledged(&mut self) -> Vec<ListenerFailure> {
         let wanted = Generation(self.generation);
         self.until("acknowledgement", |message| match message {
-            FromProxy::Ack { generation, failed } if *generation == wanted => Some(failed.clone()),
+            FromProxy::Ack { generation, failed, .. } if *generation == wanted => {
+                Some(failed.clone())
+            }
             _ => None,
         })
     }

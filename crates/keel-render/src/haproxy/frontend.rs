@@ -8,7 +8,7 @@ use super::words::{clean, word};
 use super::{CERTIFICATES, Mode, Writer};
 use crate::endpoints::{FOREVER, millis, policy};
 use crate::gaps::Lack;
-use crate::plan::{Group, PlannedRoute, Speaks};
+use crate::plan::{Group, PlannedRoute, Speaks, place_of};
 
 /// The first bytes of a connection are waited for this long, then the server is assumed to speak first.
 const DETECT: &str = "200ms";
@@ -36,7 +36,7 @@ impl<'a> Writer<'a> {
     pub(super) fn group(&mut self, group: &Group<'a>) {
         if group.listener.tls.is_some() && !self.has_certificates {
             for bind in &group.binds {
-                self.plan.note(Lack::Certificate, format!("listener {bind}"));
+                self.plan.note(Lack::Certificate, place_of(group.listener, *bind));
             }
             return;
         }
@@ -112,7 +112,7 @@ impl<'a> Writer<'a> {
                     let verify = if auth.optional { "optional" } else { "required" };
                     words.push_str(&format!(" ca-file {} verify {verify}", word(path)));
                 }
-                None => self.plan.note(Lack::FileName, format!("listener {}", listener.bind)),
+                None => self.plan.note(Lack::FileName, place_of(listener, listener.bind)),
             }
         }
         words

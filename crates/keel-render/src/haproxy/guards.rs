@@ -16,7 +16,7 @@ const LIMIT_PAST: u64 = 20 * 86_400_000;
 
 impl Writer<'_> {
     pub(super) fn basic_auth(&mut self, current: &mut Current<'_, '_>, auth: &BasicAuth) {
-        let users = self.user_list(&current.route.name, auth);
+        let users = self.user_list(current.route, auth);
         // The realm comes out between double quotes, in which these two have to be escaped (RFC 9110, 5.6.4).
         let realm: String = auth.realm.chars().filter(|c| !c.is_control()).collect();
         let realm = realm.replace('\\', r"\\").replace('"', "\\\"");

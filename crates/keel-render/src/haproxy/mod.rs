@@ -21,7 +21,7 @@ use keel_route::snapshot::{ClusterId, Snapshot};
 
 use self::words::{Lines, word};
 use crate::gaps::Lack;
-use crate::plan::Plan;
+use crate::plan::{Plan, PlannedRoute};
 use crate::{Engine, Options, Rendered, tls, users};
 
 /// Where the list of certificates is.
@@ -175,15 +175,15 @@ impl Writer<'_> {
     }
 
     /// A list of users; its name.
-    fn user_list(&mut self, route: &str, auth: &BasicAuth) -> String {
-        let name = format!("users_{route}");
+    fn user_list(&mut self, route: &PlannedRoute<'_>, auth: &BasicAuth) -> String {
+        let name = format!("users_{}", route.name);
         if !self.written.insert(name.clone()) {
             return name;
         }
         self.users.section(&format!("userlist {name}"));
         let mut known = BTreeSet::new();
         for (index, line) in users::lines(auth) {
-            let place = format!("route {route}, user {}", index + 1);
+            let place = format!("route {}, user {}", route.entry.name, index + 1);
             let Some((user, hash)) = users::parse(line) else {
                 self.plan.note(Lack::UserLine, place);
                 continue;

@@ -10,7 +10,7 @@ use super::locations::{self, Direct};
 use super::words::{Blocks, Directive, clean, quoted};
 use super::{Writer, files_of};
 use crate::gaps::Lack;
-use crate::plan::{Group, PlannedRoute, Speaks};
+use crate::plan::{Group, PlannedRoute, Speaks, place_of};
 use crate::rules::{Alternative, Atom, Field, Literal, Test};
 use crate::tls;
 
@@ -138,7 +138,7 @@ impl<'a> Writer<'a> {
             }
             None => {
                 block.line("ssl_reject_handshake on");
-                self.plan.note(Lack::Certificate, format!("listener {}", listener.bind));
+                self.plan.note(Lack::Certificate, place_of(listener, listener.bind));
             }
         }
         block.line(match tls.min {
@@ -156,7 +156,7 @@ impl<'a> Writer<'a> {
                 });
                 block.line("ssl_verify_depth 5");
             }
-            None => self.plan.note(Lack::FileName, format!("listener {}", listener.bind)),
+            None => self.plan.note(Lack::FileName, place_of(listener, listener.bind)),
         }
     }
 

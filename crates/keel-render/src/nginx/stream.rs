@@ -13,7 +13,7 @@ use super::words::Blocks;
 use crate::StreamModule;
 use crate::endpoints::{FOREVER, millis, policy};
 use crate::gaps::Lack;
-use crate::plan::{Group, PlannedRoute};
+use crate::plan::{Group, PlannedRoute, place_of};
 use crate::rules::{Alternative, Field, Test, canonical};
 
 /// The first bytes of a connection are waited for this long.
@@ -25,7 +25,7 @@ impl<'a> Writer<'a> {
         let there = self.plan.options.stream != StreamModule::Absent;
         if !there {
             for bind in &group.binds {
-                self.plan.note(Lack::Opaque, format!("listener {bind}"));
+                self.plan.note(Lack::Opaque, place_of(group.listener, *bind));
             }
         }
         there
@@ -37,7 +37,9 @@ impl<'a> Writer<'a> {
             return;
         }
         if group.listener.tls.is_some() && self.certificates.is_empty() {
-            return self.plan.note(Lack::Certificate, format!("listener {}", group.listener.bind));
+            return self
+                .plan
+                .note(Lack::Certificate, place_of(group.listener, group.listener.bind));
         }
         let mut block = Blocks::at_depth(1);
         block.open("server");

@@ -167,6 +167,16 @@ fn what_is_asked_of_services() {
 }
 
 #[test]
+fn an_access_log_is_asked_for() {
+    let mut snapshot = with_routes(vec![route("web", prefix("/"), "one")]);
+    snapshot.access_log = Some(keel_route::access_log::AccessLog::default());
+    for engine in [Engine::Haproxy, Engine::Nginx] {
+        assert_eq!(reported(engine, &snapshot), BTreeSet::from([Lack::AccessLog]));
+        assert!(Lack::ALWAYS.iter().all(|lack| lack.why(engine).is_some()));
+    }
+}
+
+#[test]
 fn what_is_asked_of_listeners() {
     let mut snapshot = with_routes(vec![route("web", prefix("/"), "one")]);
     let first = snapshot.listeners[0].clone();

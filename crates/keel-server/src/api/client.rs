@@ -18,8 +18,8 @@ use tokio::sync::mpsc;
 
 use super::types::{
     Applied, ApplyRequest, ChangeView, DownRequest, EdgesView, ErrorBody, EventsQuery,
-    HistoryEntry, LogRecord, LogsQuery, RollbackRequest, RouteView, ScaleRequest, ServerInfo,
-    ServicesRequest, StackSummary, StackView,
+    HistoryEntry, LacksView, LogRecord, LogsQuery, RollbackRequest, RouteView, ScaleRequest,
+    ServerInfo, ServicesRequest, StackSummary, StackView,
 };
 
 /// Time for a connection and for the head of an answer.
@@ -140,6 +140,14 @@ impl Client {
     /// [`Error`]; code `no_such_stack` when there is none of that name.
     pub async fn stack(&self, name: &str) -> Result<StackView, Error> {
         self.get(&format!("/v1/stacks/{name}")).await
+    }
+
+    /// What the engine in the place of the server's own proxy lacks of what a stack wants.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn lacks(&self, stack: &str) -> Result<LacksView, Error> {
+        self.get(&format!("/v1/stacks/{stack}/lacks")).await
     }
 
     /// One stack, again with each change, until it is gone or the receiver is dropped.

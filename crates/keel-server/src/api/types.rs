@@ -13,7 +13,7 @@ use keel_model::{
 use serde::{Deserialize, Serialize};
 
 pub use keel_plan::FieldChange;
-pub use keel_route::snapshot::EdgeStats;
+pub use keel_route::snapshot::{EdgeStats, Lacking};
 
 /// Answer to `GET /v1/edges`: what was counted since the proxy started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,8 +52,23 @@ pub struct ServerInfo {
     /// The file that requests are logged in.
     #[serde(default)]
     pub access_log: Option<PathBuf>,
+    /// The load balancer in the place of our own: `haproxy` or `nginx`.
+    #[serde(default)]
+    pub proxy_engine: Option<String>,
+    /// What that one lacks of what is wanted.
+    #[serde(default)]
+    pub lacks: Vec<Lacking>,
     /// What this server cannot do here, and why (no rights, …).
     pub limitations: Vec<String>,
+}
+
+/// Answer to `GET /v1/stacks/{stack}/lacks`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LacksView {
+    /// The engine has taken up all that it was told.
+    pub settled: bool,
+    /// What it lacks of what this stack wants.
+    pub lacks: Vec<Lacking>,
 }
 
 /// An error, as every endpoint reports it with a status of 400 or more.

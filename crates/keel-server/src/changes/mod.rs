@@ -3,7 +3,6 @@
 //! A change is checked completely, then written in one conditional transaction; a refused change leaves everything
 //! as it was. A change that changes nothing is not written.
 
-mod claims;
 mod commit;
 mod ports;
 mod routes;

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
+use keel_model::claims::{Claim, claims, describe};
 use keel_model::{
     Entrypoint, EntrypointName, Route, RouteKind, Service, ServiceName, Stack, StackName,
     StackRecord,
 };
 use keel_route::validate::validate_route;
 
-use super::claims::{Claim, claims, describe};
 use crate::error::Refusal;
 use crate::sockets::{self, Own};
 use crate::traffic::{default_priority, tcp_ports};

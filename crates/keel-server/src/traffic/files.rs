@@ -1,15 +1,15 @@
 //! Certificates in files of users: read, checked, and read again when they change.
 //!
-//! A file that can't be used is told once, and the last good certificate stays in use, also when the server is started
-//! anew. Whoever renews a certificate writes two files one after the other; a pair that does not match at one look is
-//! therefore told at the second.
+//! A file that can't be used is told once, whichever server finds it so, and the last good certificate stays in use, also
+//! when the server is started anew. Whoever renews a certificate writes two files one after the other; a pair that does not
+//! match is therefore told when that lasts.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use keel_model::{EventKind, RouteTls, ServiceName, StackName};
 use keel_route::snapshot::Certificate;
@@ -29,6 +29,9 @@ use crate::world::{World, WorldReader};
 const POLL: Duration = Duration::from_secs(2);
 /// Largest file of a certificate or key, in bytes.
 const MAX_FILE: u64 = 1 << 20;
+
+/// How what is told of files begins that can't be used.
+const TROUBLE: &str = "can't use a certificate: ";
 
 /// Whose routes use a pair.
 type Owner = (StackName, ServiceName);
@@ -50,8 +53,16 @@ pub struct CertificateFiles {
 struct Known {
     stamps: Option<(Stamp, Stamp)>,
     good: Option<Certificate>,
-    /// What is wrong, and whether it was told.
-    trouble: Option<(String, bool)>,
+    trouble: Option<Trouble>,
+    /// The trouble that an earlier server has told, until it is known how it stands now.
+    told_before: Option<String>,
+}
+
+/// What is wrong with a pair.
+struct Trouble {
+    reason: String,
+    since: Instant,
+    was_told: bool,
 }
 
 /// Tells versions of a file apart without reading it.
@@ -85,11 +96,18 @@ impl CertificateFiles {
 
     /// Looks at all files now. Reads at most as many bytes as the files may have; blocks.
     pub fn look(&mut self) {
+        self.look_at(Instant::now());
+    }
+
+    fn look_at(&mut self, now: Instant) {
         let wanted = wanted(&self.worlds.current());
         self.known.retain(|pair, _| wanted.contains_key(pair));
         for (pair, owner) in &wanted {
             let known = self.known.entry(pair.clone()).or_default();
-            if let Some(message) = known.look(pair) {
+            if known.is_new() {
+                known.told_before = recall(&self.events, pair, owner);
+            }
+            if let Some(message) = known.look(pair, now) {
                 let (stack, service) = owner;
                 tracing::warn!("{message}");
                 let kind = EventKind::Platform;
@@ -137,6 +155,16 @@ impl CertificateFiles {
     }
 }
 
+/// What an earlier server has told last of these files, if it was trouble.
+fn recall(events: &EventLog, (cert, key): &Pair, (stack, service): &Owner) -> Option<String> {
+    let names = [cert, key].map(|path| path.display().to_string());
+    let last = events.newest(|event| {
+        (event.stack.as_ref(), event.service.as_ref()) == (Some(stack), Some(service))
+            && names.iter().any(|name| event.message.contains(name))
+    });
+    last.map(|event| event.message).filter(|message| message.starts_with(TROUBLE))
+}
+
 /// The files that routes name, each with one of those who name it.
 fn wanted(world: &World) -> BTreeMap<Pair, Owner> {
     let mut pairs = BTreeMap::new();
@@ -155,8 +183,13 @@ fn wanted(world: &World) -> BTreeMap<Pair, Owner> {
 }
 
 impl Known {
+    /// Was never looked at.
+    fn is_new(&self) -> bool {
+        self.stamps.is_none() && self.trouble.is_none()
+    }
+
     /// Reads the files if they changed; what people should be told, if anything.
-    fn look(&mut self, (cert, key): &Pair) -> Option<String> {
+    fn look(&mut self, (cert, key): &Pair, now: Instant) -> Option<String> {
         let stamps = Stamp::of(cert).zip(Stamp::of(key));
         let changed = stamps.is_none() || stamps != self.stamps;
         if changed {
@@ -164,30 +197,34 @@ impl Known {
             match load(cert, key) {
                 Ok(certificate) => {
                     let renewed = self.good.as_ref().is_some_and(|old| *old != certificate);
-                    let healed = self.trouble.take().is_some_and(|(_, told)| told);
+                    let healed = self.trouble.take().is_some_and(|trouble| trouble.was_told)
+                        | self.told_before.take().is_some();
                     self.good = Some(certificate);
                     return (renewed || healed)
                         .then(|| format!("the certificate {} was read again", cert.display()));
                 }
                 Err(reason) => {
-                    let known = self.trouble.as_ref().is_some_and(|(old, _)| *old == reason);
+                    let known = self.trouble.as_ref().is_some_and(|old| old.reason == reason);
                     if !known {
-                        self.trouble = Some((reason, false));
-                        // Without a certificate nothing is gained by waiting.
-                        if self.good.is_some() {
-                            return None;
-                        }
+                        self.trouble = Some(Trouble { reason, since: now, was_told: false });
                     }
                 }
             }
         }
-        let (reason, told) = self.trouble.as_mut().filter(|(_, told)| !told)?;
-        *told = true;
+        // Looks come with every change of a stack, too. Without a certificate nothing is gained by waiting.
+        let lasts = |trouble: &Trouble| self.good.is_none() || now >= trouble.since + POLL;
+        let trouble =
+            self.trouble.as_mut().filter(|trouble| !trouble.was_told && lasts(trouble))?;
+        trouble.was_told = true;
+        let reason = &trouble.reason;
         let meanwhile = match self.good {
             Some(_) => "the one before stays in use",
             None => "a self-signed one is shown instead",
         };
-        Some(format!("can't use a certificate: {reason}; {meanwhile}"))
+        let message = format!("{TROUBLE}{reason}; {meanwhile}");
+        // Long messages of before are cut.
+        let known = self.told_before.take().is_some_and(|before| message.starts_with(&before));
+        (!known).then_some(message)
     }
 }
 
@@ -296,29 +333,33 @@ mod tests {
         let files = Files::new();
         let ((cert, key), (other_cert, other_key)) = (made(), made());
         let mut known = Known::default();
-        let told = known.look(&files.pair()).expect("nothing is there yet");
+        let mut now = Instant::now();
+        let told = known.look(&files.pair(), now).expect("nothing is there yet");
         assert!(told.contains("cert.pem") && told.contains("self-signed"), "{told}");
-        assert_eq!(known.look(&files.pair()), None, "told once");
+        assert_eq!(known.look(&files.pair(), now), None, "told once");
 
         files.write("cert.pem", &cert);
         files.write("key.pem", &key);
-        assert!(known.look(&files.pair()).unwrap().contains("was read again"));
+        assert!(known.look(&files.pair(), now).unwrap().contains("was read again"));
         assert_eq!(known.good.as_ref().unwrap().chain, cert);
-        assert_eq!(known.look(&files.pair()), None, "nothing changed");
+        assert_eq!(known.look(&files.pair(), now), None, "nothing changed");
 
         // Half of a renewal is no trouble unless it stays that way.
         files.write("cert.pem", &other_cert);
-        assert_eq!(known.look(&files.pair()), None);
+        assert_eq!(known.look(&files.pair(), now), None);
         files.write("key.pem", &other_key);
-        assert!(known.look(&files.pair()).unwrap().contains("was read again"));
+        assert!(known.look(&files.pair(), now).unwrap().contains("was read again"));
         assert_eq!(known.good.as_ref().unwrap().key, other_key);
 
         files.write("key.pem", &key);
-        assert_eq!(known.look(&files.pair()), None);
-        let told = known.look(&files.pair()).unwrap();
+        assert_eq!(known.look(&files.pair(), now), None);
+        now += POLL / 2;
+        assert_eq!(known.look(&files.pair(), now), None, "a change of a stack");
+        now += POLL / 2;
+        let told = known.look(&files.pair(), now).unwrap();
         assert!(told.contains("does not belong") && told.contains("stays in use"), "{told}");
         assert_eq!(known.good.as_ref().unwrap().key, other_key, "the last good one");
-        assert_eq!(known.look(&files.pair()), None, "told once");
+        assert_eq!(known.look(&files.pair(), now), None, "told once");
     }
 
     #[tokio::test]
@@ -338,24 +379,38 @@ mod tests {
         let put = Transaction::new()
             .put(crate::keys::record(&record.stack.name), serde_json::to_vec(&record).unwrap());
         let _ = store.commit(put).await.unwrap();
+        let events = Arc::new(EventLog::load(&*store).await.unwrap());
         let start = || async {
             let worlds = Arc::new(WorldReader::new(store.clone()).await.unwrap());
-            let events = Arc::new(EventLog::load(&*store).await.unwrap());
+            let events = events.clone();
             let credentials = Arc::new(Credentials::default());
             let read =
                 CertificateFiles::new(worlds, events, credentials.clone(), store.clone()).await;
             let mut read = read.unwrap();
-            read.look();
+            let now = Instant::now();
+            read.look_at(now);
+            read.look_at(now + POLL);
             read.keep().await;
             credentials.certificates()
         };
+        let told = || events.after(0).len();
         assert_eq!(start().await[0].chain, cert);
+        assert_eq!(told(), 0);
         files.write("cert.pem", "broken");
         assert_eq!(start().await[0].chain, cert, "although the file is broken");
+        assert_eq!(start().await[0].chain, cert);
+        assert_eq!(told(), 1, "by the first of the two servers");
         let (other, other_key) = made();
         files.write("cert.pem", &other);
         files.write("key.pem", &other_key);
         assert_eq!(start().await[0].chain, other);
+        assert_eq!(told(), 2, "and that it was read again");
+        files.write("cert.pem", "broken");
+        assert_eq!(start().await[0].chain, other);
+        assert_eq!(told(), 3, "broken once more is news");
+        files.write("cert.pem", &other);
+        assert_eq!(start().await[0].chain, other);
+        assert_eq!(told(), 4, "mended while no server looked");
     }
 
     #[test]

@@ -16,7 +16,9 @@ use bytes::BytesMut;
 use keel_model::{EventKind, Generation, Goal, InstanceId, NodeName, Phase, ZoneName};
 use keel_route::access_log::AccessLog;
 use keel_route::codec::{Decoder, encode};
-use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
+use keel_route::snapshot::{
+    FromProxy, Lacking, ListenerFailure, Notices, Snapshot, Stats, ToProxy,
+};
 use keel_runtime::Runtime;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Pid, Signal, getpid, kill_process};
@@ -29,7 +31,7 @@ use tokio::time::Instant;
 use self::begin::{Begun, Place, START_TIME, Succession, is_other_binary, pause};
 use self::held::Held;
 use super::snapshot::{Sources, drained, snapshot};
-use super::{Credentials, callers};
+use super::{Credentials, callers, lacks, notices};
 use crate::board::Board;
 use crate::clock;
 use crate::events::EventLog;
@@ -66,6 +68,8 @@ pub struct ProxyState {
     pub acknowledged: Generation,
     /// Listeners that it could not open.
     pub failed: Vec<ListenerFailure>,
+    /// What it lacks of what is wanted, if it drives an engine.
+    pub lacks: Vec<Lacking>,
     /// Its version.
     pub version: String,
     /// Its last counters.
@@ -390,17 +394,18 @@ impl Link {
                     session.succession = Succession::default();
                 }
             }
-            FromProxy::Ack { generation, failed } => {
+            FromProxy::Ack { generation, failed, lacks } => {
                 session.acknowledged = generation;
                 if generation >= session.issued.0 {
                     self.shown.send_replace(session.issued.1);
                 }
+                self.tell_lacks(&lacks);
                 self.tell_withdrawn(session);
                 self.note_failures(&failed);
                 session.is_settled &= self.state.borrow().failed == failed;
                 self.state.send_modify(|state| {
                     state.acknowledged = generation;
-                    state.failed = failed;
+                    (state.failed, state.lacks) = (failed, lacks);
                 });
                 if session.is_held && !session.is_settled && generation >= session.listeners {
                     session.is_settled = true;
@@ -412,7 +417,8 @@ impl Link {
             }
             // The runtime sees an exit and the probes see a hang sooner than anything done here could.
             FromProxy::Refused { instance } => tracing::debug!(%instance, "refused a connection"),
-            FromProxy::Stats(stats) => {
+            FromProxy::Stats(mut stats) => {
+                self.tell_notices(&std::mem::take(&mut stats.notices));
                 let asked = session.questions.pop_front();
                 self.state.send_modify(|state| {
                     (state.stats, state.asked) = (Arc::new(stats), asked);
@@ -444,6 +450,25 @@ impl Link {
                 Some(&id),
                 format!("out of the load balancer {after} ms after it ended"),
             );
+        }
+    }
+
+    fn tell_lacks(&self, lacks: &[Lacking]) {
+        let state = self.state.borrow();
+        for (stack, message) in lacks::news(&state.lacks, lacks, state.snapshot.as_deref()) {
+            self.events.add(EventKind::EngineLacks, stack.as_ref(), None, None, message);
+        }
+    }
+
+    fn tell_notices(&self, told: &Notices) {
+        for notice in &told.endpoints {
+            let (kind, stack, service, message) = notices::event(notice);
+            let (stack, service) = (stack.as_ref(), service.as_ref());
+            self.events.add(kind, stack, service, Some(&notice.instance), message);
+        }
+        if told.lost > 0 {
+            let message = format!("{} more endpoints were left out or let in again", told.lost);
+            self.events.add(EventKind::EndpointEjected, None, None, None, message);
         }
     }
 

@@ -5,7 +5,9 @@ mod credentials;
 mod figures;
 mod files;
 mod kept;
+mod lacks;
 mod link;
+mod notices;
 mod snapshot;
 mod tables;
 #[cfg(test)]
@@ -14,6 +16,7 @@ mod tests;
 pub use credentials::Credentials;
 pub use figures::Figures;
 pub use files::CertificateFiles;
+pub use lacks::of_stack as lacks_of_stack;
 pub use link::{Link, ProxyState};
 pub use snapshot::{is_served, tcp_ports};
 pub use tables::default_priority;

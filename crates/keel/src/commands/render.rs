@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::context::{Context, print, print_json};
 use crate::failure::{Failure, split_hint};
-use crate::ui::table;
+use crate::lacks;
 
 /// What stands in the place of a password hash on a terminal. No password has it.
 const HIDDEN: &str = "*hidden*";
@@ -157,18 +157,8 @@ fn check(engine: Engine, rendered: &Rendered, directory: Option<&Path>) -> Resul
 }
 
 fn tell_gaps(ctx: &Context, engine: Engine, gaps: &[Gap]) {
-    if gaps.is_empty() {
-        return;
-    }
-    let plain = |text: &str| text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-    let rows: Vec<Vec<String>> = gaps
-        .iter()
-        .map(|gap| vec![plain(&gap.place), plain(gap.what.what()), plain(gap.why)])
-        .collect();
-    let count =
-        if gaps.len() == 1 { "1 thing".to_owned() } else { format!("{} things", gaps.len()) };
-    ctx.warn(&format!("{} does not do {count} that you asked for:", engine.command()));
-    ctx.note(table::render(&["WHERE", "WHAT", "WHY"], &rows).trim_end());
+    let rows = gaps.iter().map(|gap| [gap.place.as_str(), gap.what.what(), gap.why]);
+    lacks::tell(ctx, engine.command(), "you asked for", rows);
 }
 
 fn in_json(engine: Engine, rendered: &Rendered, hide_secrets: bool) -> serde_json::Value {

@@ -14,6 +14,7 @@ use crate::access_log::AccessLogArgs;
 use crate::commands::render::EngineName;
 use crate::context::{Context, print, print_json};
 use crate::failure::{Failure, UNREACHABLE, split_hint};
+use crate::lacks;
 use crate::spawn;
 use crate::ui::time;
 
@@ -268,9 +269,17 @@ async fn status(ctx: &Context) -> Result<(), Failure> {
     ];
     rows.extend(info.zone.iter().map(|zone| ("zone", zone.to_string())));
     rows.extend(info.metrics.map(|at| ("metrics", format!("http://{at}/metrics"))));
-    rows.extend(info.access_log.iter().map(|path| ("log", path.display().to_string())));
+    rows.extend(info.access_log.iter().map(|path| ("access log", path.display().to_string())));
+    rows.extend(info.proxy_engine.iter().map(|engine| ("engine", engine.clone())));
+    rows.extend(info.lacks.iter().map(|lacking| ("lacks", lacks::line(lacking))));
     rows.extend(info.limitations.iter().map(|limitation| ("limited", limitation.clone())));
-    print(&rows.iter().map(|(key, value)| format!("{key:<8} {value}\n")).collect::<String>())
+    print(&listing(&rows))
+}
+
+/// One line for each row, the values below each other.
+fn listing(rows: &[(&str, String)]) -> String {
+    let width = rows.iter().map(|(key, _)| key.len()).max().unwrap_or_default();
+    rows.iter().map(|(key, value)| format!("{key:<width$}  {value}\n")).collect()
 }
 
 fn json(info: &ServerInfo) -> serde_json::Value {
@@ -285,6 +294,8 @@ fn json(info: &ServerInfo) -> serde_json::Value {
         "dns": info.dns,
         "metrics": info.metrics,
         "access_log": info.access_log,
+        "proxy_engine": info.proxy_engine,
+        "lacks": info.lacks,
         "limitations": info.limitations,
     })
 }
@@ -292,6 +303,12 @@ fn json(info: &ServerInfo) -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn values_stand_below_each_other() {
+        let rows = [("pid", "7".to_owned()), ("access log", "/var/log/keel".to_owned())];
+        assert_eq!(listing(&rows), "pid         7\naccess log  /var/log/keel\n");
+    }
 
     #[test]
     fn a_port_alone_is_for_this_machine() {

@@ -21,7 +21,7 @@ use crate::interrupt::Interrupts;
 use crate::ui::progress::Progress;
 use crate::ui::time;
 use crate::wait::{Outcome, Until};
-use crate::{names, project, spawn};
+use crate::{lacks, names, project, spawn};
 
 /// How long `up --detach` waits for the first instances of services, which may wait for others.
 const START_LIMIT: Duration = Duration::from_secs(300);
@@ -128,7 +128,10 @@ pub async fn run(ctx: &Context, args: UpArgs) -> Result<(), Failure> {
         done: done(&args, applied.changes.is_empty(), name.as_str()),
     };
     match interrupts {
-        None if args.wait => change.settle().await.map(|_| ()),
+        None if args.wait => {
+            change.settle().await?;
+            lacks::tell_of_stack(ctx, &client, &name).await
+        }
         None => detach(&change).await,
         Some(interrupts) => {
             let attach = Attach { change: &change, since, style: args.style.clone() };
@@ -184,7 +187,8 @@ async fn detach(change: &Change<'_>) -> Result<(), Failure> {
                 change.print_result("failed")?;
                 return Err(failure);
             }
-            change.conclude(&wait, Outcome::Reached(Some(view)), progress, &evidence).map(|_| ())
+            change.conclude(&wait, Outcome::Reached(Some(view)), progress, &evidence)?;
+            lacks::tell_of_stack(change.ctx, change.client, change.stack).await
         }
         Outcome::TimedOut(view) if change.limit == Some(START_LIMIT) => {
             drop(progress);

@@ -8,7 +8,7 @@ use keel_model::{ActiveCheck, Balance, Outlier, Retry, Timeouts, TrafficPolicy};
 use super::{get, mood, moody, of, patient, silent, tally, under};
 use crate::http2::background::wait;
 use crate::http2::either::{Caller, Endpoint, Version};
-use crate::proxy::PATIENCE;
+use crate::proxy::{CART, PATIENCE};
 use crate::routes::{Site, all, answer, named};
 
 fn strict(base_ms: u64) -> TrafficPolicy {
@@ -42,12 +42,20 @@ fn failures_in_a_row_leave_an_endpoint_out_until_it_has_recovered() {
         let mut caller = Caller::connect(client, site.address).await;
         let counts = tally(&mut caller, "POST", 20).await;
         assert_eq!((of(&counts, 500, "a"), of(&counts, 200, "b")), (3, 17), "{counts:?}");
+        // It is told once.
+        let told = site.proxy.all_stats().notices;
+        assert_eq!((told.endpoints.len(), told.lost), (1, 0), "{told:?}");
+        let notice = &told.endpoints[0];
+        assert_eq!((&*notice.cluster, notice.is_out), (CART, true));
+        assert_eq!(notice.reason, "3 requests in a row failed there");
+        assert!(notice.for_ms.is_some_and(|for_ms| for_ms == 120_000), "{notice:?}");
         // The other workers know it, too.
         let mut other = Caller::connect(client, site.address).await;
         assert_eq!(of(&tally(&mut other, "GET", 8).await, 200, "b"), 8);
         // The last one is used whatever it does.
         site.proxy.server.update(under(&strict(120_000), &[&a]));
         assert_eq!(of(&tally(&mut caller, "GET", 8).await, 500, "a"), 8);
+        assert!(site.proxy.all_stats().notices.is_empty());
     }));
     wait(async {
         let state = mood(500);
@@ -118,6 +126,18 @@ fn checks_of_the_proxy_take_an_endpoint_out_and_back() {
             state.store(status, Ordering::SeqCst);
             turn(&mut caller, status < 400).await;
         }
+        let told = site.proxy.all_stats().notices.endpoints.into_iter();
+        let told: Vec<_> = told.map(|n| (n.is_out, n.for_ms, n.reason)).collect();
+        let failed =
+            |status| format!("2 checks of /health?x in a row failed (it answered {status})");
+        let succeeded = "2 checks of /health?x in a row succeeded".to_owned();
+        let expected = [
+            (true, None, failed(503)),
+            (false, None, succeeded.clone()),
+            (true, None, failed(404)),
+            (false, None, succeeded),
+        ];
+        assert_eq!(told, expected);
         state.store(500, Ordering::SeqCst);
         turn(&mut caller, false).await;
         // Nobody is out whom nobody checks.

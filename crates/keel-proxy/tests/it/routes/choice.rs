@@ -6,7 +6,7 @@ use keel_route::snapshot::{RouteEntry, RouteTable};
 use super::{Site, ask, clusters, mirror, named, nothing, route};
 use crate::http2::background::wait;
 use crate::http2::either::{Caller, Version};
-use crate::proxy::CART;
+use crate::proxy::{CART, PATIENCE};
 
 const BOTH: [Version; 2] = [Version::One, Version::Two];
 
@@ -86,7 +86,11 @@ fn changed_routes_hold_for_the_next_request_of_an_open_connection() {
             site.route(vec![route("x", host("a.test"), "new")]);
             assert_eq!(ask(&mut caller, "GET", "a.test/", &nothing()).await.text(), "new");
             site.route(vec![route("x", host("b.test"), "new")]);
-            assert_eq!(ask(&mut caller, "GET", "a.test/", &nothing()).await.status, 404);
+            let none = ask(&mut caller, "GET", "a.test/", &nothing()).await;
+            assert_eq!(none.status, 404);
+            // Whoever answers says when (RFC 9110, 6.6.1).
+            let date = httpdate::parse_http_date(none.message.field("date").unwrap()).unwrap();
+            assert!(date.elapsed().unwrap() < PATIENCE, "{date:?}");
         }
     });
 }

@@ -36,7 +36,8 @@ impl Proxy {
     }
 
     async fn acknowledge(&mut self, generation: Generation) {
-        let frame = encode(&FromProxy::Ack { generation, failed: Vec::new() }).unwrap();
+        let frame =
+            encode(&FromProxy::Ack { generation, failed: Vec::new(), lacks: Vec::new() }).unwrap();
         self.stream.write_all(&frame).await.unwrap();
     }
 }
@@ -65,6 +66,59 @@ async fn link(
         shown,
         engine: Default::default(),
     }
+}
+
+#[tokio::test]
+async fn what_the_proxy_says_is_told_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let (shown, _) = watch::channel(0);
+    let link = link(directory.path().to_owned(), Arc::default(), shown).await;
+    let mut session = Session::default();
+    let lacking = Lacking {
+        engine: "nginx".to_owned(),
+        what: "slow start".to_owned(),
+        why: "it has none".to_owned(),
+        places: vec!["cluster shop/cart:80".to_owned()],
+    };
+    let ack = |generation| FromProxy::Ack {
+        generation: Generation(generation),
+        failed: Vec::new(),
+        lacks: vec![lacking.clone()],
+    };
+    link.hear(&mut session, ack(1));
+    link.hear(&mut session, ack(2));
+    assert_eq!(link.state.borrow().lacks, std::slice::from_ref(&lacking));
+    let notice = keel_route::snapshot::EndpointNotice {
+        cluster: "shop/cart:80".to_owned(),
+        instance: InstanceId::new("shop-cart-1").unwrap(),
+        is_out: false,
+        reason: "all is well".to_owned(),
+        for_ms: None,
+        ago_ms: 0,
+    };
+    let notices = Notices { endpoints: vec![notice], lost: 3 };
+    link.hear(&mut session, FromProxy::Stats(Stats { notices, ..Stats::default() }));
+    assert!(link.state.borrow().stats.notices.is_empty());
+
+    let told = link.events.after(0);
+    let told: Vec<_> = told
+        .iter()
+        .map(|event| (event.kind, event.stack.as_ref().map(|s| s.as_str()), event.message.as_str()))
+        .collect();
+    let expected = [
+        (
+            EventKind::EngineLacks,
+            Some("shop"),
+            "nginx lacks slow start (cluster shop/cart:80): it has none",
+        ),
+        (
+            EventKind::EndpointReadmitted,
+            Some("shop"),
+            "gets requests at port 80 again: all is well",
+        ),
+        (EventKind::EndpointEjected, None, "3 more endpoints were left out or let in again"),
+    ];
+    assert_eq!(told, expected);
 }
 
 #[tokio::test]

@@ -1,20 +1,21 @@
-//! Which requests a rule is for, in a form that can be compared: sets of conditions, any of which is enough.
+//! Which requests a [`Rule`] is for, in a form that can be compared: sets of conditions, any of which is enough.
 //!
 //! Two routes clash when a set of one is a set of the other: then the same requests satisfy both for the same reasons.
 //! Rules that overlap only partly do not clash; there the priority decides, as in Traefik. Pure.
 
 use std::collections::BTreeSet;
 
-use keel_model::Rule;
+use crate::Rule;
 
 /// Conditions that must all hold, as text.
-pub(super) type Claim = BTreeSet<String>;
+pub type Claim = BTreeSet<String>;
 
 /// A rule with more alternatives than this is compared as a whole.
 const MAX_CLAIMS: usize = 256;
 
 /// The alternatives of a rule.
-pub(super) fn claims(rule: &Rule) -> BTreeSet<Claim> {
+#[must_use]
+pub fn claims(rule: &Rule) -> BTreeSet<Claim> {
     alternatives(rule).unwrap_or_else(|| BTreeSet::from([Claim::from([rule.to_string()])]))
 }
 
@@ -51,7 +52,8 @@ fn alternatives(rule: &Rule) -> Option<BTreeSet<Claim>> {
 }
 
 /// A claim in the words of a rule.
-pub(super) fn describe(claim: &Claim) -> String {
+#[must_use]
+pub fn describe(claim: &Claim) -> String {
     if claim.is_empty() {
         return "every request".to_owned();
     }

@@ -1,0 +1,146 @@
+//! What people are to be told of endpoints: that one is left out, or let in again. Kept until the server asks for the
+//! counters.
+
+use std::sync::{Mutex, PoisonError};
+
+use keel_model::{ActiveCheck, InstanceId, Outlier};
+use keel_route::outlier::LeftOut;
+use keel_route::snapshot::{ClusterId, EndpointNotice, Notices as Told};
+
+use crate::limits::MAX_NOTICES;
+
+/// What was not asked for yet.
+#[derive(Debug, Default)]
+pub struct Notices(Mutex<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// Each with its time.
+    notices: Vec<(u64, EndpointNotice)>,
+    lost: u64,
+}
+
+impl Notices {
+    /// Notes something. Beyond [`MAX_NOTICES`] things are only counted: whatever makes so many, the first ones tell.
+    pub fn add(&self, now_ms: u64, notice: EndpointNotice) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.notices.len() < MAX_NOTICES {
+            kept.notices.push((now_ms, notice));
+        } else {
+            kept.lost += 1;
+        }
+    }
+
+    /// Takes what there is.
+    pub fn take(&self, now_ms: u64) -> Told {
+        let Kept { notices, lost } =
+            std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let aged =
+            |(at_ms, notice)| EndpointNotice { ago_ms: now_ms.saturating_sub(at_ms), ..notice };
+        Told { endpoints: notices.into_iter().map(aged).collect(), lost }
+    }
+}
+
+/// An endpoint is left out for its answers.
+pub fn left_out(
+    cluster: &ClusterId,
+    instance: &InstanceId,
+    out: LeftOut,
+    policy: &Outlier,
+) -> EndpointNotice {
+    let reason = match (out.is_again, policy.consecutive_errors) {
+        (true, _) => "it was let in again, and failed again".to_owned(),
+        (false, 1) => "a request failed there".to_owned(),
+        (false, failures) => format!("{failures} requests in a row failed there"),
+    };
+    EndpointNotice {
+        cluster: cluster.clone(),
+        instance: instance.clone(),
+        is_out: true,
+        reason,
+        for_ms: Some(out.for_ms),
+        ago_ms: 0,
+    }
+}
+
+/// An endpoint is left out for what the proxy's checks have shown, the last of them this; or let in again.
+pub fn checked(
+    cluster: &ClusterId,
+    instance: &InstanceId,
+    check: &ActiveCheck,
+    last: &Result<(), String>,
+) -> EndpointNotice {
+    let path = &check.path;
+    let reason = match (last, check.failures, check.successes) {
+        (Err(why), ..=1, _) => format!("a check of {path} failed ({why})"),
+        (Err(why), failures, _) => format!("{failures} checks of {path} in a row failed ({why})"),
+        (Ok(()), _, ..=1) => format!("a check of {path} succeeded"),
+        (Ok(()), _, successes) => format!("{successes} checks of {path} in a row succeeded"),
+    };
+    EndpointNotice {
+        cluster: cluster.clone(),
+        instance: instance.clone(),
+        is_out: last.is_err(),
+        reason,
+        for_ms: None,
+        ago_ms: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn instance() -> InstanceId {
+        InstanceId::new("shop-cart-1").unwrap()
+    }
+
+    #[test]
+    fn each_is_taken_once_and_the_rest_is_counted() {
+        let notices = Notices::default();
+        let check = ActiveCheck {
+            path: "/".to_owned(),
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+            failures: 1,
+            successes: 1,
+        };
+        let notice = checked(&"shop/cart:80".to_owned(), &instance(), &check, &Ok(()));
+        for _ in 0..MAX_NOTICES + 7 {
+            notices.add(100, notice.clone());
+        }
+        let told = notices.take(350);
+        assert_eq!((told.endpoints.len(), told.lost), (MAX_NOTICES, 7));
+        assert!(told.endpoints.iter().all(|notice| notice.ago_ms == 250));
+        assert_eq!(notices.take(400), Told::default());
+    }
+
+    #[test]
+    fn reasons() {
+        let out = |is_again, consecutive_errors| {
+            let policy = Outlier { consecutive_errors, ..Outlier::default() };
+            let out = LeftOut { for_ms: 10_000, is_again };
+            left_out(&"shop/cart:80".to_owned(), &instance(), out, &policy).reason
+        };
+        assert_eq!(out(false, 5), "5 requests in a row failed there");
+        assert_eq!(out(false, 1), "a request failed there");
+        assert_eq!(out(true, 5), "it was let in again, and failed again");
+        let check = |times, last: &Result<(), String>| {
+            let check = ActiveCheck {
+                path: "/health".to_owned(),
+                interval: Duration::from_secs(1),
+                timeout: Duration::from_secs(1),
+                failures: times,
+                successes: times,
+            };
+            checked(&"shop/cart:80".to_owned(), &instance(), &check, last).reason
+        };
+        let failed = Err("it answered 503".to_owned());
+        assert_eq!(check(3, &failed), "3 checks of /health in a row failed (it answered 503)");
+        assert_eq!(check(1, &failed), "a check of /health failed (it answered 503)");
+        assert_eq!(check(2, &Ok(())), "2 checks of /health in a row succeeded");
+        assert_eq!(check(1, &Ok(())), "a check of /health succeeded");
+    }
+}
