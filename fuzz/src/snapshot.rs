@@ -47,9 +47,11 @@ pub fn state(bytes: &[u8]) {
         let Ok(message) = serde_json::from_slice::<ToProxy>(line) else { continue };
         let before = state.generation();
         let clusters: Vec<_> = match &message {
-            ToProxy::Stats | ToProxy::Callers { .. } | ToProxy::TakeOver | ToProxy::Retire => {
-                Vec::new()
-            }
+            ToProxy::Stats
+            | ToProxy::Callers { .. }
+            | ToProxy::TakeOver
+            | ToProxy::Retire
+            | ToProxy::Lend { .. } => Vec::new(),
             ToProxy::Snapshot(snapshot) => snapshot.clusters.keys().cloned().collect(),
             ToProxy::Cluster { generation, .. } if *generation <= before => Vec::new(),
             ToProxy::Cluster { id, .. } => vec![id.clone()],

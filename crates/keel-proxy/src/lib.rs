@@ -89,7 +89,7 @@ pub struct ProxyOptions {
     /// Take the place of the proxy that serves the control socket, if there is one, without losing a connection.
     pub take_over: bool,
     /// The standard input is a Unix socket through which the state and the listening sockets of a proxy that died come
-    /// ([`handover::give`](keel_link::handover::give)).
+    /// ([`handover::give`]).
     pub sockets_from_stdin: bool,
 }
 
