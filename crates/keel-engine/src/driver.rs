@@ -279,7 +279,7 @@ impl Driver {
         }
         if let (Some(change), Some(elder)) = (for_elder, &mut self.elder)
             && let Some(wanted) = &self.wanted
-            && let Err(error) = elder.tell(&change, wanted.generation).await
+            && let Err(error) = elder.tell(&[change], wanted.generation).await
         {
             tracing::warn!(%error, "the proxy before this one does not follow any more");
             self.elder = None;

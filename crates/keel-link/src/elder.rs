@@ -69,14 +69,15 @@ impl Elder {
         Ok(())
     }
 
-    /// Brings a change to it and waits until it is in force there.
+    /// Brings changes to it, of which the last is `generation`, and waits until all are in force there.
     ///
     /// # Errors
     /// When it is gone or does not answer in time: it can't be reckoned with any more.
-    pub async fn tell(&mut self, change: &ToProxy, generation: Generation) -> io::Result<()> {
-        let frame = encode(change).map_err(io::Error::other)?;
+    pub async fn tell(&mut self, changes: &[ToProxy], generation: Generation) -> io::Result<()> {
+        let frames: Result<Vec<_>, _> = changes.iter().map(encode).collect();
+        let frames = frames.map_err(io::Error::other)?.concat();
         let told = async {
-            self.stream.write_all(&frame).await?;
+            self.stream.write_all(&frames).await?;
             while self.acknowledged < generation {
                 self.hear().await?;
             }

@@ -30,6 +30,11 @@ pub struct Checks {
 }
 
 impl Checks {
+    /// Whether there are any.
+    pub fn are_running(&self) -> bool {
+        !self.running.is_empty()
+    }
+
     /// Starts and ends checks so that they are those that `clusters` want.
     pub fn update<'a>(
         &mut self,

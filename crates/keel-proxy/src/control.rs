@@ -9,13 +9,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+mod changes;
 mod lend;
 
 use keel_link::handover::{self, Sockets, TakenOver};
 use keel_link::{ControlSocket, Elder, LOCK_PATIENCE, Lock, Unpublished, load};
 use keel_model::{Generation, InstanceId};
 use keel_route::codec::{Decoder, encode};
-use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
+use keel_route::snapshot::{ClusterId, FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -23,6 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
+use self::changes::Pending;
 use crate::access::Switch;
 use crate::again::Again;
 use crate::check::Checks;
@@ -34,8 +36,8 @@ use crate::shared::Shared;
 use crate::worker::{Change, Command, Ending};
 use crate::{Error, edge};
 
-/// Bytes read from the server at once.
-const READ: usize = 64 * 1024;
+/// Bytes read from the server at once: about all that a socket holds.
+const READ: usize = 256 * 1024;
 /// Connections whose first word waits to be looked at.
 const NEWCOMERS: usize = 8;
 /// Whoever connects says something within this time.
@@ -89,6 +91,8 @@ struct Running {
     /// The proxy whose place this one took, until it has ended.
     elder: Option<Elder>,
     checks: Checks,
+    /// Changes that the workers do not know yet.
+    pending: Pending,
     /// Listeners that could not be opened, and when that is tried again.
     failed: (Vec<ListenerFailure>, Again),
     /// A successor was given the sockets and does not accept yet. It is given up at this time.
@@ -113,8 +117,7 @@ pub async fn run(control: Control) -> Result<(), Error> {
     let (arrived, mut newcomers) = mpsc::channel(NEWCOMERS);
     let mut report = tokio::time::interval(IN_FLIGHT_REPORT);
     report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut drained: Option<JoinHandle<()>> = None;
-    let mut pressure = Watch::new();
+    let (mut drained, mut pressure) = (None::<JoinHandle<()>>, Watch::new());
     let mut buffer = vec![0; READ];
     loop {
         let accepts = socket.as_ref().filter(|_| running.handing_over.is_none());
@@ -144,7 +147,7 @@ pub async fn run(control: Control) -> Result<(), Error> {
                     saver.changed();
                 }
             }
-            read = read(&mut running.server, &mut buffer) => {
+            read = read(&mut running.server, &mut buffer), if running.pending.rests().is_none() => {
                 if running.received(read, &buffer).await? {
                     saver.changed();
                 }
@@ -152,9 +155,10 @@ pub async fn run(control: Control) -> Result<(), Error> {
                     drained = Some(running.drain(Ending::Succeeded).await?);
                     saver.stop().await;
                     socket = None;
-                    running.send(&FromProxy::Retired).await;
+                    running.send(&[FromProxy::Retired]).await;
                 }
             }
+            () = passed(running.pending.rests()) => running.rested(&mut saver).await?,
             () = passed(running.handing_over) => running.give_up_successor(),
             () = hear_elder(&mut running.elder) => running.report_in_flight(Report::Regular).await,
             () = shared.drained.notified() => running.report_in_flight(Report::Ended).await,
@@ -162,7 +166,7 @@ pub async fn run(control: Control) -> Result<(), Error> {
                 pressure.look(&shared);
                 running.report_in_flight(Report::Regular).await;
             }
-            Some(instance) = refused.recv() => running.send(&FromProxy::Refused { instance }).await,
+            Some(instance) = refused.recv() => running.send(&[FromProxy::Refused { instance }]).await,
             () = running.failed.1.due() => running.listen_again().await?,
             () = saver.due() => saver.begin(running.registry.parts()),
         }
@@ -236,14 +240,24 @@ async fn read(server: &mut Option<Server>, buffer: &mut [u8]) -> io::Result<usiz
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Report {
-    /// After an acknowledgement: every draining instance.
+#[derive(Clone, Copy)]
+enum Report<'a> {
+    /// After an acknowledgement: every draining instance, as any may have begun to drain.
     All,
+    /// After that of changes of some clusters: those of their instances.
+    Of(&'a [ClusterId]),
     /// From time to time: those with something in flight.
     Regular,
     /// Something has reached zero.
     Ended,
+}
+
+/// Whether a change comes after all that is known.
+fn is_new(generation: Generation, newest: Generation) -> bool {
+    if generation <= newest {
+        tracing::warn!(%generation, "an outdated change is not applied");
+    }
+    generation > newest
 }
 
 fn warn_failed(failed: &[ListenerFailure]) {
@@ -270,6 +284,7 @@ impl Running {
             draining_since: BTreeMap::new(),
             elder: None,
             checks: Checks::default(),
+            pending: Pending::default(),
             failed: Default::default(),
             handing_over: None,
             retire: false,
@@ -414,14 +429,15 @@ impl Running {
         Ok(self.obey_all().await? || changed)
     }
 
-    /// Sends a frame to the server, if there is one. One that does not take it in time is dropped.
-    async fn send(&mut self, message: &FromProxy) {
+    /// Sends frames to the server, if there is one. One that does not take them in time is dropped.
+    async fn send(&mut self, messages: &[FromProxy]) {
         let Some(server) = &mut self.server else { return };
-        let frame = match encode(message) {
-            Ok(frame) => frame,
+        let frames: Result<Vec<_>, _> = messages.iter().map(encode).collect();
+        let frames = match frames {
+            Ok(frames) => frames.concat(),
             Err(error) => return tracing::error!(%error, "a message is not sent"),
         };
-        let sent = timeout(CONTROL_WRITE, server.stream.write_all(&frame)).await;
+        let sent = timeout(CONTROL_WRITE, server.stream.write_all(&frames)).await;
         if !matches!(sent, Ok(Ok(()))) {
             tracing::info!("the server is gone");
             self.server = None;
@@ -452,57 +468,68 @@ impl Running {
                 }
             }
         }
+        if self.pending.rests().is_none() {
+            changed |= self.flush().await?;
+        }
         Ok(changed)
     }
 
     async fn obey(&mut self, message: ToProxy) -> Result<bool, Error> {
-        let for_elder = self.elder.is_some().then(|| message.clone());
+        if let ToProxy::Cluster { generation, id, cluster } = message {
+            let newest = self.pending.newest().unwrap_or(self.registry.generation());
+            if is_new(generation, newest) {
+                self.pending.add(generation, id, cluster);
+            }
+            return Ok(false);
+        }
+        // Each word is understood as if what was said before it had been done already.
+        let changed = self.flush().await?;
+        let for_elder = self.elder.as_ref().map(|_| message.clone());
         match message {
             ToProxy::TakeOver => {
                 self.hand_over().await?;
-                return Ok(false);
+                return Ok(changed);
             }
             ToProxy::Retire => {
                 self.registry.retire();
                 (self.retire, self.handing_over) = (true, None);
-                return Ok(false);
+                return Ok(changed);
             }
             ToProxy::Stats => {
                 let stats = self.stats().await?;
-                self.send(&FromProxy::Stats(stats)).await;
-                return Ok(false);
+                self.send(&[FromProxy::Stats(stats)]).await;
+                return Ok(changed);
             }
             ToProxy::Lend { .. } => {
                 tracing::warn!("sockets are lent on a connection of its own only");
-                return Ok(false);
+                return Ok(changed);
             }
             ToProxy::Snapshot(snapshot) => self.replace(snapshot).await?,
-            ToProxy::Cluster { generation, .. } | ToProxy::Callers { generation, .. }
-                if generation <= self.registry.generation() =>
-            {
-                tracing::warn!(%generation, "an outdated change is not applied");
-                return Ok(false);
-            }
-            ToProxy::Cluster { generation, id, cluster } => {
-                let changes = self.registry.replace_cluster(generation, id, cluster);
-                self.apply(changes).await?;
-            }
             ToProxy::Callers { generation, callers, caller_cgroups } => {
+                if !is_new(generation, self.registry.generation()) {
+                    return Ok(changed);
+                }
                 let changes = self.registry.replace_callers(generation, callers, caller_cgroups);
                 self.apply(changes).await?;
             }
+            ToProxy::Cluster { .. } => {}
         }
+        let mut frames = vec![self.acknowledgement(for_elder.as_slice()).await];
+        frames.extend(self.in_flight(Report::All));
+        self.send(&frames).await;
+        Ok(true)
+    }
+
+    /// That everything so far is in force, here and at the elder, which is told what has changed.
+    async fn acknowledgement(&mut self, for_elder: &[ToProxy]) -> FromProxy {
         let generation = self.registry.generation();
-        let failed = self.failed.0.clone();
-        if let (Some(change), Some(elder)) = (for_elder, &mut self.elder)
-            && let Err(error) = elder.tell(&change, generation).await
+        if let Some(elder) = &mut self.elder
+            && let Err(error) = elder.tell(for_elder, generation).await
         {
             tracing::warn!(%error, "the proxy before this one does not follow any more");
             self.elder = None;
         }
-        self.send(&FromProxy::Ack { generation, failed, lacks: Vec::new() }).await;
-        self.report_in_flight(Report::All).await;
-        Ok(true)
+        FromProxy::Ack { generation, failed: self.failed.0.clone(), lacks: Vec::new() }
     }
 
     async fn replace(&mut self, snapshot: Snapshot) -> Result<(), Error> {
@@ -548,7 +575,7 @@ impl Running {
         self.apply(changes).await?;
         if news {
             let generation = self.registry.generation();
-            self.send(&FromProxy::Ack { generation, failed, lacks: Vec::new() }).await;
+            self.send(&[FromProxy::Ack { generation, failed, lacks: Vec::new() }]).await;
         }
         Ok(())
     }
@@ -573,7 +600,11 @@ impl Running {
 
     /// Brings a change to every worker and waits until all use it.
     async fn apply(&mut self, changes: Vec<Change>) -> Result<(), Error> {
-        self.checks.update(self.registry.clusters(), self.registry.shared());
+        let mut changed = changes.iter().flat_map(|change| &change.clusters);
+        // There may be thousands of clusters, and most of them want none.
+        if self.checks.are_running() || changed.any(|cluster| cluster.policy.check.is_some()) {
+            self.checks.update(self.registry.clusters(), self.registry.shared());
+        }
         let mut done = Vec::with_capacity(changes.len());
         for (index, (worker, change)) in self.workers.iter().zip(changes).enumerate() {
             let (confirm, confirmed) = oneshot::channel();
@@ -618,28 +649,46 @@ impl Running {
         }))
     }
 
-    async fn report_in_flight(&mut self, report: Report) {
-        if self.server.is_none() {
-            return;
+    async fn report_in_flight(&mut self, report: Report<'_>) {
+        let frames = self.in_flight(report);
+        if !frames.is_empty() {
+            self.send(&frames).await;
         }
-        let mut counts = self.registry.draining();
+    }
+
+    /// What is to be reported, and counts as reported then.
+    fn in_flight(&mut self, report: Report<'_>) -> Vec<FromProxy> {
+        if self.server.is_none() {
+            return Vec::new();
+        }
         let generation = self.registry.generation();
-        self.draining_since.retain(|instance, _| counts.contains_key(instance));
+        let mut counts = match report {
+            Report::Of(clusters) => self.registry.draining_in(clusters),
+            Report::All | Report::Regular | Report::Ended => self.registry.draining(),
+        };
+        if let Report::Of(_) = report {
+            let told = counts.keys().map(|instance| (instance.clone(), generation));
+            self.draining_since.extend(told);
+        } else {
+            self.draining_since.retain(|instance, _| counts.contains_key(instance));
+            self.reported.retain(|instance, _| counts.contains_key(instance));
+        }
         for (instance, count) in &mut counts {
             let since = *self.draining_since.entry(instance.clone()).or_insert(generation);
             *count += self.elder.as_ref().map_or(0, |elder| elder.in_flight(instance, since));
         }
-        self.reported.retain(|instance, _| counts.contains_key(instance));
+        let mut frames = Vec::new();
         for (instance, count) in counts {
             let before = self.reported.insert(instance.clone(), count);
             let news = match report {
-                Report::All => true,
+                Report::All | Report::Of(_) => true,
                 Report::Regular => count > 0 || before != Some(0),
                 Report::Ended => count == 0 && before != Some(0),
             };
             if news {
-                self.send(&FromProxy::InFlight { generation, instance, count }).await;
+                frames.push(FromProxy::InFlight { generation, instance, count });
             }
         }
+        frames
     }
 }

@@ -220,7 +220,7 @@ impl State {
             ToProxy::Cluster { generation, .. } | ToProxy::Callers { generation, .. }
                 if generation <= self.0.generation() => {}
             ToProxy::Cluster { generation, id, cluster } => {
-                assert_eq!(self.0.replace_cluster(generation, id, cluster).len(), 2);
+                assert_eq!(self.0.replace_clusters(generation, [(id, cluster)]).len(), 2);
             }
             ToProxy::Callers { generation, callers, caller_cgroups } => {
                 let changes = self.0.replace_callers(generation, callers, caller_cgroups);

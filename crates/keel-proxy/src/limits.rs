@@ -43,6 +43,8 @@ pub const RELEASE: Duration = Duration::from_secs(1);
 pub const RELEASE_LOOK: Duration = Duration::from_millis(10);
 /// How often timeouts and idle connections are looked at; times are kept to this precision.
 pub const TICK: Duration = Duration::from_millis(250);
+/// After a change of endpoints those of the next so many are brought into force together.
+pub const CHANGE_PAUSE: Duration = Duration::from_millis(5);
 /// Numbers in flight at draining endpoints are reported this often.
 pub const IN_FLIGHT_REPORT: Duration = Duration::from_millis(500);
 /// The server has this long to take a frame.
@@ -153,6 +155,6 @@ pub const AGAIN: Duration = Duration::from_secs(1);
 /// The longest such pause.
 pub const AGAIN_MOST: Duration = Duration::from_secs(60);
 /// Between two writes of the state lies at least this many times what one takes.
-pub const SAVE_SHARE: u32 = 20;
+pub const SAVE_SHARE: u32 = 100;
 /// What happened to endpoints that is kept for the server's next question; what is more is only counted.
 pub const MAX_NOTICES: usize = 20;

@@ -196,16 +196,17 @@ impl Registry {
         (changes, failed)
     }
 
-    /// Takes over the new state of one cluster.
-    pub fn replace_cluster(
+    /// Takes over the new state of some clusters.
+    pub fn replace_clusters(
         &mut self,
         generation: Generation,
-        id: ClusterId,
-        cluster: Cluster,
+        clusters: impl IntoIterator<Item = (ClusterId, Cluster)>,
     ) -> Vec<Change> {
         let mut changes: Vec<_> = (0..self.workers).map(|_| Change::default()).collect();
         self.generation = generation;
-        self.set_cluster(&id, Arc::new(cluster), &mut changes);
+        for (id, cluster) in clusters {
+            self.set_cluster(&id, Arc::new(cluster), &mut changes);
+        }
         self.forget_endpoints();
         changes
     }
@@ -248,9 +249,11 @@ impl Registry {
         let endpoints = cluster
             .endpoints
             .iter()
-            .map(|e| {
-                let is_new =
-                    !before.iter().any(|b| b.instance == e.instance && b.address == e.address);
+            .enumerate()
+            .map(|(index, e)| {
+                let is = |b: &Endpoint| b.instance == e.instance && b.address == e.address;
+                // Mostly it is where it was.
+                let is_new = !before.get(index).is_some_and(is) && !before.iter().any(is);
                 let shared =
                     endpoint(&mut self.endpoints, (id.clone(), e.instance.clone(), e.address));
                 shared.set_draining(e.state == EndpointState::Draining, now_ms);
@@ -401,6 +404,20 @@ impl Registry {
 
     /// What is in flight at each instance that drains, over all its clusters.
     pub fn draining(&self) -> BTreeMap<InstanceId, u64> {
+        self.in_flight_at(self.draining.keys())
+    }
+
+    /// The same for those that have an endpoint in one of these clusters.
+    pub fn draining_in(&self, clusters: &[ClusterId]) -> BTreeMap<InstanceId, u64> {
+        let known = clusters.iter().filter_map(|id| self.clusters.get(id));
+        let instances = known.flat_map(|known| known.state.endpoints.iter().map(|e| &e.instance));
+        self.in_flight_at(instances.filter(|instance| self.draining.contains_key(*instance)))
+    }
+
+    fn in_flight_at<'a>(
+        &self,
+        instances: impl Iterator<Item = &'a InstanceId>,
+    ) -> BTreeMap<InstanceId, u64> {
         let in_flight = |instance: &InstanceId| -> u64 {
             let clusters = self.members.get(instance).into_iter().flatten();
             let known = clusters.filter_map(|id| self.clusters.get(id));
@@ -408,11 +425,19 @@ impl Registry {
             let own = endpoints.filter(|(endpoint, _)| endpoint.instance == *instance);
             own.map(|(endpoint, _)| endpoint.in_flight()).sum()
         };
-        self.draining.keys().map(|instance| (instance.clone(), in_flight(instance))).collect()
+        instances.map(|instance| (instance.clone(), in_flight(instance))).collect()
     }
 
     /// Keeps count of where instances are and drain, for one cluster that changes.
     fn recount(&mut self, id: &ClusterId, before: &[Endpoint], after: &[Endpoint]) {
+        let pairs = || before.iter().zip(after);
+        if before.len() == after.len() && pairs().all(|(b, a)| b.instance == a.instance) {
+            // Mostly something changes about one of many, and not where they are.
+            let changed: Vec<_> = pairs().filter(|(b, a)| b.state != a.state).collect();
+            changed.iter().for_each(|(before, _)| self.count_draining(before, false));
+            changed.iter().for_each(|(_, after)| self.count_draining(after, true));
+            return;
+        }
         for endpoint in before {
             if let Some(clusters) = self.members.get_mut(&endpoint.instance) {
                 clusters.remove(id);
@@ -420,20 +445,23 @@ impl Registry {
                     self.members.remove(&endpoint.instance);
                 }
             }
-            if endpoint.state == EndpointState::Draining
-                && let Some(count) = self.draining.get_mut(&endpoint.instance)
-            {
-                *count -= 1;
-                if *count == 0 {
-                    self.draining.remove(&endpoint.instance);
-                }
-            }
+            self.count_draining(endpoint, false);
         }
         for endpoint in after {
             self.members.entry(endpoint.instance.clone()).or_default().insert(id.clone());
-            if endpoint.state == EndpointState::Draining {
-                *self.draining.entry(endpoint.instance.clone()).or_default() += 1;
-            }
+            self.count_draining(endpoint, true);
+        }
+    }
+
+    /// Notes that an endpoint is there, or is not any more, if it drains.
+    fn count_draining(&mut self, endpoint: &Endpoint, is_there: bool) {
+        if endpoint.state != EndpointState::Draining {
+            return;
+        }
+        let count = self.draining.entry(endpoint.instance.clone()).or_default();
+        *count = if is_there { *count + 1 } else { count.saturating_sub(1) };
+        if *count == 0 {
+            self.draining.remove(&endpoint.instance);
         }
     }
 

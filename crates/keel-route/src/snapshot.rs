@@ -269,8 +269,9 @@ pub enum FromProxy {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         lacks: Vec<Lacking>,
     },
-    /// Requests (and TCP connections) still in flight at a draining endpoint. Sent after the `Ack` that made it
-    /// draining, whenever the number reaches zero, and at least every 500 ms while it is not zero.
+    /// Requests (and TCP connections) still in flight at a draining endpoint. Sent after the `Ack` of each change of one
+    /// of its clusters and of a whole snapshot, whenever the number reaches zero, and at least every 500 ms while it is
+    /// not zero.
     InFlight {
         /// The generation in force when it was counted.
         generation: Generation,

@@ -1,6 +1,6 @@
 //! The proxy and its server: state, acknowledgements, restarts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
@@ -9,11 +9,12 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use keel_model::{EndpointState, Generation, Protocol};
-use keel_route::snapshot::{Listener, Snapshot, ToProxy};
+use keel_route::codec::encode;
+use keel_route::snapshot::{Cluster, FromProxy, Listener, Snapshot, ToProxy};
 
 use crate::backend::Backend;
 use crate::client::{Client, get};
-use crate::proxy::{CART, Process, Proxy, Server, cluster, listener, until};
+use crate::proxy::{CART, Process, Proxy, Server, cluster, instance, listener, until};
 
 use EndpointState::{Draining, Ready};
 
@@ -338,4 +339,77 @@ fn numbers_are_kept() {
     let stats = until("both have ended", || Some(proxy.stats()).filter(|s| s.in_flight == 0));
     assert_eq!((stats.requests, stats.server_errors, stats.failed), (2, 1, 0));
     assert!(stats.total_us > 0 && stats.held == 0);
+}
+
+/// With hundreds of services being released at once there would be hundreds of answers to each change.
+#[test]
+fn after_a_change_of_one_service_the_others_are_not_reported_again() {
+    let (a, b, both) = (Backend::named("a"), Backend::named("b"), Backend::named("both"));
+    let mut proxy = Proxy::start();
+    proxy.serve(Protocol::Auto, &[a.address]);
+    let draining =
+        |own: &Backend| cluster(&[(own.address, Draining), (both.address, Draining)], true);
+    let clusters = [("a", draining(&a)), ("b", draining(&b))];
+    let clusters = clusters.map(|(id, cluster)| (id.to_owned(), cluster));
+    proxy.server.apply(Snapshot { clusters: clusters.clone().into(), ..Snapshot::default() });
+    let mut all = BTreeSet::from([&a, &b, &both].map(|backend| instance(backend.address)));
+    proxy.server.until("all to be reported", |message| match message {
+        FromProxy::InFlight { instance, .. } => {
+            all.remove(instance);
+            all.is_empty().then_some(())
+        }
+        _ => None,
+    });
+    let (id, cluster) = clusters.into_iter().next_back().unwrap();
+    let cluster = Cluster { expected: false, ..cluster };
+    proxy.server.generation += 1;
+    let wanted = Generation(proxy.server.generation);
+    proxy.server.send(&ToProxy::Cluster { generation: wanted, id, cluster });
+    proxy.server.send(&ToProxy::Stats);
+    let mut reported = Vec::new();
+    proxy.server.until("the answer to the next question", |message| match message {
+        FromProxy::InFlight { generation, instance, count } if *generation == wanted => {
+            reported.push((instance.clone(), *count));
+            None
+        }
+        FromProxy::Stats(_) => Some(()),
+        _ => None,
+    });
+    reported.sort();
+    let mut expected = [b.address, both.address].map(|address| (instance(address), 0));
+    expected.sort();
+    assert_eq!(reported, expected);
+}
+
+#[test]
+fn changes_that_come_together_are_brought_into_force_together() {
+    use std::io::Write as _;
+    let (old, new) = (Backend::named("old"), Backend::named("new"));
+    let mut proxy = Proxy::start();
+    let address = proxy.serve(Protocol::Auto, &[old.address]);
+    let before = proxy.server.generation;
+    let changes = (1..=40).map(|n| ToProxy::Cluster {
+        generation: Generation(before + n),
+        id: CART.to_owned(),
+        cluster: cluster(&[(if n == 40 { &new } else { &old }.address, Ready)], n % 2 == 0),
+    });
+    let frames: Vec<_> = changes.map(|change| encode(&change).unwrap()).collect();
+    proxy.server.stream.write_all(&frames.concat()).unwrap();
+    let (mut acknowledged, wanted) = (Vec::new(), Generation(before + 40));
+    proxy.server.until("the last acknowledgement", |message| match message {
+        FromProxy::Ack { generation, .. } => {
+            acknowledged.push(*generation);
+            (*generation == wanted).then_some(())
+        }
+        _ => None,
+    });
+    assert!(acknowledged.len() < 5, "{acknowledged:?}");
+    assert_eq!(get(address, "/").body, "new:0");
+    // One that comes at once is not told before what came before it.
+    proxy.server.generation = before + 41;
+    let generation = Generation(proxy.server.generation);
+    let change = cluster(&[(old.address, Ready)], true);
+    proxy.server.send(&ToProxy::Cluster { generation, id: CART.to_owned(), cluster: change });
+    proxy.server.callers(BTreeMap::new());
+    assert_eq!(get(address, "/").body, "old:0");
 }

@@ -17,7 +17,7 @@ use keel_model::{EventKind, Generation, Goal, InstanceId, NodeName, Phase, ZoneN
 use keel_route::access_log::AccessLog;
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{
-    FromProxy, Lacking, ListenerFailure, Notices, Snapshot, Stats, ToProxy,
+    Cluster, ClusterId, FromProxy, Lacking, ListenerFailure, Notices, Snapshot, Stats, ToProxy,
 };
 use keel_runtime::Runtime;
 use rustix::net::sockopt::socket_peercred;
@@ -146,7 +146,11 @@ pub struct Link {
 #[derive(Default)]
 struct Session {
     sent: Arc<Snapshot>,
+    /// Instances that drain, and since which generation the proxy knows it of all their endpoints.
     spared: BTreeMap<InstanceId, Generation>,
+    /// The last generation that was a whole snapshot, and those that were a change of one cluster since.
+    whole: Generation,
+    clusters: BTreeMap<ClusterId, Generation>,
     acknowledged: Generation,
     in_flight: BTreeMap<InstanceId, (Generation, u64)>,
     /// Instances that ended, and since which generation they are no endpoints.
@@ -167,6 +171,15 @@ struct Session {
     listeners: Generation,
     /// They are in force, and were looked at.
     is_settled: bool,
+}
+
+impl Session {
+    /// Since when the proxy has been told all of what it knows of an instance; `None` if it knows none.
+    fn told_of(&self, id: &InstanceId) -> Option<Generation> {
+        let names = |cluster: &Cluster| cluster.endpoints.iter().any(|e| e.instance == *id);
+        let known = self.sent.clusters.iter().filter(|(_, cluster)| names(cluster));
+        known.map(|(cluster, _)| self.clusters.get(cluster).copied().unwrap_or(self.whole)).max()
+    }
 }
 
 impl Link {
@@ -327,12 +340,15 @@ impl Link {
             *generation = next;
             session.issued = (next, revision);
             (session.listeners, session.is_settled) = (next, false);
+            session.whole = next;
+            session.clusters.clear();
             session.held.keep_only(&wanted.listeners.iter().map(|l| l.bind).collect());
             frames.push(ToProxy::Snapshot(wanted.clone()));
         } else {
             for (id, cluster) in &wanted.clusters {
                 if session.sent.clusters.get(id) != Some(cluster) {
                     *generation = generation.next();
+                    session.clusters.insert(id.clone(), *generation);
                     frames.push(ToProxy::Cluster {
                         generation: *generation,
                         id: id.clone(),
@@ -367,10 +383,13 @@ impl Link {
         session.in_flight.retain(|id, _| draining.contains(id));
         let routed = instances(&session.sent);
         for id in draining {
-            session.spared.entry(id.clone()).or_insert(*generation);
             // What no cluster names (a service without ports) can't have anything in flight.
             if !routed.contains(&id) {
                 session.in_flight.entry(id.clone()).or_insert((*generation, 0));
+            }
+            if !session.spared.contains_key(id) {
+                let since = session.told_of(id).unwrap_or(*generation);
+                session.spared.insert(id.clone(), since);
             }
         }
         frames

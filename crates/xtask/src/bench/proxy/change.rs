@@ -1,10 +1,12 @@
 //! What endpoint changes cost: how long until one is in force, and what a thousand a second take from the traffic.
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::{Value, json};
 
 use super::case::CONNECTIONS;
@@ -35,6 +37,9 @@ const SERVICES: usize = 200;
 /// Changes per second meanwhile.
 const CHANGES_PER_SECOND: u32 = 1_000;
 
+/// Changes that were told and are not in force: 10 ms at this rate.
+const UNDERWAY: usize = 10;
+
 /// Runs the bench.
 pub fn run(options: &Options) -> Result<Outcome, Error> {
     let rig = Rig::start("proxy-change")?;
@@ -53,7 +58,7 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
 fn snapshot(rig: &Rig, listeners: usize, port: u16) -> Value {
     let address =
         |network: usize, index: usize| format!("127.{network}.{}.{}", index / 250, index % 250 + 1);
-    let id = |index: usize| format!("bench/service-{index}:80");
+    let id = service;
     let mut clusters = serde_json::Map::new();
     let mut all = Vec::new();
     for index in 0..listeners {
@@ -80,9 +85,14 @@ fn snapshot(rig: &Rig, listeners: usize, port: u16) -> Value {
     json!({"generation": 1, "listeners": all, "clusters": clusters})
 }
 
+/// The name of a cluster.
+fn service(index: usize) -> String {
+    format!("bench/service-{index}:80")
+}
+
 /// The cluster `index` with one endpoint less (draining), or with all.
 fn changed(snapshot: &Value, index: usize, without: Option<usize>) -> (String, Value) {
-    let id = format!("bench/service-{index}:80");
+    let id = service(index);
     let mut cluster = snapshot["clusters"][&id].clone();
     if let Some(at) = without {
         cluster["endpoints"][at]["state"] = "draining".into();
@@ -178,6 +188,7 @@ fn throughput(rig: &Rig, options: &Options) -> Result<Vec<Figure>, Error> {
         let ended = AtomicBool::new(!changing);
         let (count, changes) = std::thread::scope(|scope| {
             let changer = scope.spawn(|| {
+                leave(&rig.proxy_cores);
                 changes_until(&ended, &mut control, &snapshot).map_err(|error| error.to_string())
             });
             let count = load.run(rig, doors, rounds.seconds);
@@ -216,6 +227,16 @@ fn throughput(rig: &Rig, options: &Options) -> Result<Vec<Figure>, Error> {
     ])
 }
 
+/// Keeps this thread off a core whose time is measured.
+fn leave(core: &str) {
+    let mut cores = CpuSet::new();
+    let others = 0..std::thread::available_parallelism().map_or(1, usize::from);
+    others.filter(|other| core != other.to_string()).for_each(|other| cores.set(other));
+    if let Err(error) = sched_setaffinity(None, &cores) {
+        eprintln!("the changes take some of the proxy's time: {error}");
+    }
+}
+
 /// Makes changes at the wanted rate until `ended`; how many were in force by then, in percent of those wanted.
 fn changes_until(
     ended: &AtomicBool,
@@ -224,27 +245,29 @@ fn changes_until(
 ) -> Result<f64, Error> {
     let interval = Duration::from_secs(1) / CHANGES_PER_SECOND;
     let mut reader = control.reader()?;
+    // Each service loses an endpoint and gets it back in turns. Written before, as the time for it would be the clients'.
+    let texts =
+        |index| [Some(1), None].map(|without| changed(snapshot, index, without).1.to_string());
+    let texts: Vec<_> = (0..SERVICES).map(|index| (service(index), texts(index))).collect();
     let start = Instant::now();
     let mut made = 0u32;
-    let mut last = None;
+    let mut underway = VecDeque::new();
     while !ended.load(Ordering::Relaxed) {
         let due = start + interval * made;
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        let index = usize::try_from(made)? % SERVICES;
-        // Each service loses an endpoint and gets it back in turns.
-        let without = (usize::try_from(made)? / SERVICES).is_multiple_of(2).then_some(1);
-        let (id, cluster) = changed(snapshot, index, without);
-        let generation = control.announce(&id, &cluster)?;
-        // One change may be on its way while the next is made: the control thread is asked without a pause, but
-        // never has a queue.
-        if let Some(before) = last.replace(generation) {
-            reader.acknowledged(before)?;
+        let turn = usize::try_from(made)?;
+        let (id, texts) = &texts[turn % SERVICES];
+        let generation = control.announce(id, &texts[turn / SERVICES % 2])?;
+        // As the server does it: changes are told when they come, whether or not earlier ones are in force.
+        underway.push_back(generation);
+        if underway.len() > UNDERWAY {
+            reader.acknowledged(underway.pop_front().unwrap_or_default())?;
         }
         made += 1;
     }
     let wanted = start.elapsed().as_secs_f64() * f64::from(CHANGES_PER_SECOND);
-    if let Some(last) = last {
-        reader.acknowledged(last)?;
+    if let Some(last) = underway.back() {
+        reader.acknowledged(*last)?;
     }
     Ok(f64::from(made) / wanted * 100.0)
 }

@@ -22,6 +22,8 @@ const MAX_FRAME: usize = 16 << 20;
 pub struct Control {
     stream: UnixStream,
     generation: u64,
+    /// The last that is in force, as far as was heard.
+    acknowledged: u64,
 }
 
 impl Control {
@@ -38,52 +40,52 @@ impl Control {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         // Above what a snapshot file says, which begins at 1.
-        let mut control = Self { stream, generation: 2 };
+        let mut control = Self { stream, generation: 2, acknowledged: 0 };
         let mut snapshot = snapshot.clone();
         snapshot["generation"] = control.generation.into();
-        control.send(&json!({"snapshot": snapshot}))?;
+        control.send(&json!({"snapshot": snapshot}).to_string())?;
         control.acknowledged(control.generation)?;
         Ok(control)
     }
 
     /// Replaces a cluster; returns when every worker uses it.
     pub fn change(&mut self, id: &str, cluster: &Value) -> Result<(), Error> {
-        let generation = self.announce(id, cluster)?;
+        let generation = self.announce(id, &cluster.to_string())?;
         self.acknowledged(generation)
     }
 
-    /// Replaces a cluster without waiting; the generation that will be acknowledged.
-    pub fn announce(&mut self, id: &str, cluster: &Value) -> Result<u64, Error> {
+    /// Replaces a cluster by what this JSON says, without waiting; the generation that will be acknowledged.
+    pub fn announce(&mut self, id: &str, cluster: &str) -> Result<u64, Error> {
         self.generation += 1;
-        let generation = self.generation;
-        self.send(&json!({"cluster": {"generation": generation, "id": id, "cluster": cluster}}))?;
+        let (generation, id) = (self.generation, json!(id));
+        let frame =
+            format!(r#"{{"cluster":{{"generation":{generation},"id":{id},"cluster":{cluster}}}}}"#);
+        self.send(&frame)?;
         Ok(generation)
     }
 
     /// The same connection for another thread, which reads while this one writes.
     pub fn reader(&self) -> Result<Self, Error> {
-        Ok(Self { stream: self.stream.try_clone()?, generation: self.generation })
+        let stream = self.stream.try_clone()?;
+        Ok(Self { stream, generation: self.generation, acknowledged: self.acknowledged })
     }
 
     /// Waits until the generation is in force.
     pub fn acknowledged(&mut self, generation: u64) -> Result<(), Error> {
-        loop {
+        while self.acknowledged < generation {
             let frame = self.receive()?;
-            if frame["ack"]["generation"].as_u64().is_some_and(|seen| seen >= generation) {
-                let failed = frame["ack"]["failed"].as_array().map_or(0, Vec::len);
-                return match failed {
-                    0 => Ok(()),
-                    _ => {
-                        Err(format!("{failed} listeners failed, {}", frame["ack"]["failed"][0])
-                            .into())
-                    }
-                };
+            let Some(seen) = frame["ack"]["generation"].as_u64() else { continue };
+            self.acknowledged = seen;
+            let failed = frame["ack"]["failed"].as_array().map_or(0, Vec::len);
+            if failed > 0 {
+                let first = &frame["ack"]["failed"][0];
+                return Err(format!("{failed} listeners failed, {first}").into());
             }
         }
+        Ok(())
     }
 
-    fn send(&mut self, frame: &Value) -> Result<(), Error> {
-        let json = frame.to_string();
+    fn send(&mut self, json: &str) -> Result<(), Error> {
         let mut bytes = u32::try_from(json.len())?.to_be_bytes().to_vec();
         bytes.extend_from_slice(json.as_bytes());
         self.stream.write_all(&bytes)?;
