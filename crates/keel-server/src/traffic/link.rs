@@ -174,6 +174,23 @@ struct Session {
 }
 
 impl Session {
+    /// Notes which instances drain, as the proxy was told with all until `generation`.
+    fn spare(&mut self, draining: &BTreeSet<&InstanceId>, generation: Generation) {
+        self.spared.retain(|id, _| draining.contains(id));
+        self.in_flight.retain(|id, _| draining.contains(id));
+        for id in draining.iter().copied() {
+            if self.spared.contains_key(id) && self.in_flight.contains_key(id) {
+                continue;
+            }
+            let told = self.told_of(id);
+            // What no cluster names (a service without ports) can't have anything in flight.
+            if told.is_none() {
+                self.in_flight.entry(id.clone()).or_insert((generation, 0));
+            }
+            self.spared.entry(id.clone()).or_insert(told.unwrap_or(generation));
+        }
+    }
+
     /// Since when the proxy has been told all of what it knows of an instance; `None` if it knows none.
     fn told_of(&self, id: &InstanceId) -> Option<Generation> {
         let names = |cluster: &Cluster| cluster.endpoints.iter().any(|e| e.instance == *id);
@@ -379,19 +396,7 @@ impl Link {
             .filter(|assignment| assignment.value.goal == Goal::Drain)
             .map(|assignment| &assignment.value.id)
             .collect();
-        session.spared.retain(|id, _| draining.contains(id));
-        session.in_flight.retain(|id, _| draining.contains(id));
-        let routed = instances(&session.sent);
-        for id in draining {
-            // What no cluster names (a service without ports) can't have anything in flight.
-            if !routed.contains(&id) {
-                session.in_flight.entry(id.clone()).or_insert((*generation, 0));
-            }
-            if !session.spared.contains_key(id) {
-                let since = session.told_of(id).unwrap_or(*generation);
-                session.spared.insert(id.clone(), since);
-            }
-        }
+        session.spare(&draining, *generation);
         frames
     }
 

@@ -1,8 +1,9 @@
 //! Ours against HAProxy and nginx: CPU per request and latency, case by case.
 //!
 //! The proxy under test has one core for itself; clients and backends share the others, so that whatever they do, the
-//! proxy's CPU time is its own. All three proxies run all the time; rounds are interleaved and their order turns, so
-//! that a disturbance of the machine meets all alike. A figure is the median over rounds of the ratio within a round.
+//! proxy's CPU time is its own. Rounds are interleaved and their order turns, so that a disturbance of the machine meets
+//! all alike. Each begins with a new process, which warms up: where the pages of a program come to lie makes it up to a
+//! tenth faster or slower for all its life. A figure is the median over rounds of the ratio within a round.
 
 mod case;
 pub mod change;
@@ -34,7 +35,7 @@ struct Rounds {
     seconds: u32,
 }
 
-const FULL: Rounds = Rounds { number: 9, seconds: 2 };
+const FULL: Rounds = Rounds { number: 7, seconds: 2 };
 const QUICK: Rounds = Rounds { number: 2, seconds: 2 };
 /// Each proxy is tried and warmed up for so long before it is measured.
 const WARM_UP_SECONDS: u32 = 1;
@@ -171,7 +172,7 @@ fn peak(rows: &[Row], rig: &Rig, proxies: &[Proxy]) -> Result<f64, Error> {
     Ok(Sample { count, cpu_seconds: 0.0 }.per_second())
 }
 
-fn compare(case: Case, rounds: Rounds, rig: &Rig, proxies: &mut [Proxy]) -> Result<Row, Error> {
+fn compare(case: Case, rounds: Rounds, rig: &Rig, proxies: &mut Vec<Proxy>) -> Result<Row, Error> {
     let mut measured: Vec<Measured> = Vec::new();
     for proxy in proxies.iter() {
         if proxy.engine == Engine::HaproxySplice && !case.is_bulk() {
@@ -189,8 +190,12 @@ fn compare(case: Case, rounds: Rounds, rig: &Rig, proxies: &mut [Proxy]) -> Resu
     for round in 0..rounds.number {
         for turn in 0..proxies.len() {
             let at = (round + turn) % proxies.len();
-            let proxy = &mut proxies[at];
             let Measured::Samples(samples) = &mut measured[at] else { continue };
+            renew(proxies, at, rig)?;
+            let proxy = &mut proxies[at];
+            if let Err(why) = tried(case.load, rig, proxy) {
+                eprintln!("{}: {} while it warms up: {why}", case.name, proxy.engine.name());
+            }
             // A tool may stumble on a busy machine: once is forgiven, and the others' rounds are not thrown away.
             let tried = sample(case.load, rounds.seconds, rig, proxy)
                 .or_else(|_| sample(case.load, rounds.seconds, rig, proxy));
@@ -205,6 +210,16 @@ fn compare(case: Case, rounds: Rounds, rig: &Rig, proxies: &mut [Proxy]) -> Resu
         }
     }
     Ok(Row { case, proxies: measured })
+}
+
+/// Starts a proxy anew.
+fn renew(proxies: &mut Vec<Proxy>, at: usize, rig: &Rig) -> Result<(), Error> {
+    let before = proxies.remove(at);
+    let engine = before.engine;
+    // It ends before the other one takes its files.
+    drop(before);
+    proxies.insert(at, Proxy::start(engine, rig)?);
+    Ok(())
 }
 
 /// Whether the proxy serves this at all, and without an error.

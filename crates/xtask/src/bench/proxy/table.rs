@@ -60,7 +60,7 @@ pub fn line(row: &Row) -> String {
 pub fn markdown(rows: &[Row]) -> String {
     let mut text = String::from(
         "Each proxy has one worker and one core for itself; clients and backends share the others. Rounds are \
-         interleaved, ratios are taken within a round, and the median over rounds counts.\n\n\
+         interleaved and begin with new processes, ratios are taken within a round, and the median over rounds counts.\n\n\
          Medians: CPU time of the whole proxy per request (latency: p50 / p99), requests per second, and how busy \
          the proxy's core was. The last column is nginx ÷ HAProxy.\n\n\
          | case | keel | HAProxy | nginx | nginx ÷ HAProxy |\n|---|---:|---:|---:|---:|\n",
