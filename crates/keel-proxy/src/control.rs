@@ -420,11 +420,13 @@ impl Running {
             self.lend(server, most).await?;
             return Ok(false);
         }
+        // Whoever said it hears that it is done.
+        let mut changed = self.flush().await?;
         if self.server.replace(server).is_some() {
             tracing::info!("a new connection of the server replaces the old one");
         }
         self.reported.clear();
-        let changed = self.obey(first).await?;
+        changed |= self.obey(first).await?;
         // More may have come together with the first.
         Ok(self.obey_all().await? || changed)
     }

@@ -411,6 +411,8 @@ impl Link {
                 if !session.is_held {
                     session.held.clear();
                 }
+                // It has come, whatever it is.
+                session.succession.begun.take_if(|begun| begun.pid == pid);
                 session.is_other = is_other;
                 if is_other {
                     tracing::info!(pid, "the proxy is not what it should be");

@@ -70,6 +70,8 @@ impl Held {
             }
             Ok(_) => {}
             Err(error) => {
+                // What there is from before may be none of the proxy's by now.
+                self.sockets.clear();
                 tracing::info!(%error, "no copies of the proxy's sockets: if it dies, connections are refused for a moment");
             }
         }
