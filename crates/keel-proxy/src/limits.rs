@@ -156,5 +156,7 @@ pub const AGAIN: Duration = Duration::from_secs(1);
 pub const AGAIN_MOST: Duration = Duration::from_secs(60);
 /// Between two writes of the state lies at least this many times what one takes.
 pub const SAVE_SHARE: u32 = 100;
+/// But the file is never behind by much more than this.
+pub const SAVE_MOST: Duration = Duration::from_secs(5);
 /// What happened to endpoints that is kept for the server's next question; what is more is only counted.
 pub const MAX_NOTICES: usize = 20;

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::again::Again;
-use crate::limits::{SAVE_DELAY, SAVE_SHARE};
+use crate::limits::{SAVE_DELAY, SAVE_MOST, SAVE_SHARE};
 use crate::registry::Parts;
 
 /// Writes changes to the file, some time after the first of them.
@@ -52,7 +52,7 @@ impl Saver {
         if self.stopped {
             return;
         }
-        let pause = SAVE_DELAY.max(self.took * SAVE_SHARE);
+        let pause = (self.took * SAVE_SHARE).clamp(SAVE_DELAY, SAVE_MOST);
         self.due.get_or_insert_with(|| Instant::now() + pause);
     }
 

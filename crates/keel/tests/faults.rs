@@ -59,13 +59,16 @@ fn an_acknowledged_change_survives_the_death_of_the_server() {
     }
 }
 
+/// A service that is published at `port`.
+fn web(port: u16) -> String {
+    let command = responder("here");
+    format!("name: demo\nservices:\n  web:\n    command: {command}\n    ports: [\"{port}:80\"]\n")
+}
+
 #[test]
 fn a_killed_proxy_is_replaced_and_serves_again() {
     let port = free_port();
-    let keel = Running::new(&format!(
-        "name: demo\nservices:\n  web:\n    command: {}\n    ports: [\"{port}:80\"]\n",
-        responder("here")
-    ));
+    let keel = Running::new(&web(port));
     keel.run(&["up", "-d", "--wait"]).ok();
     assert_eq!(get(port).as_deref(), Some("here"));
     for round in 1..=3 {
@@ -86,16 +89,10 @@ fn a_killed_proxy_is_replaced_and_serves_again() {
 #[test]
 fn what_the_proxy_closes_nobody_holds_open() {
     let (old, new) = (free_port(), free_port());
-    let file = |port: u16| {
-        let command = responder("here");
-        format!(
-            "name: demo\nservices:\n  web:\n    command: {command}\n    ports: [\"{port}:80\"]\n"
-        )
-    };
-    let keel = Running::new(&file(old));
+    let keel = Running::new(&web(old));
     keel.run(&["up", "-d", "--wait"]).ok();
     wait_for("copies of the sockets", || listens(keel.server_pid(), old).then_some(()));
-    keel.sandbox.write("compose.yaml", &file(new));
+    keel.sandbox.write("compose.yaml", &web(new));
     keel.run(&["up", "-d", "--wait"]).ok();
     assert_eq!(get(new).as_deref(), Some("here"));
     wait_for("the old port to be closed", || {
@@ -103,6 +100,34 @@ fn what_the_proxy_closes_nobody_holds_open() {
     });
     wait_for("copies of the new one", || listens(keel.server_pid(), new).then_some(()));
     assert!(!listens(keel.server_pid(), old));
+}
+
+/// To wait for a proxy that does not come would be worse than to be refused.
+#[test]
+fn connections_are_refused_when_no_proxy_comes_for_long() {
+    let port = free_port();
+    let keel = Running::new(&web(port));
+    // A server whose program can be taken away.
+    let program = keel.sandbox.app().join("keel");
+    std::fs::copy(env!("CARGO_BIN_EXE_keel"), &program).unwrap();
+    let like = keel.command(&["server", "--detach"]);
+    let mut server = Command::new(&program);
+    server.args(like.get_args()).current_dir(keel.sandbox.app()).env_clear();
+    server.envs(like.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    assert!(server.status().unwrap().success());
+    keel.run(&["up", "-d", "--wait"]).ok();
+    wait_for("copies of the sockets", || listens(keel.server_pid(), port).then_some(()));
+    let proxy = proxies(&keel)[0];
+    std::fs::remove_file(&program).unwrap();
+    kill(proxy);
+    wait_for("its end", || (!is_alive(proxy)).then_some(()));
+    std::net::TcpStream::connect(("127.0.0.1", port)).expect("somebody may come");
+    wait_for("to be refused", || {
+        std::net::TcpStream::connect(("127.0.0.1", port)).is_err().then_some(())
+    });
+    // The program is there again, and so is the service.
+    std::fs::copy(env!("CARGO_BIN_EXE_keel"), &program).unwrap();
+    wait_for("an answer", || (get(port).as_deref() == Some("here")).then_some(()));
 }
 
 /// Whether a process has a socket that listens on `port`.
@@ -129,10 +154,7 @@ fn proxies(keel: &Running) -> Vec<u32> {
 #[test]
 fn a_proxy_that_hangs_is_replaced() {
     let port = free_port();
-    let keel = Running::new(&format!(
-        "name: demo\nservices:\n  web:\n    command: {}\n    ports: [\"{port}:80\"]\n",
-        responder("here")
-    ));
+    let keel = Running::new(&web(port));
     keel.run(&["up", "-d", "--wait"]).ok();
     let first = proxies(&keel)[0];
     assert!(Command::new("kill").args(["-STOP", &first.to_string()]).status().unwrap().success());

@@ -17,6 +17,10 @@ pub fn news(
     snapshot: Option<&Snapshot>,
 ) -> Vec<(Option<StackName>, String)> {
     let mut told = Vec::new();
+    // Most acknowledgements say nothing new.
+    if before == now {
+        return told;
+    }
     for lacking in now {
         let same = |other: &&Lacking| {
             (&other.engine, &other.what, &other.why)

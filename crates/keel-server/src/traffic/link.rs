@@ -148,7 +148,8 @@ struct Session {
     sent: Arc<Snapshot>,
     /// Instances that drain, and since which generation the proxy knows it of all their endpoints.
     spared: BTreeMap<InstanceId, Generation>,
-    /// The last generation that was a whole snapshot, and those that were a change of one cluster since.
+    /// The last generation that was a whole snapshot, which alone brings listeners and what is issued, and those that were
+    /// a change of one cluster since.
     whole: Generation,
     clusters: BTreeMap<ClusterId, Generation>,
     acknowledged: Generation,
@@ -159,17 +160,14 @@ struct Session {
     questions: VecDeque<Instant>,
     /// The oldest of them was late when it was looked at last.
     is_late: bool,
-    /// The revision of what is issued in `sent`, and since which generation it is there.
-    issued: (Generation, u64),
+    /// The revision of what is issued in `sent`.
+    issued: u64,
     /// The proxy that is linked is not what it should be.
     is_other: bool,
     succession: Succession,
-    /// Copies of the proxy's sockets, if it is one to have copies of.
+    /// Copies of the proxy's sockets, if it is our own and stays.
     held: Held,
-    is_held: bool,
-    /// Since when the listeners are what they are.
-    listeners: Generation,
-    /// They are in force, and were looked at.
+    /// The listeners are in force, and were looked at.
     is_settled: bool,
 }
 
@@ -353,11 +351,10 @@ impl Link {
         let revision = self.credentials.issued_revision();
         let mut frames = Vec::new();
         let parts = callers::sent_by_parts(&wanted, &session.sent);
-        if first || revision != session.issued.1 || !parts {
+        if first || revision != session.issued || !parts {
             *generation = next;
-            session.issued = (next, revision);
-            (session.listeners, session.is_settled) = (next, false);
-            session.whole = next;
+            (session.whole, session.issued) = (next, revision);
+            session.is_settled = false;
             session.clusters.clear();
             session.held.keep_only(&wanted.listeners.iter().map(|l| l.bind).collect());
             frames.push(ToProxy::Snapshot(wanted.clone()));
@@ -407,8 +404,7 @@ impl Link {
                 let is_other =
                     self.is_other_engine(&version) || is_other_binary(pid, &self.program);
                 self.state.send_modify(|state| (state.pid, state.version) = (Some(pid), version));
-                session.is_held = !is_other && self.engine.is_none();
-                if !session.is_held {
+                if is_other || self.engine.is_some() {
                     session.held.clear();
                 }
                 // It has come, whatever it is.
@@ -422,8 +418,8 @@ impl Link {
             }
             FromProxy::Ack { generation, failed, lacks } => {
                 session.acknowledged = generation;
-                if generation >= session.issued.0 {
-                    self.shown.send_replace(session.issued.1);
+                if generation >= session.whole {
+                    self.shown.send_replace(session.issued);
                 }
                 self.tell_lacks(&lacks);
                 self.tell_withdrawn(session);
@@ -433,9 +429,11 @@ impl Link {
                     state.acknowledged = generation;
                     (state.failed, state.lacks) = (failed, lacks);
                 });
-                if session.is_held && !session.is_settled && generation >= session.listeners {
+                if !session.is_settled && generation >= session.whole {
                     session.is_settled = true;
-                    session.held.ask(&self.socket(), self.state.borrow().own().open);
+                    if !session.is_other && self.engine.is_none() {
+                        session.held.ask(&self.socket(), self.state.borrow().own().open);
+                    }
                 }
             }
             FromProxy::InFlight { generation, instance, count } => {

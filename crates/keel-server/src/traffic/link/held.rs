@@ -23,8 +23,6 @@ use tokio::time::Instant;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The part of this process's descriptors that copies may take.
 const SHARE: u64 = 2;
-/// More are of no use: what a proxy has after all that `SHARE` allows.
-const MOST: usize = 1 << 20;
 
 /// Process id of the proxy, and copies.
 type Copies = io::Result<Option<(u32, Sockets)>>;
@@ -121,7 +119,5 @@ impl Held {
 /// How many copies there may be.
 fn room() -> usize {
     let descriptors = getrlimit(Resource::Nofile).current;
-    descriptors
-        .and_then(|most| usize::try_from(most / SHARE).ok())
-        .map_or(MOST, |most| most.min(MOST))
+    descriptors.and_then(|most| usize::try_from(most / SHARE).ok()).unwrap_or(usize::MAX)
 }
