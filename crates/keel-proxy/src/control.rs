@@ -11,12 +11,14 @@ use std::time::Duration;
 
 mod changes;
 mod lend;
+mod report;
+mod server;
 
 use keel_link::handover::{self, Sockets, TakenOver};
 use keel_link::{ControlSocket, Elder, LOCK_PATIENCE, Lock, Unpublished, load};
 use keel_model::{Generation, InstanceId};
 use keel_route::codec::{Decoder, encode};
-use keel_route::snapshot::{ClusterId, FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
+use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -25,6 +27,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use self::changes::Pending;
+use self::report::Report;
+use self::server::Server;
 use crate::access::Switch;
 use crate::again::Again;
 use crate::check::Checks;
@@ -69,11 +73,6 @@ pub enum Predecessor {
 
 /// What a proxy that died left with the one that keeps it running: what it did last, and its sockets.
 pub type Left = (Snapshot, Sockets<std::net::TcpListener>);
-
-struct Server {
-    stream: UnixStream,
-    decoder: Decoder,
-}
 
 /// A connection and the first that came on it.
 type Newcomer = (Server, ToProxy);
@@ -235,21 +234,9 @@ async fn passed(time: Option<Instant>) {
 
 async fn read(server: &mut Option<Server>, buffer: &mut [u8]) -> io::Result<usize> {
     match server {
-        Some(server) => server.stream.read(buffer).await,
+        Some(server) => server.read(buffer).await,
         None => pending().await,
     }
-}
-
-#[derive(Clone, Copy)]
-enum Report<'a> {
-    /// After an acknowledgement: every draining instance, as any may have begun to drain.
-    All,
-    /// After that of changes of some clusters: those of their instances.
-    Of(&'a [ClusterId]),
-    /// From time to time: those with something in flight.
-    Regular,
-    /// Something has reached zero.
-    Ended,
 }
 
 /// Whether a change comes after all that is known.
@@ -403,7 +390,7 @@ impl Running {
             };
             match timeout(FIRST_WORD, first).await {
                 // The control thread is gone only with the process.
-                Ok(Ok(first)) => drop(arrived.send((Server { stream, decoder }, first)).await),
+                Ok(Ok(first)) => drop(arrived.send((Server::new(stream, decoder), first)).await),
                 Ok(Err(error)) => tracing::info!(%error, "a connection ended without a word"),
                 Err(_) => tracing::info!("a connection that says nothing is closed"),
             }
@@ -439,7 +426,7 @@ impl Running {
             Ok(frames) => frames.concat(),
             Err(error) => return tracing::error!(%error, "a message is not sent"),
         };
-        let sent = timeout(CONTROL_WRITE, server.stream.write_all(&frames)).await;
+        let sent = timeout(CONTROL_WRITE, server.write(&frames)).await;
         if !matches!(sent, Ok(Ok(()))) {
             tracing::info!("the server is gone");
             self.server = None;
@@ -649,48 +636,5 @@ impl Running {
                 }
             }
         }))
-    }
-
-    async fn report_in_flight(&mut self, report: Report<'_>) {
-        let frames = self.in_flight(report);
-        if !frames.is_empty() {
-            self.send(&frames).await;
-        }
-    }
-
-    /// What is to be reported, and counts as reported then.
-    fn in_flight(&mut self, report: Report<'_>) -> Vec<FromProxy> {
-        if self.server.is_none() {
-            return Vec::new();
-        }
-        let generation = self.registry.generation();
-        let mut counts = match report {
-            Report::Of(clusters) => self.registry.draining_in(clusters),
-            Report::All | Report::Regular | Report::Ended => self.registry.draining(),
-        };
-        if let Report::Of(_) = report {
-            let told = counts.keys().map(|instance| (instance.clone(), generation));
-            self.draining_since.extend(told);
-        } else {
-            self.draining_since.retain(|instance, _| counts.contains_key(instance));
-            self.reported.retain(|instance, _| counts.contains_key(instance));
-        }
-        for (instance, count) in &mut counts {
-            let since = *self.draining_since.entry(instance.clone()).or_insert(generation);
-            *count += self.elder.as_ref().map_or(0, |elder| elder.in_flight(instance, since));
-        }
-        let mut frames = Vec::new();
-        for (instance, count) in counts {
-            let before = self.reported.insert(instance.clone(), count);
-            let news = match report {
-                Report::All | Report::Of(_) => true,
-                Report::Regular => count > 0 || before != Some(0),
-                Report::Ended => count == 0 && before != Some(0),
-            };
-            if news {
-                frames.push(FromProxy::InFlight { generation, instance, count });
-            }
-        }
-        frames
     }
 }

@@ -245,6 +245,7 @@ impl Registry {
             |known| Arc::clone(&known.change.shared),
         );
         let before = self.clusters.get(id).map_or(&[][..], |known| &known.state.endpoints);
+        let shared_before = self.clusters.get(id).map_or(&[][..], |known| &known.change.endpoints);
         let now_ms = self.shared.now_ms();
         let endpoints = cluster
             .endpoints
@@ -253,11 +254,13 @@ impl Registry {
             .map(|(index, e)| {
                 let is = |b: &Endpoint| b.instance == e.instance && b.address == e.address;
                 // Mostly it is where it was.
-                let is_new = !before.get(index).is_some_and(is) && !before.iter().any(is);
-                let shared =
-                    endpoint(&mut self.endpoints, (id.clone(), e.instance.clone(), e.address));
+                let same = shared_before.get(index).filter(|_| before.get(index).is_some_and(is));
+                let shared = same.map_or_else(
+                    || endpoint(&mut self.endpoints, (id.clone(), e.instance.clone(), e.address)),
+                    |(shared, _)| Arc::clone(shared),
+                );
                 shared.set_draining(e.state == EndpointState::Draining, now_ms);
-                if is_new {
+                if same.is_none() && !before.iter().any(is) {
                     shared.revive(now_ms);
                 }
                 (shared, e.state)

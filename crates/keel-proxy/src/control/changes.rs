@@ -9,7 +9,8 @@ use keel_model::Generation;
 use keel_route::snapshot::{Cluster, ClusterId, ToProxy};
 use tokio::time::Instant;
 
-use super::{Report, Running};
+use super::Running;
+use super::report::Report;
 use crate::Error;
 use crate::limits::CHANGE_PAUSE;
 use crate::persist::Saver;
@@ -57,6 +58,9 @@ impl Running {
         let mut frames = vec![self.acknowledgement(&for_elder).await];
         frames.extend(self.in_flight(Report::Of(&ids)));
         self.send(&frames).await;
+        if let Some(server) = &mut self.server {
+            server.look_away();
+        }
         Ok(true)
     }
 

@@ -18,12 +18,14 @@ impl Running {
     /// it does not know must not be withdrawn meanwhile.
     pub(super) async fn hand_over(&mut self) -> Result<(), Error> {
         let sockets = self.sockets().await?;
-        let Some(Server { stream, decoder }) = self.server.take() else { return Ok(()) };
+        let Some((stream, decoder)) = self.server.take().and_then(Server::into_parts) else {
+            return Ok(());
+        };
         let parts = self.registry.parts();
         match give(stream, move || parts.snapshot(), sockets).await {
             Ok(stream) => {
                 tracing::info!("a successor has the sockets");
-                self.server = Some(Server { stream, decoder });
+                self.server = Some(Server::new(stream, decoder));
                 self.handing_over = Some(Instant::now() + HANDOVER);
             }
             Err(error) => tracing::warn!(%error, "a successor did not take the sockets"),
@@ -45,8 +47,9 @@ impl Running {
             sockets = sockets.into_iter().take(most).collect();
             sockets.values_mut().for_each(|sockets| sockets.truncate(1));
         }
+        let Some((to, _)) = to.into_parts() else { return Ok(()) };
         tokio::spawn(async move {
-            if let Err(error) = give(to.stream, Snapshot::default, sockets).await {
+            if let Err(error) = give(to, Snapshot::default, sockets).await {
                 tracing::warn!(%error, "nobody keeps copies of the sockets");
             }
         });
