@@ -44,7 +44,7 @@ pub const RELEASE_LOOK: Duration = Duration::from_millis(10);
 /// How often timeouts and idle connections are looked at; times are kept to this precision.
 pub const TICK: Duration = Duration::from_millis(250);
 /// After a change of endpoints those of the next so many are brought into force together.
-pub const CHANGE_PAUSE: Duration = Duration::from_millis(5);
+pub const CHANGE_PAUSE: Duration = Duration::from_millis(7);
 /// Numbers in flight at draining endpoints are reported this often.
 pub const IN_FLIGHT_REPORT: Duration = Duration::from_millis(500);
 /// The server has this long to take a frame.

@@ -266,7 +266,10 @@ impl Registry {
                 (shared, e.state)
             })
             .collect();
-        let policy = cluster.policy.as_deref().map_or_else(Arc::default, |p| Arc::new(p.clone()));
+        let same = self.clusters.get(id).filter(|known| known.state.policy == cluster.policy);
+        let policy = same.map(|known| Arc::clone(&known.change.policy)).unwrap_or_else(|| {
+            cluster.policy.as_deref().map_or_else(Arc::default, |policy| Arc::new(policy.clone()))
+        });
         let limiter = self.limiter(id, &policy);
         let change = ClusterChange {
             shared,
