@@ -5,10 +5,12 @@
 //! handed in by the caller. Everything iterates in a deterministic order.
 
 pub mod claims;
+mod container;
 mod content;
 mod event;
 mod health;
 mod id;
+mod image;
 mod instance;
 mod policy;
 mod rollout;
@@ -19,12 +21,17 @@ mod state;
 mod time;
 mod traffic;
 
+pub use container::{
+    Attachment, ContainerNetwork, ContainerResources, ContainerSpec, Device, DeviceRequest,
+    FromImage, HealthTimes, Network, Subnet, UdpPort,
+};
 pub use content::Content;
 pub use event::{Event, EventKind};
 pub use health::{HealthCheck, Probe, Readiness, Test};
 pub use id::{
     Generation, InstanceId, InvalidName, NodeName, RevisionId, ServiceName, StackName, ZoneName,
 };
+pub use image::{Build, BuildSecret, ImageSource, PullPolicy};
 pub use instance::{
     Assignment, Exit, Goal, Health, InstanceStatus, Phase, PortBinding, StartFailure,
 };
@@ -39,9 +46,10 @@ pub use routing::{
     RouteKind, RouteTls, Rule, Split, TlsVersion,
 };
 pub use stack::{
-    Condition, Dependency, FailureAction, FileMount, Hook, Limits, LogPolicy, Mount, MountSource,
-    NetworkMode, Order, Protocol, PublishedPort, RestartCondition, RestartPolicy, RolloutPolicy,
-    RuntimeKind, Scale, Service, ServicePort, Spec, Stack, StopPolicy, Transport, Volume,
+    Condition, Dependency, FailureAction, FileMount, Hook, Limits, LogPolicy, Mount, MountOptions,
+    MountSource, NetworkMode, Order, Protocol, PublishedPort, RestartCondition, RestartPolicy,
+    RolloutPolicy, RuntimeKind, Scale, Service, ServicePort, Spec, Stack, StopPolicy, Transport,
+    Volume,
 };
 pub use state::{Intent, StackRecord};
 pub use time::{Timestamp, millis, millis_opt};

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    Acme, Content, Entrypoint, EntrypointName, HealthCheck, Readiness, RevisionId, Route,
-    ServiceName, StackName, TrafficPolicy,
+    Acme, ContainerSpec, Content, Entrypoint, EntrypointName, HealthCheck, Network, Readiness,
+    RevisionId, Route, ServiceName, StackName, TrafficPolicy,
 };
 
 /// One Compose project.
@@ -28,6 +28,9 @@ pub struct Stack {
     pub services: BTreeMap<ServiceName, Service>,
     /// Named volumes by the key that services use.
     pub volumes: BTreeMap<String, Volume>,
+    /// Networks of containers by the key that services use.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub networks: BTreeMap<String, Network>,
     /// Addresses at which its routes are served (top-level `x-keel.entrypoints`, and the default ones in use).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub entrypoints: BTreeMap<EntrypointName, Entrypoint>,
@@ -46,6 +49,12 @@ pub struct Volume {
     /// Labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// The engine's driver for it, when a container uses it; `local` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
+    /// Options of that driver.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub driver_opts: BTreeMap<String, String>,
 }
 
 /// One Compose service.
@@ -91,7 +100,10 @@ pub struct Spec {
     pub runtime: RuntimeKind,
     /// The image, for containers.
     pub image: Option<String>,
-    /// Program and arguments. May contain `${PORT}`, `${PORT_<target>}` and `${KEEL_INSTANCE}`, expanded per instance.
+    /// What concerns containers only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Box<ContainerSpec>>,
+    /// Program and arguments; for a container those after its entrypoint, and the image's when empty. May contain `${PORT}`, `${PORT_<target>}` and `${KEEL_INSTANCE}`, expanded per instance.
     pub command: Vec<String>,
     /// Environment; values may contain the same placeholders.
     pub environment: BTreeMap<String, String>,
@@ -389,6 +401,23 @@ pub struct Mount {
     pub target: PathBuf,
     /// Not writable.
     pub read_only: bool,
+    /// What only engines know about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub options: Option<Box<MountOptions>>,
+}
+
+/// What engines know about a mount.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MountOptions {
+    /// A new volume stays empty instead of taking what the image has at its target.
+    pub no_copy: bool,
+    /// `rprivate`, `rshared`, …
+    pub propagation: Option<String>,
+    /// Relabel for SELinux: `z` shared or `Z` private.
+    pub selinux: Option<String>,
+    /// `enabled`, `disabled`, `writable` or `readonly`: what becomes of mounts below a bind.
+    pub recursive: Option<String>,
 }
 
 /// What is mounted.
@@ -410,6 +439,13 @@ pub enum MountSource {
         path: PathBuf,
         /// Create a directory there when nothing is.
         create: bool,
+    },
+    /// The file system of another image, read-only (containers only).
+    Image {
+        /// Its name.
+        name: String,
+        /// Path inside it.
+        subpath: Option<PathBuf>,
     },
     /// Memory.
     Tmpfs {
@@ -475,6 +511,12 @@ pub struct Hook {
     /// `pre_start` only: before every instance instead of once for all replicas.
     #[serde(default)]
     pub per_replica: bool,
+    /// `pre_start` of containers only: the image that it runs in, when it is not that of the service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// With all rights of the host (containers only).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub privileged: bool,
 }
 
 /// How output is kept.
@@ -492,6 +534,11 @@ impl Default for LogPolicy {
     fn default() -> Self {
         Self { keep: true, max_size: 10 << 20, max_files: 3 }
     }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "the form that serde wants")]
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 impl Spec {

@@ -34,6 +34,7 @@ fn owning_data(service: Service) -> Service {
             source: MountSource::Anonymous,
             target: PathBuf::from("/data"),
             read_only: false,
+            options: None,
         });
     })
 }

@@ -58,6 +58,7 @@ pub fn spec(command: Vec<String>) -> Spec {
     Spec {
         runtime: RuntimeKind::Process,
         image: None,
+        container: None,
         command,
         environment: BTreeMap::new(),
         working_dir: None,

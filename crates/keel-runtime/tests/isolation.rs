@@ -15,7 +15,7 @@ use keel_runtime::{LogQuery, Origin, Runtime};
 use support::{Process, inside, kill, root, shell, wait};
 
 fn mount(source: MountSource, target: impl Into<PathBuf>, read_only: bool) -> Mount {
-    Mount { source, target: target.into(), read_only }
+    Mount { source, target: target.into(), read_only, options: None }
 }
 
 fn secret(name: &str, content: &str, target: &str) -> FileMount {

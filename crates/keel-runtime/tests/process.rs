@@ -263,6 +263,8 @@ async fn a_step_before_the_instance_shares_its_environment() {
         working_dir: None,
         user: None,
         per_replica: false,
+        image: None,
+        privileged: false,
     };
     let second = Duration::from_secs(5);
     let step = hook("echo $COLOUR $SHAPE $KEEL_INSTANCE; exit 4");

@@ -212,7 +212,15 @@ pub(crate) fn plain_stack(
 ) -> Stack {
     let name = StackName::new(name).unwrap();
     let volumes = BTreeMap::new();
-    Stack { name, directory: "/".into(), services, volumes, entrypoints, acme: None }
+    Stack {
+        name,
+        directory: "/".into(),
+        services,
+        volumes,
+        networks: BTreeMap::new(),
+        entrypoints,
+        acme: None,
+    }
 }
 
 /// A stack that is stored and nothing else.

@@ -134,6 +134,7 @@ impl Lower<'_> {
             directory: project.directory.clone(),
             services,
             volumes: self.volumes(),
+            networks: BTreeMap::new(),
             entrypoints: BTreeMap::new(),
             acme: None,
         };
@@ -217,6 +218,8 @@ impl Lower<'_> {
                 name: node.text("name").unwrap_or(key).to_owned(),
                 external: node.get("external").and_then(Node::display).as_deref() == Some("true"),
                 labels: self.labels(node.get("labels")),
+                driver: None,
+                driver_opts: BTreeMap::new(),
             };
             volumes.insert(key.to_owned(), volume);
         }

@@ -47,7 +47,8 @@ impl Lower<'_> {
             if let Some(source) = self.mount_source(item) {
                 let target = item.text("target").unwrap_or_default();
                 let target = self.target(target);
-                mounts.push(Mount { source, target, read_only: is_true(item.get("read_only")) });
+                let read_only = is_true(item.get("read_only"));
+                mounts.push(Mount { source, target, read_only, options: None });
             }
         }
         let tmpfs = service.get("tmpfs");
@@ -147,6 +148,7 @@ impl Lower<'_> {
             source: MountSource::Tmpfs { size, mode },
             target: self.target(target),
             read_only,
+            options: None,
         })
     }
 }

@@ -29,6 +29,7 @@ impl Lower<'_> {
         Some(Spec {
             runtime: RuntimeKind::Process,
             image: None,
+            container: None,
             command,
             environment,
             working_dir: Some(join(&self.project.directory, directory)),
@@ -104,6 +105,8 @@ impl Lower<'_> {
                 working_dir: working_dir.map(|path| join(&self.project.directory, path)),
                 user: item.text("user").filter(|user| !user.is_empty()).map(str::to_owned),
                 per_replica: is_true(item.get("per_replica")),
+                image: None,
+                privileged: false,
             });
         }
         hooks

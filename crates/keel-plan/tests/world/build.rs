@@ -48,6 +48,7 @@ fn spec(mode: &str) -> Spec {
     Spec {
         runtime: RuntimeKind::Process,
         image: None,
+        container: None,
         command: vec!["program".to_owned()],
         environment: BTreeMap::from([("MODE".to_owned(), mode.to_owned())]),
         working_dir: None,
@@ -87,6 +88,7 @@ pub fn record<const N: usize>(services: [(&str, Service); N]) -> StackRecord {
             name: StackName::new("shop").expect("a valid name"),
             directory: PathBuf::from("/"),
             services: services.into_iter().map(|(n, service)| (name(n), service)).collect(),
+            networks: BTreeMap::new(),
             volumes: BTreeMap::new(),
             entrypoints: BTreeMap::new(),
             acme: None,

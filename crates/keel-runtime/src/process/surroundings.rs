@@ -92,6 +92,12 @@ impl Plan {
                 });
                 return Ok(());
             }
+            MountSource::Image { name, .. } => {
+                let target = target.display();
+                let why = "a host process can't have the files of an image";
+                self.not_enforced.push(format!("no files of image {name} at {target}: {why}"));
+                return Ok(());
+            }
             MountSource::Volume { name, subpath } => {
                 let volume = volume_dir(places.volumes, name)?;
                 make_owned(&volume, user).map_err(|e| format!("volume {name}: {e}"))?;
