@@ -1,0 +1,167 @@
+//! The connection to an engine, made when it is first needed and again when it was lost.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bollard::{API_DEFAULT_VERSION, Docker};
+
+use crate::Error;
+use crate::place::{Place, Surroundings};
+
+/// How long the engine may take to begin an answer; what takes longer (pulls, builds, waits) is streamed.
+const ANSWER: Duration = Duration::from_secs(120);
+/// How long it may take to say that it is there.
+const GREETING: Duration = Duration::from_secs(5);
+
+/// Which engine it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Docker Engine.
+    Docker,
+    /// Podman's API service.
+    Podman,
+}
+
+/// What an engine says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineInfo {
+    /// Which it is.
+    pub kind: Kind,
+    /// Its version.
+    pub version: String,
+    /// It runs without root: addresses of its containers can't be reached from the host.
+    pub rootless: bool,
+    /// It runs on this machine: it sees the same files, and its processes are ours to watch.
+    pub local: bool,
+    /// What it is called by people: `Docker 28.1 at unix:///…`.
+    pub text: String,
+}
+
+/// An engine that answered once.
+#[derive(Clone)]
+struct Known {
+    client: Docker,
+    url: String,
+    info: Arc<EngineInfo>,
+}
+
+/// An engine, wherever it is.
+#[derive(Clone, Default)]
+pub struct Engine {
+    surroundings: Arc<Surroundings>,
+    known: Arc<Mutex<Option<Known>>>,
+    /// One greets, the others wait for what it finds.
+    greeting: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("surroundings", &self.surroundings).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// The engine that this process's environment leads to. Nothing is looked for yet.
+    #[must_use]
+    pub fn of_this_process() -> Self {
+        Self { surroundings: Arc::new(Surroundings::of_this_process()), ..Self::default() }
+    }
+
+    /// Where the engine is; also when it does not answer.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn place(&self) -> Result<Place, Error> {
+        self.surroundings.find()
+    }
+
+    /// What is looked at to find the engine and the user's credentials.
+    #[must_use]
+    pub fn surroundings(&self) -> &Surroundings {
+        &self.surroundings
+    }
+
+    /// What the engine says of itself.
+    ///
+    /// # Errors
+    /// When there is none or it does not answer.
+    pub async fn info(&self) -> Result<Arc<EngineInfo>, Error> {
+        Ok(self.known().await?.info)
+    }
+
+    /// The client of an engine that answered once.
+    ///
+    /// # Errors
+    /// When there is none or it does not answer.
+    pub async fn client(&self) -> Result<Docker, Error> {
+        Ok(self.known().await?.client)
+    }
+
+    /// What a failed request means. An engine that is away is looked for anew the next time: another may come in
+    /// its place.
+    pub fn failed(&self, error: &bollard::errors::Error) -> Error {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let url = known.as_ref().map_or_else(String::new, |known| known.url.clone());
+        let error = Error::from_request(&url, error);
+        if error.is_away() {
+            *known = None;
+        }
+        error
+    }
+
+    async fn known(&self) -> Result<Known, Error> {
+        let held = || self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(known) = held() {
+            return Ok(known);
+        }
+        let _turn = self.greeting.lock().await;
+        if let Some(known) = held() {
+            return Ok(known);
+        }
+        let known = greet(&self.place()?).await?;
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(known.clone());
+        Ok(known)
+    }
+}
+
+/// Connects and asks the engine who it is.
+async fn greet(place: &Place) -> Result<Known, Error> {
+    let failed = |error: bollard::errors::Error| Error::from_request(&place.url, &error);
+    let client = connect(place).map_err(failed)?;
+    let asked = async {
+        let client = client.negotiate_version().await.map_err(failed)?;
+        let version = client.version().await.map_err(failed)?;
+        let info = client.info().await.map_err(failed)?;
+        Ok((client, version, info))
+    };
+    let (client, version, info) =
+        tokio::time::timeout(GREETING, asked).await.unwrap_or_else(|_| {
+            let reason = format!("no answer within {} s", GREETING.as_secs());
+            Err(Error::Away { url: place.url.clone(), reason })
+        })?;
+    let parts = version.components.unwrap_or_default();
+    let kind = match parts.iter().any(|part| part.name.starts_with("Podman")) {
+        true => Kind::Podman,
+        false => Kind::Docker,
+    };
+    let version = version.version.unwrap_or_default();
+    let options = info.security_options.unwrap_or_default();
+    let rootless = options.iter().any(|option| option.contains("rootless"));
+    let local = place.url.starts_with("unix://");
+    let text = format!("{kind:?} {version} at {}", place.url);
+    let info = Arc::new(EngineInfo { kind, version, rootless, local, text });
+    Ok(Known { client, url: place.url.clone(), info })
+}
+
+fn connect(place: &Place) -> Result<Docker, bollard::errors::Error> {
+    let seconds = ANSWER.as_secs();
+    match (place.url.strip_prefix("unix://"), &place.tls) {
+        (Some(path), _) => Docker::connect_with_unix(path, seconds, API_DEFAULT_VERSION),
+        (None, Some(tls)) => {
+            let file = |name: &str| tls.directory.join(name);
+            let (key, cert, ca) = (file("key.pem"), file("cert.pem"), file("ca.pem"));
+            Docker::connect_with_ssl(&place.url, &key, &cert, &ca, seconds, API_DEFAULT_VERSION)
+        }
+        (None, None) => Docker::connect_with_http(&place.url, seconds, API_DEFAULT_VERSION),
+    }
+}

@@ -1,0 +1,11 @@
+//! Containers of an engine that speaks the Docker Engine API: Docker itself, or Podman's API service.
+//!
+//! The engine is found when it is first needed ([`Engine`]), and may go away and come back at any time.
+
+mod engine;
+mod error;
+mod place;
+
+pub use engine::{Engine, EngineInfo, Kind};
+pub use error::Error;
+pub use place::{Place, Surroundings, Tls};
