@@ -67,6 +67,12 @@ impl Engine {
         Self { surroundings: Arc::new(Surroundings::of_this_process()), ..Self::default() }
     }
 
+    /// The engine at `url` (`unix:///…` or `tcp://host:port`). Nothing is looked for yet.
+    #[must_use]
+    pub fn at(url: &str) -> Self {
+        Self { surroundings: Arc::new(Surroundings::naming(url)), ..Self::default() }
+    }
+
     /// Where the engine is; also when it does not answer.
     ///
     /// # Errors

@@ -79,6 +79,13 @@ impl Surroundings {
         Self { variables: VARIABLES.iter().filter_map(set).collect(), is_root }
     }
 
+    /// Those in which only this engine is named, as `DOCKER_HOST` would.
+    #[must_use]
+    pub fn naming(url: &str) -> Self {
+        let variables = BTreeMap::from([("DOCKER_HOST", url.to_owned())]);
+        Self { variables, is_root: rustix::process::geteuid().is_root() }
+    }
+
     fn variable(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(String::as_str)
     }
