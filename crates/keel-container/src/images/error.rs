@@ -97,6 +97,24 @@ pub enum Error {
         /// What was written.
         message: String,
     },
+    /// A build could not read its files.
+    #[error("the build's context can't be read: {message}")]
+    Context {
+        /// Which file, and why.
+        message: String,
+    },
+    /// A step of a build failed.
+    #[error("image {image} could not be built{}: {message}", at_step(step))]
+    Build {
+        /// Its name.
+        image: String,
+        /// The step that failed (`Step 2/5 : RUN make`).
+        step: String,
+        /// What is wrong.
+        message: String,
+        /// Its last lines.
+        output: Vec<String>,
+    },
     /// The engine can't be used.
     #[error(transparent)]
     Engine(#[from] crate::Error),
@@ -109,6 +127,14 @@ pub enum Error {
         message: String,
     },
 }
+
+fn at_step(step: &str) -> String {
+    if step.is_empty() { String::new() } else { format!(" ({step})") }
+}
+
+/// What to install for what the engine's own builder can't do.
+pub(super) const NEEDS_BUILDX: &str = "install Docker's plugin `buildx` (Debian: apt install docker-buildx, with Docker's \
+     packages docker-buildx-plugin), then try again";
 
 /// What is being done with which image: what an error is about.
 #[derive(Clone, Debug, Default)]
@@ -219,6 +245,8 @@ impl Error {
             Self::RegistryAway { .. } | Self::Stalled { .. } => "registry_away",
             Self::Untrusted { .. } => "registry_untrusted",
             Self::DiskFull { .. } => "disk_full",
+            Self::Context { .. } => "build_context",
+            Self::Build { .. } => "build_failed",
             Self::Engine(error) if error.is_away() => "engine_away",
             Self::Engine(_) | Self::Refused { .. } => "image_failed",
         }
@@ -251,7 +279,12 @@ impl Error {
                 "make room: `docker system df` shows what takes it, `docker image prune` removes what nothing uses"
                     .to_owned()
             }
-            Self::Name(_) | Self::Engine(_) | Self::Refused { .. } => return None,
+            Self::Build { message, .. } if message.contains("BuildKit") => NEEDS_BUILDX.to_owned(),
+            Self::Name(_)
+            | Self::Context { .. }
+            | Self::Build { .. }
+            | Self::Engine(_)
+            | Self::Refused { .. } => return None,
         };
         Some(hint)
     }

@@ -82,22 +82,27 @@ pub(super) async fn follow(
     }
 }
 
-/// The client with credentials as engines read them.
+/// The client as requests about images need it: with credentials as engines read them, and with `query` (`&key=value`)
+/// added to requests to build.
 ///
-/// They are sent as base64 in a header. Bollard writes the usual alphabet, engines read that of URLs, and take what
-/// they can't read for no credentials at all: a password with a `~` in an unlucky place would never work.
-pub(super) fn with_readable_credentials(client: Docker) -> Docker {
-    client.with_request_modifier(|mut request| {
+/// Credentials are sent as base64 in a header. Bollard writes the usual alphabet, engines read that of URLs, and take
+/// what they can't read for no credentials at all: a password with a `~` in an unlucky place would never work.
+pub(super) fn prepared(client: Docker, query: String) -> Docker {
+    client.with_request_modifier(move |mut request| {
         for name in ["x-registry-auth", "x-registry-config"] {
-            let Some(value) = request.headers().get(name).and_then(|value| value.to_str().ok())
-            else {
-                continue;
-            };
-            let readable = value.replace('+', "-").replace('/', "_");
-            if let Ok(mut readable) = HeaderValue::from_str(&readable) {
+            let value = request.headers().get(name).and_then(|value| value.to_str().ok());
+            let readable = value.map(|value| value.replace('+', "-").replace('/', "_"));
+            let readable = readable.and_then(|value| HeaderValue::from_str(&value).ok());
+            if let Some(mut readable) = readable {
                 readable.set_sensitive(true);
                 request.headers_mut().insert(name, readable);
             }
+        }
+        if !query.is_empty()
+            && request.uri().path().ends_with("/build")
+            && let Ok(uri) = format!("{}{query}", request.uri()).parse()
+        {
+            *request.uri_mut() = uri;
         }
         request
     })

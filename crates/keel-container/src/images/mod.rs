@@ -4,15 +4,20 @@
 //! server, which makes images present before it changes anything, and pins each container service to the content
 //! that the name stood for ([`pin`]).
 
+mod build;
+mod context;
 mod credentials;
 mod error;
 mod facts;
 mod flight;
 mod follow;
+mod ignored;
+mod keep;
 mod login;
 mod pin;
 mod progress;
 mod pull;
+mod recipe;
 mod reference;
 
 use std::sync::Arc;
@@ -20,12 +25,15 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
+pub use context::{Context, Pieces, is_remote};
 pub use credentials::{Credentials, Secret};
 pub use error::Error;
 pub use facts::ImageFacts;
+pub use keep::{ImageSummary, KEPT_REVISIONS};
 pub use login::{LoginError, Logins};
 pub use pin::pin;
 pub use progress::{Listener, Progress};
+pub use recipe::{Recipe, needs_buildkit};
 pub use reference::{DOCKER_HUB, InvalidReference, Reference};
 
 use crate::Engine;

@@ -8,7 +8,7 @@ use futures_util::StreamExt as _;
 use super::credentials::Credentials;
 use super::error::{About, Error};
 use super::facts::ImageFacts;
-use super::follow::{Seen, follow, with_readable_credentials};
+use super::follow::{Seen, follow, prepared};
 use super::progress::{Listener, Progress, Teller};
 use super::{Images, Reference};
 
@@ -72,7 +72,7 @@ impl Images {
         seen: &mut Seen,
         teller: &Teller,
     ) -> Result<ImageFacts, Error> {
-        let client = with_readable_credentials(self.engine.client().await?);
+        let client = prepared(self.engine.client().await?, String::new());
         let options = CreateImageOptions {
             from_image: Some(wanted.reference.repository()),
             tag: Some(wanted.reference.version().to_owned()),

@@ -11,7 +11,7 @@ use crate::rig::{Dockerd, Gate, Registry, Then, free_port, or_skip};
 const MEGABYTE: usize = 1 << 20;
 
 /// All that was told.
-fn told(mut receiver: mpsc::Receiver<Progress>) -> Vec<Progress> {
+pub fn told(mut receiver: mpsc::Receiver<Progress>) -> Vec<Progress> {
     let mut all = Vec::new();
     while let Ok(progress) = receiver.try_recv() {
         all.push(progress);

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use keel_container::Engine;
@@ -135,6 +135,20 @@ impl Dockerd {
         arguments.extend(["-", name]);
         self.docker_fed(&arguments, &tar.into_inner().unwrap())
     }
+}
+
+/// Writes a program that needs nothing else: it prints `words`, and ends with `code`.
+pub fn write_program(path: &Path, words: &str, code: u8) {
+    let source =
+        format!("int puts(const char *); int main(void) {{ puts(\"{words}\"); return {code}; }}");
+    let mut child = Command::new("cc")
+        .args(["-static", "-x", "c", "-", "-o"])
+        .arg(path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(source.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
 }
 
 impl Drop for Dockerd {

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-pub use dockerd::Dockerd;
+pub use dockerd::{Dockerd, write_program};
 pub use gate::{Gate, Then};
 pub use registry::Registry;
 
