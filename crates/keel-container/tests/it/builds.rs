@@ -16,9 +16,9 @@ use crate::rig::{Dockerd, Registry, or_skip, write_program};
 fn context(dockerfile: &str, code: u8) -> (TempDir, Build) {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("Dockerfile"), dockerfile).unwrap();
-    fs::write(dir.path().join("kept"), "x").unwrap();
-    fs::write(dir.path().join("secret"), "x").unwrap();
-    fs::write(dir.path().join(".dockerignore"), "secret\nDockerfile").unwrap();
+    fs::write(dir.path().join("kept-file"), "x").unwrap();
+    fs::write(dir.path().join("left-out-file"), "x").unwrap();
+    fs::write(dir.path().join(".dockerignore"), "left-out-file\nDockerfile").unwrap();
     write_program(&dir.path().join("run"), "hello there", code);
     let build = Build { context: dir.path().display().to_string(), ..Build::default() };
     (dir, build)
@@ -63,7 +63,7 @@ async fn an_image_is_built_as_the_file_says() {
     assert!(shown.contains("WHO=a b&c") && shown.contains("k:v"), "{shown}");
     let id = docker.docker(&["create", "built:one"]);
     let files = docker.docker(&["export", &id]);
-    assert!(files.contains("kept") && !files.contains("secret"));
+    assert!(files.contains("kept-file") && !files.contains("secret"));
     // Nothing has changed: the same image again.
     assert_eq!(build(&images, &it, "built:one", None).await.unwrap().id, facts.id);
 }
