@@ -5,7 +5,10 @@
 mod engine;
 mod error;
 mod place;
+mod runtime;
+pub mod terminal;
 
 pub use engine::{Engine, EngineInfo, Kind};
 pub use error::Error;
 pub use place::{Place, Surroundings, Tls};
+pub use runtime::ContainerRuntime;
