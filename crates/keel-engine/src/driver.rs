@@ -147,6 +147,8 @@ struct Driver {
     /// Last numbers in flight that were reported, and when all were.
     reported: BTreeMap<InstanceId, u64>,
     reported_at: Instant,
+    /// What was last said to be lacking on this connection.
+    lacks: Option<Vec<Lacking>>,
     /// Since when instances drain, at the latest.
     draining_since: BTreeMap<InstanceId, Generation>,
     /// The proxy whose place this one took, until it has ended.
@@ -175,6 +177,7 @@ impl Driver {
             save: None,
             reported: BTreeMap::new(),
             reported_at: Instant::now(),
+            lacks: None,
             draining_since: BTreeMap::new(),
             elder: None,
             handing_over: None,
@@ -215,6 +218,7 @@ impl Driver {
                 news = self.server.receive() => {
                     if news.is_new {
                         self.reported.clear();
+                        self.lacks = None;
                     }
                     for message in news.messages {
                         self.obey(message).await;
@@ -347,6 +351,7 @@ impl Driver {
         }
         let generation = wanted.generation;
         let lacks = self.driven.lacks();
+        let lacks = (self.lacks.as_ref() != Some(&lacks)).then(|| self.lacks.insert(lacks).clone());
         self.server.send(&FromProxy::Ack { generation, failed, lacks }).await;
         self.report(true).await;
     }

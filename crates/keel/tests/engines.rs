@@ -418,6 +418,14 @@ fn what_haproxy_lacks_is_told_where_people_look() {
     let text = keel.run(&["server", "status"]).ok();
     assert_eq!(text.lines().filter(|line| line.starts_with("lacks ")).count(), lacks.len());
 
+    // Another server has the same engine, which lacks the same.
+    kill(keel.server_pid());
+    keel.run(&["server", "--detach", "--proxy-engine", "haproxy"]).ok();
+    let up = keel.run(&["up", "-d", "--wait"]);
+    assert!(up.stderr.contains("haproxy does not do 1 thing that demo asks for:"), "{}", up.all());
+    assert_eq!(keel.json(&["server", "status"])["lacks"].as_array().unwrap(), lacks);
+    assert_eq!(lacks_told(&keel).len(), told.len());
+
     // What is mended is not told any more.
     let open = compose.replace(locked, "shop.test");
     keel.sandbox.write("compose.yaml", &open);

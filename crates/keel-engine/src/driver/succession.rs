@@ -149,9 +149,7 @@ impl Driver {
         }
         let generation = wanted.generation;
         self.applied = Some(wanted);
-        self.server
-            .send(&FromProxy::Ack { generation, failed: Vec::new(), lacks: Vec::new() })
-            .await;
+        self.server.send(&FromProxy::Ack { generation, failed: Vec::new(), lacks: None }).await;
         self.report(true).await;
     }
 }

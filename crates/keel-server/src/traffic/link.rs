@@ -68,7 +68,7 @@ pub struct ProxyState {
     pub acknowledged: Generation,
     /// Listeners that it could not open.
     pub failed: Vec<ListenerFailure>,
-    /// What it lacks of what is wanted, if it drives an engine.
+    /// What it lacks of what is wanted, if it drives an engine; until it has said so, what the one before lacked.
     pub lacks: Vec<Lacking>,
     /// Its version.
     pub version: String,
@@ -417,17 +417,21 @@ impl Link {
                 }
             }
             FromProxy::Ack { generation, failed, lacks } => {
+                let is_first = session.acknowledged == Generation::default();
                 session.acknowledged = generation;
                 if generation >= session.whole {
                     self.shown.send_replace(session.issued);
                 }
-                self.tell_lacks(&lacks);
+                // What was said on an earlier connection is nothing that this proxy said.
+                if let Some(lacks) = lacks.or_else(|| is_first.then(Vec::new)) {
+                    self.note_lacks(lacks);
+                }
                 self.tell_withdrawn(session);
                 self.note_failures(&failed);
                 session.is_settled &= self.state.borrow().failed == failed;
                 self.state.send_modify(|state| {
                     state.acknowledged = generation;
-                    (state.failed, state.lacks) = (failed, lacks);
+                    state.failed = failed;
                 });
                 if !session.is_settled && generation >= session.whole {
                     session.is_settled = true;
@@ -477,11 +481,13 @@ impl Link {
         }
     }
 
-    fn tell_lacks(&self, lacks: &[Lacking]) {
+    fn note_lacks(&self, lacks: Vec<Lacking>) {
         let state = self.state.borrow();
-        for (stack, message) in lacks::news(&state.lacks, lacks, state.snapshot.as_deref()) {
+        for (stack, message) in lacks::news(&state.lacks, &lacks, state.snapshot.as_deref()) {
             self.events.add(EventKind::EngineLacks, stack.as_ref(), None, None, message);
         }
+        drop(state);
+        self.state.send_modify(|state| state.lacks = lacks);
     }
 
     fn tell_notices(&self, told: &Notices) {
