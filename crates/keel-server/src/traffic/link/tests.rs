@@ -228,3 +228,21 @@ async fn a_successor_is_waited_for_while_it_lives_and_followed_by_another_when_i
     succession.begin(begun(tokio::spawn(std::future::pending())));
     tokio::time::timeout(Duration::from_millis(100), succession.due()).await.unwrap_err();
 }
+
+#[tokio::test]
+async fn a_proxy_is_taken_for_dead_only_if_it_is_late_twice() {
+    let directory = tempfile::tempdir().unwrap();
+    let (shown, _) = watch::channel(0);
+    let link = link(directory.path().to_owned(), Arc::default(), shown).await;
+    let mut session = Session::default();
+    assert!(!link.hangs(&mut session) && !link.hangs(&mut session), "nothing was asked");
+    // This server stood still, and has not read the answer yet.
+    session.questions.push_back(Instant::now().checked_sub(HANGS).unwrap());
+    assert!(!link.hangs(&mut session));
+    link.hear(&mut session, FromProxy::Stats(Stats::default()));
+    assert!(!link.hangs(&mut session));
+    // There is none.
+    session.questions.push_back(Instant::now().checked_sub(HANGS).unwrap());
+    assert!(!link.hangs(&mut session));
+    assert!(link.hangs(&mut session));
+}
