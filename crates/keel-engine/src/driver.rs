@@ -342,9 +342,12 @@ impl Driver {
                 tracing::error!("{engine}: {error}");
                 self.due = Some(Instant::now() + RETRY);
                 let reason = first_line(&error);
-                if !self.keep_serving(&wanted).await && !self.driven.is_gone() {
-                    // It may go on as it was, and nobody knows how that is.
-                    return;
+                if !self.keep_serving(&wanted).await {
+                    if !self.driven.is_gone() {
+                        // It may go on as it was, and nobody knows how that is.
+                        return;
+                    }
+                    self.driven.give_up();
                 }
                 failed.extend(not_in_force(&fit, self.applied.as_ref(), &reason));
             }
@@ -487,14 +490,22 @@ impl Driven {
         }
     }
 
-    fn stop(&self) {
+    fn give_up(&mut self) {
+        match self {
+            Self::Haproxy(haproxy) => haproxy.give_up(),
+            // It has its sockets for itself.
+            Self::Nginx(_) => {}
+        }
+    }
+
+    fn stop(&mut self) {
         match self {
             Self::Haproxy(haproxy) => haproxy.stop(),
             Self::Nginx(nginx) => nginx.stop(),
         }
     }
 
-    fn kill(&self) {
+    fn kill(&mut self) {
         match self {
             Self::Haproxy(haproxy) => haproxy.kill(),
             Self::Nginx(nginx) => nginx.kill(),
