@@ -441,6 +441,9 @@ impl Driver {
         self.driven.stop();
         // A successor may take over at once, with the last state.
         drop(socket);
+        if self.driven.is_gone() {
+            return;
+        }
         tokio::select! {
             _ = timeout(DRAIN, ended(&self.driven)) => {}
             _ = signals.next() => {}

@@ -12,7 +12,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use support::{DEADLINE, Running, free_port, is_alive, responder, wait_for};
 
@@ -368,6 +368,12 @@ fn connections_are_refused_when_haproxy_cannot_be_started_again() {
     std::fs::write(&absent, "").unwrap();
     kill(noted(&keel, "haproxy", "engine.pid"));
     wait_for("to be refused", || TcpStream::connect(("127.0.0.1", published)).err());
+    // A driver without an engine has no connections to wait for.
+    let driver = noted(&keel, "haproxy", "driver.pid");
+    let told = Instant::now();
+    assert!(Command::new("kill").arg(driver.to_string()).status().unwrap().success());
+    wait_for("its end", || (!is_alive(driver)).then_some(()));
+    assert!(told.elapsed() < Duration::from_secs(20), "connections are waited for 30 s");
     std::fs::remove_file(&absent).unwrap();
     for port in [published, routed] {
         wait_for("an answer", || (get(port).as_deref() == Some("here")).then_some(()));
