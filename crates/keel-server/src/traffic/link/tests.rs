@@ -1,7 +1,7 @@
 //! A link to a proxy that the test plays.
 
 use keel_acme::Published;
-use keel_route::snapshot::{Certificate, Challenges};
+use keel_route::snapshot::{Certificate, Challenges, Notices};
 use keel_store::{RedbStore, Store};
 use tokio::net::UnixListener;
 
