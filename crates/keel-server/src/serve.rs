@@ -27,7 +27,7 @@ use crate::events::EventLog;
 use crate::http::{Api, router};
 use crate::issuance::Issuance;
 use crate::network::{Network, system_resolvers};
-use crate::traffic::{CertificateFiles, Credentials, Figures, Link, ProxyState};
+use crate::traffic::{CertificateFiles, Credentials, Figures, Link, ProxyState, Told};
 use crate::views::Viewer;
 use crate::world::WorldReader;
 use crate::{Error, clock, metrics, names};
@@ -115,7 +115,7 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
     agent.adopt().await?;
 
     let mut tasks = JoinSet::new();
-    let (proxy_sender, proxy) = watch::channel(ProxyState::default());
+    let (proxy_sender, proxy) = proxy_state(&store, &mut tasks).await?;
     tasks.spawn(board.clone().persist(store.clone()));
     tasks.spawn(events.clone().persist(store.clone()));
     start_dns(&network, &worlds, &board, &events, &mut tasks).await;
@@ -161,6 +161,18 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
         proxy.borrow().end(&options.state_dir);
     }
     Ok(())
+}
+
+/// What is known of the proxy, before there is one.
+async fn proxy_state(
+    store: &Arc<dyn Store>,
+    tasks: &mut JoinSet<()>,
+) -> Result<(watch::Sender<ProxyState>, watch::Receiver<ProxyState>), Error> {
+    let told = Told::load(store.clone()).await?;
+    let state = ProxyState { lacks: told.lacks().to_vec(), ..ProxyState::default() };
+    let (sender, proxy) = watch::channel(state);
+    tasks.spawn(told.follow(proxy.clone()));
+    Ok((sender, proxy))
 }
 
 /// What the proxy is told, and the certificates that go with it.
