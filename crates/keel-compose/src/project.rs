@@ -176,8 +176,8 @@ impl Project {
     /// Reads the content of secrets and configs from `source`.
     ///
     /// # Errors
-    /// Everything that the platform refuses, each at its place: services that need a container engine, keys that
-    /// contradict a host process, secrets that cannot be read.
+    /// Everything that the platform refuses, each at its place: keys that contradict the kind of a service, values that
+    /// no engine takes, files that cannot be read.
     pub fn to_stack(&self, source: &dyn FileSource) -> Result<Lowered, Vec<Diagnostic>> {
         lower::lower(self, source)
     }

@@ -162,7 +162,8 @@ fn is_windows_absolute(path: &str) -> bool {
         || (bytes.len() >= 3 && bytes[1] == b':' && matches!(bytes[2], b'\\' | b'/'))
 }
 
-fn is_remote_context(text: &str) -> bool {
+/// Whether a build context is a URL or another service, not a directory.
+pub(crate) fn is_remote_context(text: &str) -> bool {
     text.contains("://")
         || ["service:", "github.com/", "git@"].iter().any(|prefix| text.starts_with(prefix))
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use keel_compose::{Code, LoadOptions, Lowered, MemorySource, Severity, load};
 use keel_model::{
     Condition, FailureAction, MountSource, NetworkMode, Order, Probe, Protocol, RestartCondition,
-    Scale, Service, Test, Transport,
+    RuntimeKind, Scale, Service, Test, Transport,
 };
 
 fn source(compose: &str) -> MemorySource {
@@ -346,15 +346,11 @@ fn a_container_name_with_replicas_becomes_an_alias_with_a_note() {
 }
 
 #[test]
-fn what_needs_an_engine_is_refused_at_its_place() {
-    let refused = errors("services:\n  db:\n    image: postgres\n  a: {command: ./a}\n");
-    assert_eq!(refused.len(), 1);
-    assert!(refused[0].starts_with(
-        "/app/compose.yaml:2:3: error: service `db` needs a container engine, which this version does not drive yet"
-    ));
-    assert!(refused[0].contains("x-keel: {runtime: process}"));
-    let image = service("services: {a: {image: x, command: ./a, x-keel: {runtime: process}}}");
-    assert_eq!(image.spec.image, None);
+fn an_image_may_be_left_aside() {
+    let lowered = lower("services: {a: {image: x, command: ./a, x-keel: {runtime: process}}}");
+    assert_eq!(lowered.stack.services["a"].spec.runtime, RuntimeKind::Process);
+    assert_eq!(lowered.stack.services["a"].spec.image, None);
+    assert!(lowered.images.is_empty() && lowered.stack.networks.is_empty());
 }
 
 #[test]
@@ -472,4 +468,46 @@ fn a_port_in_a_shared_section_is_not_called_unset() {
     let warnings = load_warnings(&files, true);
     assert!(warnings.iter().any(|text| text.contains("`GONE` is not set")), "{warnings:?}");
     assert!(!warnings.iter().any(|text| text.contains("PORT")), "{warnings:?}");
+}
+
+/// What a process is started with has not changed, so no upgrade of the platform replaces it.
+#[test]
+fn revisions_of_processes_are_the_same_in_every_version() {
+    let files = source(
+        "services:
+  plain: {command: ./a}
+  rich:
+    command: [./serve, --port, $PORT]
+    entrypoint: [nice]
+    environment: {A: a}
+    working_dir: sub
+    user: nobody
+    group_add: [adm]
+    init: true
+    volumes: [data:/data, {type: tmpfs, target: /t, tmpfs: {size: 1m}}, .:/src:ro]
+    tmpfs: /run:size=2m
+    secrets: [token]
+    configs: [conf]
+    mem_limit: 64m
+    memswap_limit: -1
+    ulimits: {nofile: 10}
+    healthcheck: {test: 'true', interval: 5s}
+    extra_hosts: [h=1.2.3.4]
+    ports: ['80:8080', '53:53/udp']
+    labels: {x: 1}
+    logging: {driver: json-file, options: {max-size: 1m}}
+    pre_start: [{command: ./migrate, working_dir: w}]
+    post_start: [{command: ./warm, privileged: true}]
+    stop_signal: SIGINT
+volumes: {data: {driver: local}}
+secrets: {token: {environment: TOKEN}}
+configs: {conf: {content: text}}
+",
+    );
+    let stack = lower_from(&files).unwrap().stack;
+    let revision = |name: &str| stack.services[name].spec.revision().to_string();
+    assert_eq!(
+        (revision("plain").as_str(), revision("rich").as_str()),
+        ("96ac6ff8f3f9", "b1bc69855e73")
+    );
 }

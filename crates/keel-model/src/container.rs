@@ -28,6 +28,9 @@ pub struct ContainerSpec {
     /// What is taken from the image because the file does not say it.
     #[serde(skip_serializing_if = "is_default")]
     pub from_image: FromImage,
+    /// Variables of the image that it does not get: those that the file names without a value.
+    #[serde(skip_serializing_if = "is_default")]
+    pub unset: Vec<String>,
     /// `os[/arch[/variant]]`.
     #[serde(skip_serializing_if = "is_default")]
     pub platform: Option<String>,
@@ -49,7 +52,8 @@ pub struct ContainerSpec {
     /// Capabilities taken from them.
     #[serde(skip_serializing_if = "is_default")]
     pub cap_drop: Vec<String>,
-    /// `security_opt`, as the engine reads it; the content of a seccomp profile in place of its file.
+    /// `security_opt`, as the engine's command line reads it; the content of a seccomp profile in place of its file.
+    /// `systempaths=unconfined` means that no path of `/proc` and `/sys` is hidden or read-only.
     #[serde(skip_serializing_if = "is_default")]
     pub security_opt: Vec<String>,
     /// Kernel parameters.
@@ -73,6 +77,13 @@ pub struct ContainerSpec {
     /// How it is connected.
     #[serde(skip_serializing_if = "is_default")]
     pub network: ContainerNetwork,
+    /// Containers that the platform did not start, as `CONTAINER[:ALIAS]`, to be found on its networks by these names
+    /// (`external_links`).
+    #[serde(skip_serializing_if = "is_default")]
+    pub links: Vec<String>,
+    /// Containers that the platform did not start, as `CONTAINER[:ro]`, whose mounts it has too (`volumes_from`).
+    #[serde(skip_serializing_if = "is_default")]
+    pub volumes_from: Vec<String>,
     /// Its address on the link layer, on its first network.
     #[serde(skip_serializing_if = "is_default")]
     pub mac_address: Option<String>,
@@ -134,6 +145,9 @@ pub struct FromImage {
     /// Its stop signal, if it names one.
     #[serde(skip_serializing_if = "is_default")]
     pub stop_signal: bool,
+    /// The ports that it exposes, besides those that the file names.
+    #[serde(skip_serializing_if = "is_default")]
+    pub ports: bool,
 }
 
 /// Times of a health check that the file gives without a test.

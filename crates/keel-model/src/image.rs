@@ -77,6 +77,9 @@ pub struct Build {
     /// Every step is run anew.
     #[serde(skip_serializing_if = "is_default")]
     pub no_cache: bool,
+    /// Stages whose steps are run anew.
+    #[serde(skip_serializing_if = "is_default")]
+    pub no_cache_filter: Vec<String>,
     /// Images that it begins with are pulled even if they are here.
     #[serde(skip_serializing_if = "is_default")]
     pub pull: bool,

@@ -418,6 +418,12 @@ pub struct MountOptions {
     pub selinux: Option<String>,
     /// `enabled`, `disabled`, `writable` or `readonly`: what becomes of mounts below a bind.
     pub recursive: Option<String>,
+    /// Further options of a memory file system (`noexec`, `uid=1000`), as `mount` has them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tmpfs: Vec<String>,
+    /// Labels of a volume that is made for this mount.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// What is mounted.
@@ -486,7 +492,7 @@ pub struct Limits {
     pub cpuset: Option<String>,
     /// Memory in bytes.
     pub memory: Option<u64>,
-    /// Memory plus swap in bytes.
+    /// Memory plus swap in bytes; the largest number for a container whose swap has no limit.
     pub memory_swap: Option<u64>,
     /// Number of processes and threads.
     pub pids: Option<u64>,

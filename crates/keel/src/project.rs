@@ -164,6 +164,12 @@ fn join(stack: &mut Stack, whole: Stack) {
         let known = stack.entrypoints.entry(name).or_insert_with(|| entrypoint.clone());
         known.redirect_to = known.redirect_to.take().or(entrypoint.redirect_to);
     }
+    for (key, volume) in whole.volumes {
+        stack.volumes.entry(key).or_insert(volume);
+    }
+    for (key, network) in whole.networks {
+        stack.networks.entry(key).or_insert(network);
+    }
     stack.acme = stack.acme.take().or(whole.acme);
 }
 

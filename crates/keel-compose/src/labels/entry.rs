@@ -142,7 +142,7 @@ fn known(
         return None;
     };
     match row.support {
-        Support::Honoured | Support::Partly(_) => Some((path, true)),
+        Support::Honoured | Support::Partly(_) | Support::AsAbove => Some((path, true)),
         Support::Warn(reason) => {
             let message = format!("`{key}` has no effect: {reason}");
             notes.push(Diagnostic::warning(Code::Unsupported, message).at(place));

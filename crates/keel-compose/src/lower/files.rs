@@ -38,22 +38,24 @@ impl Lower<'_> {
         let mut files = Vec::new();
         for kind in &KINDS {
             for item in context.node.get(kind.section).map(Node::items).unwrap_or_default() {
-                files.extend(self.file(kind, item));
+                files.extend(self.file(context, kind, item));
             }
         }
         files
     }
 
-    fn file(&mut self, kind: &Kind, item: &Node) -> Option<FileMount> {
+    fn file(&mut self, context: &Context<'_>, kind: &Kind, item: &Node) -> Option<FileMount> {
         let name = item.text("source").unwrap_or_default();
         let definition = self.project.model.at(&[kind.section, name])?;
         let content = self.content(kind, name, definition)?;
         let target = item.text("target").filter(|target| !target.is_empty()).unwrap_or(name);
+        // Programs in containers begin as root and go on as somebody else, who reads the secret: Docker Compose's mode.
+        let default = if context.is_container() { 0o444 } else { kind.mode };
         let mode = match item.get("mode").filter(|mode| !mode.is_null()) {
             Some(mode) => {
                 self.take(file_mode(mode)).and_then(|mode| u32::try_from(mode & 0o7777).ok())
             }
-            None => Some(kind.mode),
+            None => Some(default),
         };
         Some(FileMount {
             name: name.to_owned(),
@@ -61,7 +63,7 @@ impl Lower<'_> {
             target: join(Path::new(kind.directory), target),
             uid: self.id(item, "uid"),
             gid: self.id(item, "gid"),
-            mode: mode.unwrap_or(kind.mode),
+            mode: mode.unwrap_or(default),
             secret: kind.secret,
         })
     }

@@ -34,7 +34,7 @@ impl Lower<'_> {
             cpu_shares: self.number(node.get("cpu_shares")).filter(|shares| *shares > 0.0).map(whole),
             cpuset: node.text("cpuset").filter(|set| !set.is_empty()).map(str::to_owned),
             memory: self.bytes(memory),
-            memory_swap: self.bytes(node.get("memswap_limit")),
+            memory_swap: self.swap(context),
             pids: self.number(pids).filter(|pids| *pids > 0.0).map(whole),
             #[allow(clippy::cast_possible_truncation)] // The schema keeps it within ±1000.
             oom_score_adj: score.map(|score| score as i32),
@@ -42,7 +42,16 @@ impl Lower<'_> {
         }
     }
 
-    fn number(&mut self, node: Option<&Node>) -> Option<f64> {
+    /// A container without a limit of its own for swap has that of its engine, which differs from no limit (-1).
+    fn swap(&mut self, context: &Context<'_>) -> Option<u64> {
+        let node = context.node.get("memswap_limit").filter(|node| !node.is_null())?;
+        if context.is_container() && self.take(bytes_of(node))? < 0 {
+            return Some(u64::MAX);
+        }
+        self.bytes(Some(node))
+    }
+
+    pub(super) fn number(&mut self, node: Option<&Node>) -> Option<f64> {
         let node = node.filter(|node| !node.is_null())?;
         self.take(number_of(node))
     }
@@ -54,7 +63,7 @@ impl Lower<'_> {
         u64::try_from(bytes).ok().filter(|bytes| *bytes > 0)
     }
 
-    fn ulimits(&mut self, node: Option<&Node>) -> BTreeMap<String, (u64, u64)> {
+    pub(super) fn ulimits(&mut self, node: Option<&Node>) -> BTreeMap<String, (u64, u64)> {
         let mut limits = BTreeMap::new();
         for (name, value) in node.into_iter().flat_map(Node::entries) {
             let (soft, hard) = match &value.value {
@@ -77,6 +86,6 @@ fn unlimited(number: f64) -> u64 {
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // A float cast saturates.
-fn whole(number: f64) -> u64 {
+pub(super) fn whole(number: f64) -> u64 {
     number.round() as u64
 }

@@ -4,23 +4,34 @@
 //! with a remedy; [`crate::keys`] is the table of which. Content of secrets and configs is read here.
 
 mod clashes;
+mod container;
+mod devices;
 mod entrypoints;
 mod files;
+mod health;
+mod images;
 mod limits;
+mod logs;
 mod mounts;
+mod network;
 mod policy;
 mod ports;
 mod routes;
+mod single;
 mod spec;
 mod support;
 mod users;
+mod volumes;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use keel_model::{Balance, Retry, Service, ServiceName, Stack, StackName, TrafficPolicy, Volume};
+use keel_model::{
+    Balance, ImageSource, Retry, RuntimeKind, Scale, Service, ServiceName, Stack, StackName,
+    TrafficPolicy,
+};
 
 use crate::diagnostic::{Code, Diagnostic, Span};
-use crate::keys::NEEDS_ENGINE;
 use crate::labels::{self, FromLabels, LabelTraffic, is_routing};
 use crate::project::Project;
 use crate::services::is_process;
@@ -29,11 +40,19 @@ use crate::value::Node;
 use crate::xkeel::traffic::default_cookie;
 use crate::xkeel::{self, XKeel, XTop};
 
+pub use watch::{WatchAction, WatchRule};
+
 /// The result of lowering.
 #[derive(Clone, Debug)]
 pub struct Lowered {
     /// What to run.
     pub stack: Stack,
+    /// Where the image of each container comes from.
+    pub images: BTreeMap<ServiceName, ImageSource>,
+    /// Images that mounts and `pre_start` steps name, by their names; needed besides those of the services.
+    pub further_images: BTreeMap<String, ImageSource>,
+    /// What to do when source files change (`develop.watch`).
+    pub watch: BTreeMap<ServiceName, Vec<WatchRule>>,
     /// What has no effect or may surprise.
     pub notes: Vec<Diagnostic>,
 }
@@ -43,12 +62,26 @@ pub(crate) fn lower(
     project: &Project,
     source: &dyn FileSource,
 ) -> Result<Lowered, Vec<Diagnostic>> {
-    let mut lower = Lower { project, source, notes: Vec::new(), errors: Vec::new() };
+    let mut lower = Lower {
+        project,
+        source,
+        images: BTreeMap::new(),
+        further_images: BTreeMap::new(),
+        watch: BTreeMap::new(),
+        notes: Vec::new(),
+        errors: Vec::new(),
+    };
     let stack = lower.stack();
     lower.errors.sort_by(|a, b| a.span.cmp(&b.span));
     lower.notes.sort_by(|a, b| a.span.cmp(&b.span));
     match stack {
-        Some(stack) if lower.errors.is_empty() => Ok(Lowered { stack, notes: lower.notes }),
+        Some(stack) if lower.errors.is_empty() => Ok(Lowered {
+            stack,
+            images: lower.images,
+            further_images: lower.further_images,
+            watch: lower.watch,
+            notes: lower.notes,
+        }),
         _ => Err(lower.errors),
     }
 }
@@ -57,6 +90,9 @@ pub(crate) fn lower(
 pub(crate) struct Lower<'l> {
     project: &'l Project,
     source: &'l dyn FileSource,
+    images: BTreeMap<ServiceName, ImageSource>,
+    further_images: BTreeMap<String, ImageSource>,
+    watch: BTreeMap<ServiceName, Vec<WatchRule>>,
     notes: Vec<Diagnostic>,
     errors: Vec<Diagnostic>,
 }
@@ -65,7 +101,17 @@ pub(crate) struct Lower<'l> {
 struct Context<'c> {
     name: &'c str,
     node: &'c Node,
+    /// Where its name stands.
+    span: &'c Span,
+    runtime: RuntimeKind,
+    scale: Scale,
     settings: XKeel,
+}
+
+impl Context<'_> {
+    fn is_container(&self) -> bool {
+        self.runtime == RuntimeKind::Container
+    }
 }
 
 impl Lower<'_> {
@@ -129,12 +175,13 @@ impl Lower<'_> {
             }
         }
         self.link_aliases(&mut services);
+        let volumes = self.volumes(&services);
         let mut stack = Stack {
             name,
             directory: project.directory.clone(),
             services,
-            volumes: self.volumes(),
-            networks: BTreeMap::new(),
+            volumes,
+            networks: self.networks(),
             entrypoints: BTreeMap::new(),
             acme: None,
         };
@@ -157,29 +204,30 @@ impl Lower<'_> {
             self.error(Code::Unsupported, span, message, "run it as a service with a `command`");
             return None;
         }
-        if !is_process(node) {
-            let message = format!(
-                "service `{name}` needs a container engine, which this version does not drive yet"
-            );
-            self.error(Code::Unsupported, span, message, NEEDS_ENGINE);
-            return None;
-        }
         let mut settings = match node.get("x-keel") {
             Some(settings) => self.take(xkeel::read(settings))?,
             None => XKeel::default(),
         };
         join_labels(&mut settings, from_labels, name);
-        let context = Context { name, node, settings };
+        let runtime = self.runtime(name, node, span)?;
+        let scale = self.scale(name, node);
+        let context = Context { name, node, span, runtime, scale, settings };
         self.unsupported_keys(&context);
         let ports = self.ports(&context);
-        let scale = self.scale(&context);
-        let spec = self.spec(&context, &ports.targets)?;
-        let rollout = self.rollout(&context, "update_config");
-        drafts.insert(ServiceName::new(name).ok()?, context.settings.routes.clone());
-        Some(Service {
+        let mut spec = self.spec(&context, &ports)?;
+        let service_name = ServiceName::new(name).ok()?;
+        if context.is_container() {
+            let source = self.image(&context);
+            spec.image = Some(source.reference.clone());
+            self.images.insert(service_name.clone(), source);
+            self.further_images(&spec);
+        }
+        self.watch_rules(&context, &service_name);
+        drafts.insert(service_name, context.settings.routes.clone());
+        let mut service = Service {
             spec,
             scale,
-            aliases: self.aliases(&context, scale),
+            aliases: self.aliases(&context),
             depends_on: self.depends_on(&context),
             restart: self.restart(&context),
             rollback: context
@@ -187,43 +235,37 @@ impl Lower<'_> {
                 .at(&["deploy", "rollback_config"])
                 .is_some()
                 .then(|| self.rollout(&context, "rollback_config")),
-            rollout,
+            rollout: self.rollout(&context, "update_config"),
             stop: self.stop(&context),
             readiness: Self::readiness(&context),
             labels: self.service_labels(&context),
             ports: ports.inside,
             publish: ports.published,
             routes: Vec::new(),
-            traffic: context.settings.traffic,
-        })
+            traffic: context.settings.traffic.clone(),
+        };
+        self.one_at_a_time(&context, &mut service);
+        Some(service)
     }
 
-    /// The volumes of the stack by the key that services use.
-    fn volumes(&mut self) -> BTreeMap<String, Volume> {
-        let mut volumes = BTreeMap::new();
-        for (key, node) in self.project.model.get("volumes").into_iter().flat_map(Node::entries) {
-            if let Some(driver) =
-                node.get("driver").filter(|driver| driver.as_str() != Some("local"))
-            {
-                let text = driver.display().unwrap_or_default();
-                self.warn(&driver.span, format!("the volume driver `{text}` has no effect: volumes are directories of this host"));
-            }
-            if let Some(options) = node.get("driver_opts") {
-                self.warn(
-                    &options.span,
-                    "`driver_opts` have no effect: volumes are directories of this host",
-                );
-            }
-            let volume = Volume {
-                name: node.text("name").unwrap_or(key).to_owned(),
-                external: node.get("external").and_then(Node::display).as_deref() == Some("true"),
-                labels: self.labels(node.get("labels")),
-                driver: None,
-                driver_opts: BTreeMap::new(),
-            };
-            volumes.insert(key.to_owned(), volume);
+    /// Which runtime starts a service; a container needs something to be made from.
+    fn runtime(&mut self, name: &str, node: &Node, span: &Span) -> Option<RuntimeKind> {
+        if is_process(node) {
+            return Some(RuntimeKind::Process);
         }
-        volumes
+        let has_image = node.text("image").is_some_and(|image| !image.is_empty());
+        if has_image || node.get("build").is_some_and(|build| !build.is_null()) {
+            return Some(RuntimeKind::Container);
+        }
+        let span = node.at(&["x-keel", "runtime"]).map_or(span, |runtime| &runtime.span).clone();
+        let message = format!("the service `{name}` is to be a container but has no image");
+        self.error(
+            Code::MissingKey,
+            &span,
+            message,
+            "give it an `image` or a `build`, or write `runtime: process`",
+        );
+        None
     }
 
     fn labels(&mut self, node: Option<&Node>) -> BTreeMap<String, String> {
@@ -259,7 +301,7 @@ impl Lower<'_> {
     }
 
     /// `container_name` and network aliases.
-    fn aliases(&mut self, context: &Context<'_>, scale: keel_model::Scale) -> BTreeSet<String> {
+    fn aliases(&mut self, context: &Context<'_>) -> BTreeSet<String> {
         let mut aliases = BTreeSet::new();
         for (_, network) in context.node.get("networks").into_iter().flat_map(Node::entries) {
             let names = network.get("aliases").map(Node::items).unwrap_or_default();
@@ -269,10 +311,7 @@ impl Lower<'_> {
             && let Some(text) = name.as_str().filter(|text| !text.is_empty())
         {
             aliases.insert(text.to_owned());
-            if !matches!(
-                scale,
-                keel_model::Scale::Replicated(0 | 1) | keel_model::Scale::Job(0 | 1)
-            ) {
+            if !matches!(context.scale, Scale::Replicated(0 | 1) | Scale::Job(0 | 1)) {
                 let message = format!(
                     "`container_name` cannot name every replica of `{}`; `{text}` becomes a DNS name of the service",
                     context.name

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use keel_model::{Mount, MountSource};
+use keel_model::{Mount, MountOptions, MountSource, RuntimeKind};
 
+use super::container::text;
 use super::spec::is_true;
 use super::{Context, Lower};
 use crate::diagnostic::Code;
@@ -12,9 +13,40 @@ use crate::number::parse_size;
 use crate::print::{file_mode, file_mode_text};
 use crate::value::Node;
 
+/// Where containers find the socket of the engine, and where it is on the host.
+const API_SOCKET: &str = "/var/run/docker.sock";
+
+/// Options of memory file systems that container engines take, besides `size` and `mode`.
+const TMPFS_FLAGS: [&str; 18] = [
+    "suid",
+    "nosuid",
+    "dev",
+    "nodev",
+    "exec",
+    "noexec",
+    "sync",
+    "async",
+    "dirsync",
+    "atime",
+    "noatime",
+    "diratime",
+    "nodiratime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+    "defaults",
+];
+
+/// Those with a value.
+const TMPFS_VALUES: [&str; 5] = ["uid", "gid", "nr_inodes", "nr_blocks", "mpol"];
+
 impl Lower<'_> {
     pub(super) fn mounts(&mut self, context: &Context<'_>) -> Vec<Mount> {
-        let mut mounts = self.own_mounts(context.node);
+        let mut mounts = self.own_mounts(context, context.node);
+        if is_true(context.node.get("use_api_socket")) && context.is_container() {
+            mounts.push(api_socket());
+        }
         for item in context.node.get("volumes_from").map(Node::items).unwrap_or_default() {
             let text = item.as_str().unwrap_or_default();
             if text.starts_with("container:") {
@@ -31,8 +63,16 @@ impl Lower<'_> {
                 );
                 continue;
             };
-            for mut mount in self.own_mounts(node) {
+            for mut mount in self.own_mounts(context, node) {
                 mount.read_only |= mode == "ro";
+                if context.is_container() && mount.source == MountSource::Anonymous {
+                    let target = mount.target.display();
+                    let message = format!(
+                        "the volume {target} of `{service}` has no name and is not shared; give it one"
+                    );
+                    self.warn(&item.span, message);
+                    continue;
+                }
                 if !mounts.iter().any(|own| own.target == mount.target) {
                     mounts.push(mount);
                 }
@@ -41,22 +81,41 @@ impl Lower<'_> {
         mounts
     }
 
-    fn own_mounts(&mut self, service: &Node) -> Vec<Mount> {
+    /// What a service mounts itself, for it or for another that takes its volumes.
+    fn own_mounts(&mut self, context: &Context<'_>, service: &Node) -> Vec<Mount> {
         let mut mounts = Vec::new();
         for item in service.get("volumes").map(Node::items).unwrap_or_default() {
-            if let Some(source) = self.mount_source(item) {
+            if let Some(source) = self.mount_source(context, item) {
                 let target = item.text("target").unwrap_or_default();
                 let target = self.target(target);
                 let read_only = is_true(item.get("read_only"));
-                mounts.push(Mount { source, target, read_only, options: None });
+                let options = match context.runtime {
+                    RuntimeKind::Process => None,
+                    RuntimeKind::Container => self.mount_options(item),
+                };
+                mounts.push(Mount { source, target, read_only, options });
             }
         }
         let tmpfs = service.get("tmpfs");
         let items = tmpfs.map(|node| node.as_seq().unwrap_or(std::slice::from_ref(node)));
         for item in items.unwrap_or_default() {
-            mounts.extend(self.tmpfs(item));
+            mounts.extend(self.tmpfs(context, item));
         }
         mounts
+    }
+
+    fn mount_options(&mut self, item: &Node) -> Option<Box<MountOptions>> {
+        let bind = item.get("bind");
+        let of_bind = |key: &str| bind.and_then(|bind| text(bind, key));
+        let options = MountOptions {
+            no_copy: is_true(item.at(&["volume", "nocopy"])),
+            propagation: of_bind("propagation"),
+            selinux: of_bind("selinux"),
+            recursive: of_bind("recursive"),
+            tmpfs: Vec::new(),
+            labels: self.labels(item.at(&["volume", "labels"])),
+        };
+        (options != MountOptions::default()).then(|| Box::new(options))
     }
 
     /// Targets are absolute; a relative one is below the root, as container engines have it.
@@ -64,7 +123,7 @@ impl Lower<'_> {
         join(std::path::Path::new("/"), text)
     }
 
-    fn mount_source(&mut self, item: &Node) -> Option<MountSource> {
+    fn mount_source(&mut self, context: &Context<'_>, item: &Node) -> Option<MountSource> {
         let source = item.text("source").unwrap_or_default();
         match item.text("type").unwrap_or("volume") {
             "volume" if source.is_empty() => Some(MountSource::Anonymous),
@@ -94,9 +153,13 @@ impl Lower<'_> {
                     mode: mode.and_then(|mode| u32::try_from(mode).ok()),
                 })
             }
+            "image" if context.is_container() => self.image_source(item, source),
             other => {
-                let message =
-                    format!("mounts of the type `{other}` do not work for host processes");
+                let message = if context.is_container() {
+                    format!("mounts of the type `{other}` do not work here")
+                } else {
+                    format!("mounts of the type `{other}` do not work for host processes")
+                };
                 self.error(
                     Code::Unsupported,
                     &item.span,
@@ -108,11 +171,22 @@ impl Lower<'_> {
         }
     }
 
+    fn image_source(&mut self, item: &Node, source: &str) -> Option<MountSource> {
+        if source.is_empty() {
+            let message = "a mount of an image needs a `source`";
+            self.error(Code::MissingKey, &item.span, message, "name the image");
+            return None;
+        }
+        let subpath = item.get("image").and_then(|options| text(options, "subpath"));
+        Some(MountSource::Image { name: source.to_owned(), subpath: subpath.map(PathBuf::from) })
+    }
+
     /// `TARGET[:OPTIONS]` of the key `tmpfs`.
-    fn tmpfs(&mut self, item: &Node) -> Option<Mount> {
+    fn tmpfs(&mut self, context: &Context<'_>, item: &Node) -> Option<Mount> {
         let text = item.as_str()?;
         let (target, options) = text.split_once(':').unwrap_or((text, ""));
         let (mut size, mut mode, mut read_only) = (None, None, false);
+        let mut further = Vec::new();
         for option in options.split(',').filter(|option| !option.is_empty()) {
             let (key, value) = option.split_once('=').unwrap_or((option, ""));
             let understood = match key {
@@ -129,6 +203,11 @@ impl Lower<'_> {
                     true
                 }
                 "rw" => true,
+                _ if context.is_container() => {
+                    further.push(option.to_owned());
+                    TMPFS_FLAGS.contains(&option)
+                        || (TMPFS_VALUES.contains(&key) && !value.is_empty())
+                }
                 _ => {
                     self.warn(&item.span, format!("the tmpfs option `{option}` has no effect"));
                     true
@@ -148,7 +227,18 @@ impl Lower<'_> {
             source: MountSource::Tmpfs { size, mode },
             target: self.target(target),
             read_only,
-            options: None,
+            options: (!further.is_empty())
+                .then(|| Box::new(MountOptions { tmpfs: further, ..MountOptions::default() })),
         })
+    }
+}
+
+/// The engine's socket, for a container that drives the engine itself.
+fn api_socket() -> Mount {
+    Mount {
+        source: MountSource::Bind { path: API_SOCKET.into(), create: false },
+        target: API_SOCKET.into(),
+        read_only: false,
+        options: None,
     }
 }

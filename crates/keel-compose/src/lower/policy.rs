@@ -17,17 +17,15 @@ use crate::value::Node;
 const MAX_REPLICAS: u32 = 10_000;
 
 impl Lower<'_> {
-    pub(super) fn scale(&mut self, context: &Context<'_>) -> Scale {
-        let deploy = context.node.get("deploy");
-        let node =
-            context.node.get("scale").or_else(|| deploy.and_then(|deploy| deploy.get("replicas")));
+    pub(super) fn scale(&mut self, service: &str, node: &Node) -> Scale {
+        let deploy = node.get("deploy");
+        let node = node.get("scale").or_else(|| deploy.and_then(|deploy| deploy.get("replicas")));
         let replicas = self.count(node).unwrap_or(1);
         if replicas > MAX_REPLICAS
             && let Some(node) = node
         {
             let message = format!(
-                "{replicas} replicas of `{}` are too many; at most {MAX_REPLICAS} are possible",
-                context.name
+                "{replicas} replicas of `{service}` are too many; at most {MAX_REPLICAS} are possible"
             );
             self.error(Code::Budget, &node.span, message, "ask for fewer");
         }

@@ -1,6 +1,6 @@
 //! Ports: what others reach inside, and what the load balancer opens on the host.
 
-use keel_model::{Protocol, PublishedPort, ServicePort, Transport};
+use keel_model::{Protocol, PublishedPort, ServicePort, Transport, UdpPort};
 
 use super::{Context, Lower};
 use crate::diagnostic::Code;
@@ -16,11 +16,16 @@ const IMPLIED_PORT: u16 = 80;
 const NO_UDP: &str = "UDP has no effect in this version: the load balancer speaks TCP; let the program listen on the \
                       host's port itself";
 
+const NO_UDP_INSIDE: &str = "UDP has no effect inside the stack in this version: the load balancer, which names of \
+                             services lead to, speaks TCP; publish the port under `ports`";
+
 /// The ports of a service.
 #[derive(Default)]
 pub(super) struct Ports {
     pub inside: Vec<ServicePort>,
     pub published: Vec<PublishedPort>,
+    /// UDP ports that the engine opens on the host, for containers.
+    pub udp: Vec<UdpPort>,
     /// Target ports in order, without repetition.
     pub targets: Vec<u16>,
 }
@@ -47,15 +52,15 @@ impl Lower<'_> {
         for item in context.node.get("expose").map(Node::items).unwrap_or_default() {
             self.exposed(context, item, &mut ports);
         }
-        if ports.inside.is_empty() {
-            // A service that names no port has those that its routes lead to.
+        if ports.inside.is_empty() || context.is_container() {
+            // A process that names no port has those that its routes lead to. A container has every port.
             for port in context.settings.routes.iter().filter_map(|route| route.port.as_ref()) {
                 let (target, transport) = (port.value, Transport::Tcp);
                 let protocol = protocol(context, target, transport, None);
                 ports.add(ServicePort { target, name: None, transport, protocol });
             }
         }
-        if ports.inside.is_empty() && uses_port(context.node) {
+        if ports.inside.is_empty() && !context.is_container() && uses_port(context.node) {
             let protocol = protocol(context, IMPLIED_PORT, Transport::Tcp, None);
             let (target, transport) = (IMPLIED_PORT, Transport::Tcp);
             ports.add(ServicePort { target, name: None, transport, protocol });
@@ -66,7 +71,9 @@ impl Lower<'_> {
             ports.inside.truncate(MAX_PORTS);
             ports.published.truncate(MAX_PORTS);
             ports.targets.truncate(MAX_PORTS);
+            ports.udp.truncate(MAX_PORTS);
         }
+        self.restrict_ports(context, &mut ports);
         ports
     }
 
@@ -84,9 +91,11 @@ impl Lower<'_> {
             );
             return;
         };
-        let Some(transport) = self.transport(item, item.text("protocol").unwrap_or("tcp")) else {
-            return;
-        };
+        let word = item.text("protocol").unwrap_or("tcp");
+        let Some(transport) = self.transport(item, word) else { return };
+        if transport == Transport::Udp && !context.is_container() {
+            self.warn(&item.span, NO_UDP);
+        }
         let protocol = protocol(context, target, transport, item.text("app_protocol"));
         let name = item.text("name").filter(|name| !name.is_empty()).map(str::to_owned);
         ports.add(ServicePort { target, name, transport, protocol });
@@ -94,8 +103,11 @@ impl Lower<'_> {
         let text = item.get("published").and_then(Node::display).unwrap_or_default();
         let published = match text.split_once('-') {
             Some((first, _)) => {
-                let message =
-                    format!("of the published range {text} the load balancer opens {first}");
+                let who = match transport {
+                    Transport::Udp if context.is_container() => "engine",
+                    _ => "load balancer",
+                };
+                let message = format!("of the published range {text} the {who} opens {first}");
                 self.note(&item.span, message);
                 first
             }
@@ -118,6 +130,10 @@ impl Lower<'_> {
             },
         };
         let ip = item.text("host_ip").and_then(|ip| ip.parse().ok());
+        if transport == Transport::Udp && context.is_container() {
+            ports.udp.push(UdpPort { ip, published, target });
+            return;
+        }
         ports.published.push(PublishedPort { ip, published, target, transport, protocol });
     }
 
@@ -144,6 +160,10 @@ impl Lower<'_> {
             return;
         }
         let Some(transport) = self.transport(item, protocol_name) else { return };
+        if transport == Transport::Udp {
+            let why = if context.is_container() { NO_UDP_INSIDE } else { NO_UDP };
+            self.warn(&item.span, why);
+        }
         for target in first..=last {
             let protocol = protocol(context, target, transport, None);
             ports.add(ServicePort { target, name: None, transport, protocol });
@@ -153,10 +173,7 @@ impl Lower<'_> {
     fn transport(&mut self, item: &Node, name: &str) -> Option<Transport> {
         match name.to_ascii_lowercase().as_str() {
             "tcp" | "" => Some(Transport::Tcp),
-            "udp" => {
-                self.warn(&item.span, NO_UDP);
-                Some(Transport::Udp)
-            }
+            "udp" => Some(Transport::Udp),
             other => {
                 let message = format!("the load balancer does not speak `{other}`");
                 self.error(Code::Unsupported, &item.span, message, "use tcp or udp");

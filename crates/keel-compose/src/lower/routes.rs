@@ -124,7 +124,10 @@ impl Lower<'_> {
     ) {
         let tcp = definition.ports.iter().filter(|port| port.transport == Transport::Tcp);
         let ports: Vec<u16> = tcp.map(|port| port.target).collect();
+        // What the image exposes is known later.
+        let of_image = definition.spec.container.as_ref().is_some_and(|c| c.from_image.ports);
         match wanted {
+            _ if ports.is_empty() && of_image => {}
             _ if ports.is_empty() => {
                 let message =
                     format!("the route leads to the service `{service}`, which has no port");

@@ -1,19 +1,27 @@
 //! Warnings and refusals that need nothing but the table of keys, and a few that depend on values.
 
+use keel_model::RuntimeKind;
+
 use super::{Context, Lower};
 use crate::diagnostic::{Code, Span};
-use crate::keys::{KeyRow, NESTED_KEYS, SERVICE_KEYS, Support, TOP_KEYS};
+use crate::keys::{NESTED_KEYS, SERVICE_KEYS, Support, TOP_KEYS};
+use crate::services::is_process;
 use crate::value::{Node, Value};
 
 impl Lower<'_> {
     /// Reports what the top level has that does not work here.
     pub(super) fn top_level(&mut self) {
         let model = &self.project.model;
+        let processes = self.project.active_services().any(|(_, service)| is_process(service));
+        let kind = if processes { RuntimeKind::Process } else { RuntimeKind::Container };
         for row in TOP_KEYS {
             let Some(node) = model.get(row.key).filter(|node| !is_empty(node)) else { continue };
             let span =
                 model.as_map().and_then(|map| map.key_span(row.key)).unwrap_or(&node.span).clone();
-            self.apply(row, row.key, &span);
+            self.apply(row.support(kind), row.key, &span);
+        }
+        if !processes {
+            return;
         }
         let declared: Vec<&str> =
             self.project.networks().into_iter().filter(|name| *name != "default").collect();
@@ -26,13 +34,13 @@ impl Lower<'_> {
         }
     }
 
-    /// Reports the keys of a service that do not work for host processes.
+    /// Reports the keys of a service that do not work for its kind.
     pub(super) fn unsupported_keys(&mut self, context: &Context<'_>) {
         let Some(map) = context.node.as_map() else { return };
         for row in SERVICE_KEYS {
             if let Some(node) = map.get(row.key).filter(|node| !is_empty(node)) {
                 let span = map.key_span(row.key).unwrap_or(&node.span).clone();
-                self.apply(row, row.key, &span);
+                self.apply(row.support(context.runtime), row.key, &span);
             }
         }
         for row in NESTED_KEYS {
@@ -40,14 +48,14 @@ impl Lower<'_> {
             let mut found = Vec::new();
             collect(context.node, &path, &mut found);
             for span in found {
-                self.apply(row, row.key, &span);
+                self.apply(row.support(context.runtime), row.key, &span);
             }
         }
         self.unsupported_values(context);
     }
 
     fn unsupported_values(&mut self, context: &Context<'_>) {
-        if let Some(mode) = context.node.get("network_mode")
+        if let Some(mode) = context.node.get("network_mode").filter(|_| !context.is_container())
             && let Some(text) = mode.as_str().filter(|text| !matches!(*text, "host" | ""))
         {
             self.warn(
@@ -65,6 +73,9 @@ impl Lower<'_> {
                 "`dnsrr` has no effect: a service always has an address of its own",
             );
         }
+        if context.is_container() {
+            return;
+        }
         for volume in context.node.get("volumes_from").map(Node::items).unwrap_or_default() {
             if volume.as_str().is_some_and(|text| text.starts_with("container:")) {
                 self.warn(&volume.span, "`container:` has no effect: there are no containers");
@@ -72,9 +83,9 @@ impl Lower<'_> {
         }
     }
 
-    fn apply(&mut self, row: KeyRow, key: &str, span: &Span) {
-        match row.process {
-            Support::Honoured | Support::Partly(_) => {}
+    fn apply(&mut self, support: Support, key: &str, span: &Span) {
+        match support {
+            Support::Honoured | Support::Partly(_) | Support::AsAbove => {}
             Support::Warn(reason) => self.warn(span, format!("`{key}` has no effect: {reason}")),
             Support::Refused(remedy) => {
                 self.error(Code::Unsupported, span, format!("`{key}` does not work here"), remedy);
