@@ -26,6 +26,11 @@ needs=(
     ps:procps
     openssl:openssl
     pebble:pebble
+    dockerd:docker.io
+    docker-registry:docker-registry
+    htpasswd:apache2-utils
+    podman:podman
+    busybox:busybox-static
 )
 # File that shows whether it is there, and the package that brings it.
 files=(
@@ -37,7 +42,14 @@ modules=(
     websockets:python3-websockets
 )
 # Packages whose service must not be started for us, and the name of that service.
-services=(redis-server:redis-server nginx-light:nginx haproxy:haproxy)
+services=(
+    redis-server:redis-server
+    nginx-light:nginx
+    haproxy:haproxy
+    docker.io:docker
+    docker-registry:docker-registry
+    podman:podman
+)
 
 say() { printf '%s\n' "$*" >&2; }
 

@@ -4,6 +4,7 @@
 
 mod engine;
 mod error;
+pub mod images;
 mod place;
 mod runtime;
 pub mod terminal;

@@ -23,6 +23,14 @@ pub struct Place {
     pub tls: Option<Tls>,
 }
 
+impl Place {
+    /// What answers at `url` (`unix:///…` or `tcp://host:port`), without TLS.
+    #[must_use]
+    pub fn at(url: &str, named_by: &str) -> Self {
+        Self { url: url.to_owned(), named_by: named_by.to_owned(), tls: None }
+    }
+}
+
 /// Files for a connection with TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tls {

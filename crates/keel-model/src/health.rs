@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::HealthTimes;
+
 /// The command of a Compose `healthcheck`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -36,6 +38,22 @@ pub struct HealthCheck {
     /// Time between checks until the first success (1 s; Compose's own default of 5 s delays every start).
     #[serde(with = "crate::millis")]
     pub start_interval: Duration,
+}
+
+impl HealthCheck {
+    /// Runs `test` at `times`; what they leave open is as the Docker engine has it.
+    #[must_use]
+    pub fn at_times(test: Test, times: &HealthTimes) -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            test,
+            interval: times.interval.unwrap_or(seconds(30)),
+            timeout: times.timeout.unwrap_or(seconds(30)),
+            retries: times.retries.unwrap_or(3),
+            start_period: times.start_period.unwrap_or_default(),
+            start_interval: times.start_interval.unwrap_or(seconds(1)),
+        }
+    }
 }
 
 /// One way to ask an instance whether it can take requests.

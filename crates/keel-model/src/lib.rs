@@ -16,6 +16,7 @@ mod policy;
 mod rollout;
 mod routing;
 mod rule;
+mod signal;
 mod stack;
 mod state;
 mod time;
@@ -45,6 +46,7 @@ pub use routing::{
     EntrypointName, Filters, HeaderEdits, PathRewrite, RateLimit, Redirect, Rewrite, Route,
     RouteKind, RouteTls, Rule, Split, TlsVersion,
 };
+pub use signal::signal_number;
 pub use stack::{
     Condition, Dependency, FailureAction, FileMount, Hook, Limits, LogPolicy, Mount, MountOptions,
     MountSource, NetworkMode, Order, Protocol, PublishedPort, RestartCondition, RestartPolicy,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::query_parameters::RemoveContainerOptionsBuilder;
-use keel_container::ContainerRuntime;
+use keel_container::{ContainerRuntime, Place};
 use keel_model::StartFailure;
 use keel_runtime::conformance::{Harness as _, PATIENCE, ended, logged};
 use keel_runtime::{Launch, Runtime as _};
@@ -120,11 +120,7 @@ async fn a_restart_finds_the_files_that_the_attempt_before_left() {
 #[tokio::test]
 async fn an_engine_that_is_absent_is_named_with_a_remedy() {
     let state = tempfile::tempdir().unwrap();
-    let place = keel_container::Place {
-        url: "unix:///run/keel-test-no-such.sock".into(),
-        named_by: "DOCKER_HOST".into(),
-        tls: None,
-    };
+    let place = Place::at("unix:///run/keel-test-no-such.sock", "DOCKER_HOST");
     let runtime = ContainerRuntime::new(state.path(), keel_container::Engine::at(place)).unwrap();
     assert_eq!(runtime.list().await.unwrap(), []);
     let launch = keel_runtime::conformance::launch(

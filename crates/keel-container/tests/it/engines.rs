@@ -118,7 +118,7 @@ impl Running {
     /// How a runtime finds it.
     pub fn engine(&self) -> Engine {
         let url = format!("unix://{}", self.socket.display());
-        Engine::at(Place { url, named_by: "the test".into(), tls: None })
+        Engine::at(Place::at(&url, "the test"))
     }
 
     /// Ends the engine and starts it again on the same data.

@@ -1,7 +1,12 @@
-//! The container runtime on real engines. Where none can be started, tests say `skipped: no engine` and why.
+//! What the crate does with real engines and registries, which the tests start and end themselves.
+//!
+//! Where that can't be done, a test says `skipped: no engine` and why, and passes.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, reason = "these are tests")]
 
+mod builds;
 mod conformance;
 mod engine;
 mod engines;
+mod images;
+mod rig;

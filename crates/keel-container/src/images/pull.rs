@@ -1,0 +1,99 @@
+//! Pulling: once per image, a few at a time, told layer by layer.
+
+use std::time::Duration;
+
+use bollard::query_parameters::CreateImageOptions;
+use futures_util::StreamExt as _;
+
+use super::credentials::Credentials;
+use super::error::{About, Error};
+use super::facts::ImageFacts;
+use super::follow::{Seen, follow, prepared};
+use super::progress::{Listener, Progress, Teller};
+use super::{Images, Reference};
+
+/// Pauses before another try when the registry can't be reached.
+const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
+
+/// What is pulled. Who has other credentials may get another answer.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Wanted {
+    reference: Reference,
+    platform: Option<String>,
+    credentials: Option<Credentials>,
+}
+
+impl Images {
+    /// Brings an image onto the machine, whether or not one of its name is there already. Who asks for the same at
+    /// the same time waits for the same work, and is told its progress.
+    ///
+    /// # Errors
+    /// [`Error`]; what was loaded is kept by the engine for another try.
+    pub async fn pull(
+        &self,
+        name: &str,
+        platform: Option<&str>,
+        credentials: Option<Credentials>,
+        listener: Option<Listener>,
+    ) -> Result<ImageFacts, Error> {
+        let reference: Reference = name.parse()?;
+        let platform = platform.map(str::to_owned);
+        let wanted = Wanted { reference, platform, credentials };
+        let images = self.clone();
+        let work = wanted.clone();
+        self.pulls
+            .join(wanted, listener, |teller| async move { images.load(work, teller).await })
+            .await
+    }
+
+    async fn load(self, wanted: Wanted, teller: Teller) -> Result<ImageFacts, Error> {
+        let _slot = self.slots.acquire().await;
+        let mut about = self.about(&wanted.reference.to_string(), wanted.platform.as_deref());
+        about.user = wanted.credentials.as_ref().map(|known| known.username.clone());
+        let mut pauses = PAUSES.iter();
+        loop {
+            let mut seen = Seen::default();
+            let error = match self.try_once(&wanted, &about, &mut seen, &teller).await {
+                Ok(facts) => return Ok(facts),
+                Err(error) => error,
+            };
+            // An engine that has tried several times itself has waited long enough.
+            let pause = pauses.next().filter(|_| error.is_passing() && !seen.engine_retried);
+            let Some(pause) = pause else { return Err(error) };
+            teller.tell(Progress::line(format!("{error}; again in {} s", pause.as_secs())));
+            tokio::time::sleep(*pause).await;
+        }
+    }
+
+    async fn try_once(
+        &self,
+        wanted: &Wanted,
+        about: &About,
+        seen: &mut Seen,
+        teller: &Teller,
+    ) -> Result<ImageFacts, Error> {
+        let client = prepared(self.engine.client().await?, String::new());
+        let options = CreateImageOptions {
+            from_image: Some(wanted.reference.repository()),
+            tag: Some(wanted.reference.version().to_owned()),
+            platform: wanted.platform.clone().unwrap_or_default(),
+            ..CreateImageOptions::default()
+        };
+        let credentials = wanted.credentials.as_ref().map(Credentials::for_engine);
+        let stream = client.create_image(Some(options), None, credentials).map(|info| {
+            let info = info?;
+            Ok(Progress::of_engine(info.id, info.status.unwrap_or_default(), info.progress_detail))
+        });
+        follow(&self.engine, about, seen, stream, teller, self.quiet).await?;
+        let found = self.inspect(&about.image).await?;
+        let facts = found.ok_or_else(|| about.explain_text("not found after it was pulled"))?;
+        match &wanted.platform {
+            Some(platform) if !facts.is_for(platform) => Err(Error::WrongPlatform {
+                image: about.image.clone(),
+                platform: platform.clone(),
+                message: format!("the registry has it for {}", facts.platform),
+            }),
+            _ => Ok(facts),
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! A Docker engine with a data directory, a socket and nothing else: no bridge, no rules of the firewall.
+
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use keel_container::{Engine, Place};
+use tempfile::TempDir;
+
+use super::{Program, installed};
+
+/// A running engine.
+pub struct Dockerd {
+    // In the order in which they have to go.
+    program: Option<Program>,
+    mounted: Option<PathBuf>,
+    dir: TempDir,
+}
+
+impl Dockerd {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// Why it can't be.
+    pub fn start() -> Result<Self, String> {
+        Self::start_with(None)
+    }
+
+    /// Starts one whose data has this many MiB of room.
+    ///
+    /// # Errors
+    /// Why it can't be.
+    pub fn start_small(megabytes: u32) -> Result<Self, String> {
+        Self::start_with(Some(megabytes))
+    }
+
+    fn start_with(megabytes: Option<u32>) -> Result<Self, String> {
+        if !rustix::process::geteuid().is_root() {
+            return Err("starting dockerd needs root".to_owned());
+        }
+        ["dockerd", "docker", "setpriv"].into_iter().try_for_each(installed)?;
+        let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let mut it = Self { program: None, mounted: None, dir };
+        let data = it.path("data");
+        std::fs::create_dir(&data).map_err(|error| error.to_string())?;
+        if let Some(megabytes) = megabytes {
+            let options = format!("size={megabytes}m");
+            let mount = Command::new("mount")
+                .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
+                .arg(&data)
+                .status();
+            if !mount.is_ok_and(|status| status.success()) {
+                return Err("a tmpfs can't be mounted".to_owned());
+            }
+            it.mounted = Some(data);
+        }
+        it.run()?;
+        Ok(it)
+    }
+
+    fn run(&mut self) -> Result<(), String> {
+        let [data, exec, pid, socket] = ["data", "exec", "pid", "docker.sock"]
+            .map(|name| self.path(name).display().to_string());
+        let host = format!("unix://{socket}");
+        let command = [
+            "dockerd",
+            "--host",
+            &host,
+            "--data-root",
+            &data,
+            "--exec-root",
+            &exec,
+            "--pidfile",
+            &pid,
+            "--bridge=none",
+            "--iptables=false",
+            // So that a registry which is gone is noticed at once: ours are the tries that are tested.
+            "--max-download-attempts=1",
+        ];
+        let ready = || UnixStream::connect(&socket).is_ok();
+        self.program = Some(Program::start(&command, &self.path("dockerd.log"), ready)?);
+        Ok(())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Where it listens.
+    pub fn url(&self) -> String {
+        format!("unix://{}", self.path("docker.sock").display())
+    }
+
+    /// As the crate sees it.
+    pub fn engine(&self) -> Engine {
+        Engine::at(Place::at(&self.url(), "the test"))
+    }
+
+    /// Runs the engine's own command line; what it prints.
+    pub fn docker(&self, arguments: &[&str]) -> String {
+        self.docker_fed(arguments, b"")
+    }
+
+    /// The same with something to read.
+    pub fn docker_fed(&self, arguments: &[&str], input: &[u8]) -> String {
+        let mut child = Command::new("docker")
+            .args(["--host", &self.url(), "--config"])
+            .arg(self.path("config"))
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // A command that refuses at once reads nothing: its own words come below.
+        let _ = child.stdin.take().unwrap().write_all(input);
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "docker {arguments:?}: {stderr}");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// Makes an image of one layer with this many bytes that can't be compressed, and of these changes (`CMD ["/x"]`).
+    pub fn make_image(&self, name: &str, bytes: usize, changes: &[&str]) -> String {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes as u64);
+        header.set_mode(0o644);
+        header.set_cksum();
+        let noise = noise(name, bytes);
+        tar.append_data(&mut header, "file", noise.as_slice()).unwrap();
+        let mut arguments = vec!["import"];
+        arguments.extend(changes.iter().flat_map(|change| ["--change", change]));
+        arguments.extend(["-", name]);
+        self.docker_fed(&arguments, &tar.into_inner().unwrap())
+    }
+}
+
+/// Writes a program that needs nothing else: it prints `words`, and ends with `code`.
+pub fn write_program(path: &Path, words: &str, code: u8) {
+    let source =
+        format!("int puts(const char *); int main(void) {{ puts(\"{words}\"); return {code}; }}");
+    let mut child = Command::new("cc")
+        .args(["-static", "-x", "c", "-", "-o"])
+        .arg(path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(source.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+impl Drop for Dockerd {
+    fn drop(&mut self) {
+        self.program = None;
+        if let Some(path) = &self.mounted {
+            let _ = Command::new("umount").arg("--lazy").arg(path).status();
+        }
+    }
+}
+
+/// Bytes that look random, and are the same for the same name (xorshift).
+fn noise(name: &str, bytes: usize) -> Vec<u8> {
+    let seed = name.bytes().fold(0x9e37_79b9_7f4a_7c15_u64, |seed, byte| {
+        (seed ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    (0..bytes.div_ceil(8)).flat_map(|_| next().to_le_bytes()).take(bytes).collect()
+}
