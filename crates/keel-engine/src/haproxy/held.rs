@@ -10,10 +10,10 @@ use std::path::Path;
 
 use keel_link::handover::Sockets;
 use rustix::process::{Resource, getrlimit};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::sockets;
-use crate::limits::{HELD_SHARE, LOOK, RELEASE};
+use crate::limits::{HELD_SHARE, HELD_TRIES, LOOK};
 
 /// The copies.
 #[derive(Debug, Default)]
@@ -24,18 +24,15 @@ impl Held {
     pub async fn ask(&mut self, path: &Path, open: &BTreeSet<SocketAddr>) {
         // What there is from before may be none of its sockets by now.
         self.clear();
-        let until = Instant::now() + RELEASE;
-        loop {
+        for tries in 1.. {
             let path = path.to_owned();
             let asked = tokio::task::spawn_blocking(move || sockets::ask(&path)).await;
             match asked.map_err(std::io::Error::other).flatten() {
-                // After a reload it may be a worker that is leaving who answers.
-                Ok(sockets) if open.iter().any(|bind| !sockets.contains_key(bind)) => {
-                    if Instant::now() >= until {
-                        return tracing::info!(
-                            "haproxy does not give all of its sockets: if it dies, connections are refused"
-                        );
-                    }
+                // After a reload it may be a worker that is leaving who answers. But what can't be rendered is missing, too.
+                Ok(sockets)
+                    if tries < HELD_TRIES
+                        && open.iter().any(|bind| !sockets.contains_key(bind)) =>
+                {
                     sleep(LOOK).await;
                 }
                 Ok(sockets) => {
