@@ -30,6 +30,7 @@ needs=(
     docker-registry:docker-registry
     htpasswd:apache2-utils
     podman:podman
+    busybox:busybox-static
 )
 # File that shows whether it is there, and the package that brings it.
 files=(

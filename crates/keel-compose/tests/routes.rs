@@ -511,12 +511,25 @@ fn routes_that_want_the_same_are_told_with_both_places() {
         ("{host: a.de}", "{host: a.de, priority: 500}", None),
         ("a.de", "a.de/api", None),
         ("{host: a.de, tls: true}", "a.de", None),
+        ("{kind: tcp, entrypoints: db}", "{host: a.de, entrypoints: web}", None),
     ] {
         let compose = two(a, b);
         match expected {
             Some(expected) => assert_eq!(errors(&compose), [format!("{expected}{HELP}")]),
             None => assert_eq!(stack(&compose).services.len(), 2, "{a}, {b}"),
         }
+    }
+    // Whichever comes first, it is the one that takes all that has to move.
+    let (tcp, web) = ("{kind: tcp, entrypoints: db}", "{host: a.de, entrypoints: db}");
+    for (a, b, at, name, other, there) in
+        [(tcp, web, "7:16", 'a', 'b', "12:16"), (web, tcp, "12:16", 'b', 'a', "7:16")]
+    {
+        let expected = format!(
+            "{at}: error: route `{name}` of service `{name}` takes all connections at the entrypoint `db`, \
+             where route `{other}` of service `{other}` is served too, described at compose.yaml:{there} \
+             | give it an entrypoint of its own"
+        );
+        assert_eq!(errors(&two(a, b)), [expected]);
     }
 }
 

@@ -33,6 +33,10 @@ pub struct EngineInfo {
     pub rootless: bool,
     /// It runs on this machine: it sees the same files, and its processes are ours to watch.
     pub local: bool,
+    /// The version of its API that is spoken.
+    pub api: (usize, usize),
+    /// The address of the machine that it runs on, where that is another.
+    pub host: Option<std::net::IpAddr>,
     /// What it is called by people: `Docker 28.1 at unix:///…`.
     pub text: String,
 }
@@ -49,6 +53,8 @@ struct Known {
 #[derive(Clone, Default)]
 pub struct Engine {
     surroundings: Arc<Surroundings>,
+    /// Not to be looked for.
+    at: Option<Place>,
     known: Arc<Mutex<Option<Known>>>,
     /// One greets, the others wait for what it finds.
     greeting: Arc<tokio::sync::Mutex<()>>,
@@ -67,10 +73,10 @@ impl Engine {
         Self { surroundings: Arc::new(Surroundings::of_this_process()), ..Self::default() }
     }
 
-    /// The engine at `url` (`unix:///…` or `tcp://host:port`). Nothing is looked for yet.
+    /// The engine at this place.
     #[must_use]
-    pub fn at(url: &str) -> Self {
-        Self { surroundings: Arc::new(Surroundings::naming(url)), ..Self::default() }
+    pub fn at(place: Place) -> Self {
+        Self { at: Some(place), ..Self::default() }
     }
 
     /// Where the engine is; also when it does not answer.
@@ -78,7 +84,7 @@ impl Engine {
     /// # Errors
     /// When there is none.
     pub fn place(&self) -> Result<Place, Error> {
-        self.surroundings.find()
+        self.at.clone().map_or_else(|| self.surroundings.find(), Ok)
     }
 
     /// What is looked at to find the engine and the user's credentials.
@@ -107,7 +113,8 @@ impl Engine {
     /// its place.
     pub fn failed(&self, error: &bollard::errors::Error) -> Error {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let url = known.as_ref().map_or_else(String::new, |known| known.url.clone());
+        let held = known.as_ref().map(|known| known.url.clone());
+        let url = held.or_else(|| Some(self.place().ok()?.url)).unwrap_or_default();
         let error = Error::from_request(&url, error);
         if error.is_away() {
             *known = None;
@@ -154,9 +161,19 @@ async fn greet(place: &Place) -> Result<Known, Error> {
     let options = info.security_options.unwrap_or_default();
     let rootless = options.iter().any(|option| option.contains("rootless"));
     let local = place.url.starts_with("unix://");
+    let api = client.client_version();
+    let api = (api.major_version, api.minor_version);
+    let host = if local { None } else { address(&place.url).await };
     let text = format!("{kind:?} {version} at {}", place.url);
-    let info = Arc::new(EngineInfo { kind, version, rootless, local, text });
+    let info = Arc::new(EngineInfo { kind, version, rootless, local, api, host, text });
     Ok(Known { client, url: place.url.clone(), info })
+}
+
+/// The address of the machine that a URL names.
+async fn address(url: &str) -> Option<std::net::IpAddr> {
+    let (_, host) = url.split_once("://")?;
+    let found = tokio::net::lookup_host(host.trim_end_matches('/')).await.ok()?;
+    found.map(|address| address.ip()).next()
 }
 
 fn connect(place: &Place) -> Result<Docker, bollard::errors::Error> {

@@ -97,6 +97,10 @@ impl Error {
             Api::DockerStreamError { error } | Api::DockerContainerWaitError { error, .. } => {
                 Self::Refused { status: None, message: error.trim().to_owned() }
             }
+            Api::JsonDataError { message, .. } => Self::Refused {
+                status: None,
+                message: format!("the engine's answer is not understood: {message}"),
+            },
             Api::RequestTimeoutError => away("no answer in time".into()),
             Api::SocketNotFoundError(path) => away(format!("there is no socket {path}")),
             _ => match root_io_error(error) {

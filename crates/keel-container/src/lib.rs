@@ -6,7 +6,10 @@ mod engine;
 mod error;
 pub mod images;
 mod place;
+mod runtime;
+pub mod terminal;
 
 pub use engine::{Engine, EngineInfo, Kind};
 pub use error::Error;
 pub use place::{Place, Surroundings, Tls};
+pub use runtime::ContainerRuntime;

@@ -23,6 +23,14 @@ pub struct Place {
     pub tls: Option<Tls>,
 }
 
+impl Place {
+    /// What answers at `url` (`unix:///…` or `tcp://host:port`), without TLS.
+    #[must_use]
+    pub fn at(url: &str, named_by: &str) -> Self {
+        Self { url: url.to_owned(), named_by: named_by.to_owned(), tls: None }
+    }
+}
+
 /// Files for a connection with TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tls {
@@ -77,13 +85,6 @@ impl Surroundings {
         };
         let is_root = rustix::process::geteuid().is_root();
         Self { variables: VARIABLES.iter().filter_map(set).collect(), is_root }
-    }
-
-    /// Those in which only this engine is named, as `DOCKER_HOST` would.
-    #[must_use]
-    pub fn naming(url: &str) -> Self {
-        let variables = BTreeMap::from([("DOCKER_HOST", url.to_owned())]);
-        Self { variables, is_root: rustix::process::geteuid().is_root() }
     }
 
     fn variable(&self, name: &str) -> Option<&str> {

@@ -4,6 +4,8 @@
 //! generation is acknowledged when the engine has it; what the engine does not accept is reported as listeners that
 //! can't be opened, and the last configuration that it did accept stays, with the endpoints of now.
 
+mod driven;
+mod in_flight;
 mod succession;
 
 use std::collections::BTreeMap;
@@ -11,23 +13,21 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use keel_link::{ControlSocket, Elder, LOCK_PATIENCE, SUCCESSION_PATIENCE};
-use keel_model::{EndpointState, Generation, InstanceId};
+use keel_model::{Generation, InstanceId};
 use keel_render::Engine;
 use keel_route::snapshot::{FromProxy, Lacking, ListenerFailure, Snapshot, Stats, ToProxy};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use self::driven::{Driven, ended};
 use crate::control::{self, Server};
 use crate::files;
-use crate::haproxy::Haproxy;
 use crate::limits::{
-    ACCEPT_PAUSE, DRAIN, IN_FLIGHT_LOOK, IN_FLIGHT_REPORT, RELOAD_PAUSE, RESTART, RESTART_MOST,
-    RETRY, SAVE_DELAY, SETTLED,
+    ACCEPT_PAUSE, DRAIN, IN_FLIGHT_LOOK, RELOAD_PAUSE, RESTART, RESTART_MOST, RETRY, SAVE_DELAY,
+    SETTLED,
 };
 use crate::listeners;
-use crate::nginx::Nginx;
 use crate::place::Place;
-use crate::process::Process;
 use crate::program::Error;
 
 /// How to run a driver.
@@ -124,12 +124,6 @@ impl Signals {
     }
 }
 
-#[derive(Debug)]
-enum Driven {
-    Haproxy(Haproxy),
-    Nginx(Nginx),
-}
-
 struct Driver {
     options: DriverOptions,
     driven: Driven,
@@ -147,6 +141,8 @@ struct Driver {
     /// Last numbers in flight that were reported, and when all were.
     reported: BTreeMap<InstanceId, u64>,
     reported_at: Instant,
+    /// What was last said to be lacking on this connection.
+    lacks: Option<Vec<Lacking>>,
     /// Since when instances drain, at the latest.
     draining_since: BTreeMap<InstanceId, Generation>,
     /// The proxy whose place this one took, until it has ended.
@@ -159,13 +155,9 @@ struct Driver {
 
 impl Driver {
     fn new(options: &DriverOptions, place: Place) -> Self {
-        let driven = match options.engine {
-            Engine::Haproxy => Driven::Haproxy(Haproxy::new(place)),
-            Engine::Nginx => Driven::Nginx(Nginx::new(place)),
-        };
         Self {
             options: options.clone(),
-            driven,
+            driven: Driven::new(options.engine, place),
             server: Server::default(),
             wanted: None,
             applied: None,
@@ -175,6 +167,7 @@ impl Driver {
             save: None,
             reported: BTreeMap::new(),
             reported_at: Instant::now(),
+            lacks: None,
             draining_since: BTreeMap::new(),
             elder: None,
             handing_over: None,
@@ -215,6 +208,7 @@ impl Driver {
                 news = self.server.receive() => {
                     if news.is_new {
                         self.reported.clear();
+                        self.lacks = None;
                     }
                     for message in news.messages {
                         self.obey(message).await;
@@ -338,15 +332,19 @@ impl Driver {
                 tracing::error!("{engine}: {error}");
                 self.due = Some(Instant::now() + RETRY);
                 let reason = first_line(&error);
-                if !self.keep_serving(&wanted).await && !self.driven.is_gone() {
-                    // It may go on as it was, and nobody knows how that is.
-                    return;
+                if !self.keep_serving(&wanted).await {
+                    if !self.driven.is_gone() {
+                        // It may go on as it was, and nobody knows how that is.
+                        return;
+                    }
+                    self.driven.give_up();
                 }
                 failed.extend(not_in_force(&fit, self.applied.as_ref(), &reason));
             }
         }
         let generation = wanted.generation;
         let lacks = self.driven.lacks();
+        let lacks = (self.lacks.as_ref() != Some(&lacks)).then(|| self.lacks.insert(lacks).clone());
         self.server.send(&FromProxy::Ack { generation, failed, lacks }).await;
         self.report(true).await;
     }
@@ -386,46 +384,6 @@ impl Driver {
         self.apply().await;
     }
 
-    /// Reports what is in flight at instances that drain: after an acknowledgement all, else what is news.
-    async fn report(&mut self, all: bool) {
-        let draining = draining(self.applied.as_ref());
-        self.reported.retain(|instance, _| draining.contains_key(instance));
-        self.draining_since.retain(|instance, _| draining.contains_key(instance));
-        if draining.is_empty() || !self.server.is_there() {
-            return;
-        }
-        let addresses: Vec<_> = draining.values().flatten().copied().collect();
-        let counted = match &mut self.driven {
-            Driven::Haproxy(haproxy) => haproxy.in_flight(&addresses).await,
-            Driven::Nginx(nginx) => Some(nginx.in_flight(&addresses)),
-        };
-        // Without an answer nothing is known, and nothing is said.
-        let Some(counted) = counted else { return };
-        let regular = self.reported_at.elapsed() >= IN_FLIGHT_REPORT;
-        if regular || all {
-            self.reported_at = Instant::now();
-        }
-        let mut counts = counted.into_iter();
-        let generation = self.generation();
-        for (instance, addresses) in draining {
-            let mut count = counts.by_ref().take(addresses.len()).sum();
-            let since = *self.draining_since.entry(instance.clone()).or_insert(generation);
-            count += self.elder.as_ref().map_or(0, |elder| elder.in_flight(&instance, since));
-            let before = self.reported.insert(instance.clone(), count);
-            if all
-                || before.is_none()
-                || (count == 0 && before != Some(0))
-                || (regular && count > 0)
-            {
-                self.server.send(&FromProxy::InFlight { generation, instance, count }).await;
-            }
-        }
-    }
-
-    fn generation(&self) -> Generation {
-        self.applied.as_ref().map_or(Generation(0), |snapshot| snapshot.generation)
-    }
-
     async fn end(&mut self, socket: ControlSocket, signals: &mut Signals) {
         tracing::info!("ending: no new connections, at most {DRAIN:?} for the open ones");
         self.keep();
@@ -433,6 +391,9 @@ impl Driver {
         self.driven.stop();
         // A successor may take over at once, with the last state.
         drop(socket);
+        if self.driven.is_gone() {
+            return;
+        }
         tokio::select! {
             _ = timeout(DRAIN, ended(&self.driven)) => {}
             _ = signals.next() => {}
@@ -441,89 +402,11 @@ impl Driver {
     }
 }
 
-impl Driven {
-    async fn apply(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
-        match self {
-            Self::Haproxy(haproxy) => haproxy.apply(snapshot).await,
-            Self::Nginx(nginx) => nginx.apply(snapshot).await,
-        }
-    }
-
-    fn open(&self) -> &std::collections::BTreeSet<std::net::SocketAddr> {
-        match self {
-            Self::Haproxy(haproxy) => haproxy.open(),
-            Self::Nginx(nginx) => nginx.open(),
-        }
-    }
-
-    fn lacks(&self) -> Vec<Lacking> {
-        match self {
-            Self::Haproxy(haproxy) => haproxy.lacks(),
-            Self::Nginx(nginx) => nginx.lacks(),
-        }
-    }
-
-    fn process(&self) -> Option<&Process> {
-        match self {
-            Self::Haproxy(haproxy) => haproxy.process(),
-            Self::Nginx(nginx) => nginx.process(),
-        }
-    }
-
-    /// Nothing is served.
-    fn is_gone(&self) -> bool {
-        self.process().is_none_or(Process::has_ended)
-    }
-
-    async fn forget(&mut self) {
-        match self {
-            Self::Haproxy(haproxy) => haproxy.ended().await,
-            Self::Nginx(nginx) => nginx.ended().await,
-        }
-    }
-
-    fn stop(&self) {
-        match self {
-            Self::Haproxy(haproxy) => haproxy.stop(),
-            Self::Nginx(nginx) => nginx.stop(),
-        }
-    }
-
-    fn kill(&self) {
-        match self {
-            Self::Haproxy(haproxy) => haproxy.kill(),
-            Self::Nginx(nginx) => nginx.kill(),
-        }
-    }
-}
-
-async fn ended(driven: &Driven) {
-    match driven.process() {
-        Some(process) => process.ended().await,
-        None => std::future::pending().await,
-    }
-}
-
 async fn at(due: Option<Instant>) {
     match due {
         Some(due) => sleep_until(due).await,
         None => std::future::pending().await,
     }
-}
-
-/// The addresses of each instance that drains.
-fn draining(snapshot: Option<&Snapshot>) -> BTreeMap<InstanceId, Vec<std::net::SocketAddr>> {
-    let mut draining: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    let clusters = snapshot.iter().flat_map(|snapshot| snapshot.clusters.values());
-    for endpoint in clusters.flat_map(|cluster| &cluster.endpoints) {
-        if endpoint.state == EndpointState::Draining {
-            let addresses = draining.entry(endpoint.instance.clone()).or_default();
-            if !addresses.contains(&endpoint.address) {
-                addresses.push(endpoint.address);
-            }
-        }
-    }
-    draining
 }
 
 /// The listeners that are wanted but not as the engine has them; all, if that can't be told.

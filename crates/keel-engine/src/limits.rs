@@ -24,6 +24,11 @@ pub const DRAIN: Duration = Duration::from_secs(30);
 pub const RETIRED_DRAIN: Duration = Duration::from_secs(3600);
 /// Most listening sockets that an engine hands over.
 pub const MAX_SOCKETS: usize = 1 << 20;
+/// The part of the driver's descriptors that copies of an engine's listening sockets may take. There are twice as many while an
+/// engine is started with them.
+pub const HELD_SHARE: u64 = 4;
+/// How often an engine is asked for sockets if not all are among those that it gives.
+pub const HELD_TRIES: usize = 5;
 /// Numbers in flight at draining endpoints are looked at this often.
 pub const IN_FLIGHT_LOOK: Duration = Duration::from_millis(50);
 /// They are reported at least this often while they are not zero.

@@ -518,7 +518,7 @@ impl Running {
             tracing::warn!(%error, "the proxy before this one does not follow any more");
             self.elder = None;
         }
-        FromProxy::Ack { generation, failed: self.failed.0.clone(), lacks: Vec::new() }
+        FromProxy::Ack { generation, failed: self.failed.0.clone(), lacks: None }
     }
 
     async fn replace(&mut self, snapshot: Snapshot) -> Result<(), Error> {
@@ -564,7 +564,7 @@ impl Running {
         self.apply(changes).await?;
         if news {
             let generation = self.registry.generation();
-            self.send(&[FromProxy::Ack { generation, failed, lacks: Vec::new() }]).await;
+            self.send(&[FromProxy::Ack { generation, failed, lacks: None }]).await;
         }
         Ok(())
     }

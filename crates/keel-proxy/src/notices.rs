@@ -1,6 +1,7 @@
 //! What people are to be told of endpoints: that one is left out, or let in again. Kept until the server asks for the
 //! counters.
 
+use std::mem;
 use std::sync::{Mutex, PoisonError};
 
 use keel_model::{ActiveCheck, InstanceId, Outlier};
@@ -18,27 +19,59 @@ struct Kept {
     /// Each with its time.
     notices: Vec<(u64, EndpointNotice)>,
     lost: u64,
+    /// What is to be told of endpoints that are left out, and when: their time is over then.
+    later: Vec<(u64, EndpointNotice)>,
+}
+
+impl Kept {
+    fn add(&mut self, at_ms: u64, notice: EndpointNotice) {
+        if self.notices.len() < MAX_NOTICES {
+            self.notices.push((at_ms, notice));
+        } else {
+            self.lost += 1;
+        }
+    }
 }
 
 impl Notices {
     /// Notes something. Beyond [`MAX_NOTICES`] things are only counted: whatever makes so many, the first ones tell.
     pub fn add(&self, now_ms: u64, notice: EndpointNotice) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.notices.len() < MAX_NOTICES {
-            kept.notices.push((now_ms, notice));
-        } else {
-            kept.lost += 1;
+        if let Some((back_ms, back)) = time_over(now_ms, &notice) {
+            if kept.later.len() < MAX_NOTICES {
+                kept.later.push((back_ms, back));
+            } else {
+                kept.lost += 1;
+            }
         }
+        kept.add(now_ms, notice);
     }
 
-    /// Takes what there is.
-    pub fn take(&self, now_ms: u64) -> Told {
-        let Kept { notices, lost } =
-            std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    /// Takes what there is. An endpoint whose time is over is told of if it `is_there`; that is looked at only here, so
+    /// that it costs no request anything.
+    pub fn take(&self, now_ms: u64, is_there: impl Fn(&ClusterId, &InstanceId) -> bool) -> Told {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let due: Vec<_> = kept.later.extract_if(.., |(at_ms, _)| *at_ms <= now_ms).collect();
+        for (at_ms, back) in due {
+            if is_there(&back.cluster, &back.instance) {
+                kept.add(at_ms, back);
+            }
+        }
+        let (mut notices, lost) = (mem::take(&mut kept.notices), mem::take(&mut kept.lost));
+        drop(kept);
+        notices.sort_by_key(|(at_ms, _)| *at_ms);
         let aged =
             |(at_ms, notice)| EndpointNotice { ago_ms: now_ms.saturating_sub(at_ms), ..notice };
         Told { endpoints: notices.into_iter().map(aged).collect(), lost }
     }
+}
+
+/// When the time of an endpoint is over that is left out from now on, and what is told of it then.
+fn time_over(now_ms: u64, notice: &EndpointNotice) -> Option<(u64, EndpointNotice)> {
+    let for_ms = notice.for_ms.filter(|_| notice.is_out)?;
+    let reason = "its time is over, and it is tried again".to_owned();
+    let back = EndpointNotice { is_out: false, reason, for_ms: None, ..notice.clone() };
+    Some((now_ms.saturating_add(for_ms), back))
 }
 
 /// An endpoint is left out for its answers.
@@ -111,10 +144,39 @@ mod tests {
         for _ in 0..MAX_NOTICES + 7 {
             notices.add(100, notice.clone());
         }
-        let told = notices.take(350);
+        let told = notices.take(350, |_, _| true);
         assert_eq!((told.endpoints.len(), told.lost), (MAX_NOTICES, 7));
         assert!(told.endpoints.iter().all(|notice| notice.ago_ms == 250));
-        assert_eq!(notices.take(400), Told::default());
+        assert_eq!(notices.take(400, |_, _| true), Told::default());
+    }
+
+    #[test]
+    fn that_the_time_of_one_is_over_is_told_once_and_in_its_place() {
+        let notices = Notices::default();
+        let out = |now_ms, for_ms| {
+            let out = LeftOut { for_ms, is_again: false };
+            let cluster = "shop/cart:80".to_owned();
+            notices.add(now_ms, left_out(&cluster, &instance(), out, &Outlier::default()));
+        };
+        let take = |now_ms, is_there| {
+            let told = notices.take(now_ms, |_, id| is_there && *id == instance());
+            assert_eq!(told.lost, 0);
+            let told = told.endpoints.into_iter();
+            told.map(|notice| (notice.is_out, notice.ago_ms)).collect::<Vec<_>>()
+        };
+        out(100, 50);
+        assert_eq!(take(149, true), [(true, 49)], "its time is not over");
+        out(155, 50);
+        assert_eq!(take(160, true), [(false, 10), (true, 5)], "again, before anybody asked");
+        assert_eq!(take(500, false), [], "it is gone meanwhile");
+        assert_eq!(take(501, true), []);
+        // Nobody asks for long.
+        for _ in 0..MAX_NOTICES + 2 {
+            out(600, 50);
+        }
+        let told = notices.take(700, |_, _| true);
+        let lost = u64::try_from(MAX_NOTICES).unwrap() + 4;
+        assert_eq!((told.endpoints.len(), told.lost), (MAX_NOTICES, lost));
     }
 
     #[test]

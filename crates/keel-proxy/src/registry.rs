@@ -483,7 +483,15 @@ impl Registry {
 
     /// What people are to be told of endpoints, and was not told yet.
     pub fn notices(&self) -> Notices {
-        self.shared.notices.take(self.shared.now_ms())
+        let takes_requests = |cluster: &ClusterId, instance: &InstanceId| {
+            let endpoints = self.clusters.get(cluster).map(|known| &*known.change.endpoints);
+            endpoints.unwrap_or_default().iter().any(|(endpoint, state)| {
+                *state == EndpointState::Ready
+                    && endpoint.instance == *instance
+                    && !endpoint.is_checked_out()
+            })
+        };
+        self.shared.notices.take(self.shared.now_ms(), takes_requests)
     }
 
     /// Counters of all clusters.

@@ -219,8 +219,12 @@ impl EndpointShared {
     /// Whether it is left out because of its answers, or by the proxy's own checks.
     pub fn is_out(&self, now_ms: u64) -> bool {
         let standing = self.standing.load(Relaxed);
-        (standing != 0 && Standing::unpack(standing).is_out(now_ms))
-            || self.checked_out.load(Relaxed)
+        (standing != 0 && Standing::unpack(standing).is_out(now_ms)) || self.is_checked_out()
+    }
+
+    /// Whether it is left out by the proxy's own checks.
+    pub fn is_checked_out(&self) -> bool {
+        self.checked_out.load(Relaxed)
     }
 
     /// Notes what the proxy's own checks have shown.

@@ -50,7 +50,7 @@ lacks! {
     /// HTTP/2 without TLS.
     CleartextHttp2: "HTTP/2 without TLS beside HTTP/1.1",
         haproxy: None,
-        nginx: Some("nginx 1.22 speaks one of them on a plain port: HTTP/1.1, or HTTP/2 where that is declared");
+        nginx: Some("nginx 1.22 speaks one of them on a plain port, at entrypoints HTTP/1.1; use one with TLS");
     /// HTTP/2 towards services.
     UpstreamHttp2: "HTTP/2 to services",
         haproxy: None,

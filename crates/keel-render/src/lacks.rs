@@ -1,7 +1,9 @@
 //! What of a snapshot may be lacking in an engine, judged by what users asked for. Whether it is, the table says.
 
+use std::collections::BTreeMap;
+
 use keel_model::{Balance, ClientKey, Encoding, Protocol, Retry, RouteKind, TrafficPolicy};
-use keel_route::snapshot::{Cluster, Listener, RouteEntry};
+use keel_route::snapshot::{Cluster, ClusterId, Listener, RouteEntry};
 
 use crate::gaps::Lack;
 
@@ -15,15 +17,20 @@ pub(crate) fn of_listener(listener: &Listener) -> Vec<Lack> {
     if listener.table.is_none() && listener.protocol == Protocol::Auto {
         lacks.push(Lack::Detection);
     }
-    let http = listener.table.is_some() || listener.protocol == Protocol::Http;
-    if http && listener.tls.is_none() {
-        lacks.push(Lack::CleartextHttp2);
-    }
     let all = |net: &ipnet::IpNet| net.prefix_len() == 0;
     if !listener.accept_proxy_from.is_empty() && !listener.accept_proxy_from.iter().any(all) {
         lacks.push(Lack::AcceptProxy);
     }
     lacks
+}
+
+/// Whether clients may be expected to speak HTTP/2 on this route even without TLS: it leads to a service that was declared
+/// to speak it so, as gRPC servers do. Wherever HTTP/1.1 is served, browsers and tools make do with that.
+pub(crate) fn is_for_http2(entry: &RouteEntry, clusters: &BTreeMap<ClusterId, Cluster>) -> bool {
+    let declared = |id: &ClusterId| clusters.get(id).is_some_and(|c| c.protocol == Protocol::Http2);
+    entry.kind == RouteKind::Http
+        && entry.filters.redirect.is_none()
+        && entry.clusters.iter().any(|(id, _)| declared(id))
 }
 
 pub(crate) fn of_route(entry: &RouteEntry) -> Vec<Lack> {

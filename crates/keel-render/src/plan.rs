@@ -103,14 +103,20 @@ impl<'a> Plan<'a> {
             snapshot.listeners.iter().filter_map(|listener| listener.table.as_ref()).collect();
         for id in used {
             let table = match snapshot.tables.get(id) {
-                Some(table) => self.plan_table(table),
+                Some(table) => {
+                    let of_it = |listener: &&Listener| listener.table.as_ref() == Some(id);
+                    let mut listeners = snapshot.listeners.iter().filter(of_it);
+                    let is_plain = listeners.any(|listener| listener.tls.is_none());
+                    self.plan_table(table, is_plain)
+                }
                 None => Table::default(),
             };
             self.tables.insert(id, table);
         }
     }
 
-    fn plan_table(&mut self, table: &'a RouteTable) -> Table<'a> {
+    /// `is_plain`: clients may come without TLS.
+    fn plan_table(&mut self, table: &'a RouteTable, is_plain: bool) -> Table<'a> {
         let mut entries: Vec<&RouteEntry> = table.routes.iter().collect();
         entries.sort_by(|a, b| b.priority.cmp(&a.priority).then_with(|| a.name.cmp(&b.name)));
         let mut planned = Table { redirect_https: table.redirect_https, ..Table::default() };
@@ -129,6 +135,9 @@ impl<'a> Plan<'a> {
             };
             for lack in lacks::of_route(entry) {
                 self.note(lack, &place);
+            }
+            if is_plain && lacks::is_for_http2(entry, &self.snapshot.clusters) {
+                self.note(Lack::CleartextHttp2, &place);
             }
             // Not by its name alone: nothing keeps two routes from having the same one.
             let name = self.names.fresh(&entry.name);

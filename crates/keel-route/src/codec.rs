@@ -188,7 +188,7 @@ mod tests {
         let earlier = br#"{"ack":{"generation":7,"failed":[]}}"#;
         decoder.push(&u32::try_from(earlier.len()).unwrap().to_be_bytes());
         decoder.push(earlier);
-        let ack = FromProxy::Ack { generation: Generation(7), failed: vec![], lacks: vec![] };
+        let ack = FromProxy::Ack { generation: Generation(7), failed: vec![], lacks: None };
         assert_eq!(decoder.decode().unwrap(), Some(ack.clone()));
         // And says nothing new to one that lacks nothing.
         assert_eq!(&encode(&ack).unwrap()[HEADER..], earlier);

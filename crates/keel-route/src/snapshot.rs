@@ -265,9 +265,10 @@ pub enum FromProxy {
         generation: Generation,
         /// Listeners that could not be opened, with the reason.
         failed: Vec<ListenerFailure>,
-        /// What is wanted and not done, all of it with every acknowledgement. Our own proxy lacks nothing.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        lacks: Vec<Lacking>,
+        /// What is wanted and not done: all of it, or nothing where that is what was said last on this connection. Our own
+        /// proxy lacks nothing, and never says so.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lacks: Option<Vec<Lacking>>,
     },
     /// Requests (and TCP connections) still in flight at a draining endpoint. Sent after the `Ack` of each change of one
     /// of its clusters and of a whole snapshot, whenever the number reaches zero, and at least every 500 ms while it is

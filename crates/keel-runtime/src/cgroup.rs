@@ -23,6 +23,8 @@ const MIN_QUOTA_US: u64 = 1_000;
 const REMOVE_WAIT: Duration = Duration::from_secs(2);
 /// Rounds of killing a version-1 group whose processes go on forking.
 const KILL_ROUNDS: usize = 50;
+/// The v1 hierarchy that counts CPU time.
+const CPU_ACCOUNT: &str = "cpuacct";
 /// The name of the unified hierarchy among a group's directories.
 const UNIFIED: &str = "unified";
 
@@ -58,7 +60,9 @@ impl Hierarchies {
                 }
                 "cgroup" => {
                     for option in options.split(',') {
-                        if let "cpu" | "cpuset" | "memory" | "pids" | "name=systemd" = option {
+                        if let "cpu" | "cpuacct" | "cpuset" | "memory" | "pids" | "name=systemd" =
+                            option
+                        {
                             found.v1.entry(option.to_owned()).or_insert_with(|| target.into());
                         }
                     }
@@ -293,6 +297,35 @@ impl Group {
         problems
     }
 
+    /// Those that a process is in, as far as they are mounted here.
+    pub(crate) fn of_process(pid: u32) -> Option<Self> {
+        let hierarchies = Hierarchies::detect();
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let mut dirs = BTreeMap::new();
+        for line in text.lines() {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+            let path = path.trim_start_matches('/');
+            // The root counts what the whole machine does.
+            if path.is_empty() {
+                continue;
+            }
+            match (&hierarchies.unified, controllers) {
+                (Some(mount), "") => {
+                    dirs.insert(UNIFIED.to_owned(), mount.join(path));
+                }
+                _ => {
+                    for controller in controllers.split(',') {
+                        if let Some(mount) = hierarchies.v1.get(controller) {
+                            dirs.insert(controller.to_owned(), mount.join(path));
+                        }
+                    }
+                }
+            }
+        }
+        (!dirs.is_empty()).then_some(Self { dirs })
+    }
+
     /// How many processes of the group the kernel killed for want of memory.
     pub(crate) fn oom_kills(&self) -> u64 {
         let v2 = self.field(UNIFIED, "memory.events", "oom_kill");
@@ -301,7 +334,8 @@ impl Group {
 
     /// CPU time in microseconds. The unified hierarchy counts it whether or not it has the controller.
     pub(crate) fn cpu_usec(&self) -> Option<u64> {
-        self.field(UNIFIED, "cpu.stat", "usage_usec")
+        let nanos = || self.number(CPU_ACCOUNT, "cpuacct.usage").map(|nanos| nanos / 1000);
+        self.field(UNIFIED, "cpu.stat", "usage_usec").or_else(nanos)
     }
 
     /// Memory in bytes.

@@ -50,6 +50,12 @@ pub trait Harness: Send + Sync {
     fn reopen(&self);
     /// The command that does what `workload` says.
     fn command(&self, workload: &Workload) -> Vec<String>;
+    /// Puts a launch into the runtime's own terms where it needs more than a command.
+    fn adapt(&self, _launch: &mut Launch) {}
+    /// Whether a restarted instance answers where it did; an engine may give another address to what it starts again.
+    fn keeps_addresses(&self) -> bool {
+        true
+    }
 }
 
 /// A spec that runs `command` and changes nothing else.
@@ -97,6 +103,8 @@ pub fn launch(service: &str, spec: Spec) -> Launch {
         environment: BTreeMap::new(),
         hosts: Vec::new(),
         nameserver: None,
+        networks: Vec::new(),
+        volumes: Vec::new(),
     }
 }
 
@@ -156,7 +164,9 @@ async fn case(name: &str, run: impl Future<Output = ()>) {
 }
 
 fn with(harness: &dyn Harness, service: &str, workload: &Workload) -> Launch {
-    launch(service, spec(harness.command(workload)))
+    let mut launch = launch(service, spec(harness.command(workload)));
+    harness.adapt(&mut launch);
+    launch
 }
 
 async fn starts_and_stops(harness: &dyn Harness) {
@@ -235,6 +245,9 @@ async fn restart(harness: &dyn Harness) {
         assert_eq!(texts(lines, 1).await, ["hello"], "attempt {attempt}");
         assert_eq!(runtime.seen(&launch.id).unwrap().attempt, attempt);
         runtime.stop(&launch.id, 9, PATIENCE).await.unwrap();
+    }
+    if !harness.keeps_addresses() {
+        ports.iter_mut().flatten().for_each(|bound| bound.address.set_ip([0; 4].into()));
     }
     assert!(ports.iter().all(|now| *now == ports[0]), "{ports:?}");
     runtime.remove(&launch.id).await.unwrap();

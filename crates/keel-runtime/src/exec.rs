@@ -10,9 +10,9 @@ use std::process::Command;
 
 use crate::process::users::Accounts;
 use crate::shim::plan::{ProcessPlan, Surroundings};
-use crate::types::{Error, ExecSpec, Identity, StartError};
+use crate::types::{Error, Identity, ProcessExec, StartError};
 
-impl ExecSpec {
+impl ProcessExec {
     /// Makes the command run as `user` (`name`, `uid`, `name:group`, …, by this machine's `/etc/passwd` and
     /// `/etc/group`) instead of as the instance's own user, with `HOME` and `USER` to match.
     ///
@@ -85,7 +85,7 @@ impl ExecSpec {
 /// Works from programs with several threads too: it goes through a fresh start of the shim program, because the
 /// kernel lets only a process with one thread change its namespaces.
 pub fn exec_into(
-    spec: &ExecSpec,
+    spec: &ProcessExec,
     command: Vec<String>,
     environment: &BTreeMap<String, String>,
     working_dir: Option<PathBuf>,

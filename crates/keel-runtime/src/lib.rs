@@ -14,22 +14,26 @@ mod cgroup;
 pub mod conformance;
 mod exec;
 mod fake;
+mod foreign;
 mod logs;
+mod mixed;
 mod probe;
 mod process;
-mod record;
+pub mod record;
 mod shim;
-mod stamp;
+pub mod stamp;
 mod sys;
 mod types;
 
 pub use exec::exec_into;
 pub use fake::{FakeRuntime, Script};
+pub use foreign::ForeignProcess;
+pub use mixed::MixedRuntime;
 pub use probe::check;
 pub use process::{ProcessOptions, ProcessRuntime};
 pub use shim::shim_main;
 pub use types::{
-    Capabilities, Capability, Error, ExecOutput, ExecRequest, ExecSpec, Identity, Launch, LogLine,
-    LogQuery, LogStream, Namespaces, Origin, Resources, Runtime, Seen, StartError, Started,
-    VolumeInfo,
+    Capabilities, Capability, ContainerExec, Error, ExecOutput, ExecRequest, ExecSpec, Identity,
+    Launch, LogLine, LogQuery, LogStream, Namespaces, Origin, ProcessExec, Resources, Runtime,
+    Seen, StartError, Started, VolumeInfo,
 };

@@ -56,12 +56,16 @@ pub(crate) struct Ended {
 }
 
 /// Reads a record; `None` when there is none or it can't be understood.
-pub(crate) fn read<T: DeserializeOwned>(dir: &Path, name: &str) -> Option<T> {
+#[must_use]
+pub fn read<T: DeserializeOwned>(dir: &Path, name: &str) -> Option<T> {
     serde_json::from_slice(&fs::read(dir.join(name)).ok()?).ok()
 }
 
 /// Replaces a record, readable by its owner alone.
-pub(crate) fn write<T: Serialize>(dir: &Path, name: &str, value: &T) -> io::Result<()> {
+///
+/// # Errors
+/// When it can't be written; the one before is still there then.
+pub fn write<T: Serialize>(dir: &Path, name: &str, value: &T) -> io::Result<()> {
     let json = serde_json::to_vec(value).map_err(io::Error::other)?;
     let new = dir.join(format!("{name}.new"));
     let result = create_private(&new)

@@ -10,7 +10,8 @@ use keel_model::Timestamp;
 pub(crate) const LEN: usize = 30;
 
 /// Now, in whole milliseconds.
-pub(crate) fn now() -> Timestamp {
+#[must_use]
+pub fn now() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

@@ -37,6 +37,12 @@ pub struct Launch {
     /// The name server to ask first and the domains to search.
     #[serde(default)]
     pub nameserver: Option<(IpAddr, Vec<String>)>,
+    /// Networks that its container is attached to, as its stack describes them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<keel_model::Network>,
+    /// Volumes that it mounts, as its stack describes them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<keel_model::Volume>,
 }
 
 /// An attempt that runs.
@@ -227,9 +233,32 @@ pub struct Namespaces {
     pub network: bool,
 }
 
-/// How to run a command inside an instance from another process; see [`crate::exec_into`].
+/// How to run a command inside an instance from another process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExecSpec {
+#[serde(rename_all = "snake_case")]
+pub enum ExecSpec {
+    /// A host process: see [`crate::exec_into`].
+    Process(Box<ProcessExec>),
+    /// A container: by its engine.
+    Container(ContainerExec),
+}
+
+/// How to run a command inside a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerExec {
+    /// Which instance, for messages.
+    pub instance: InstanceId,
+    /// The engine's id of the container.
+    pub container: String,
+    /// Where the engine is: `unix:///…` or `tcp://host:port`.
+    pub engine: String,
+    /// Directory of the certificates for it.
+    pub tls: Option<PathBuf>,
+}
+
+/// How to run a command inside a host process's surroundings; see [`crate::exec_into`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessExec {
     /// Which instance, for messages.
     pub instance: InstanceId,
     /// Its main process.
@@ -240,7 +269,7 @@ pub struct ExecSpec {
     pub environment: BTreeMap<String, String>,
     /// Where it was started.
     pub working_dir: PathBuf,
-    /// As whom; see [`ExecSpec::become_user`].
+    /// As whom; see [`ProcessExec::become_user`].
     pub user: Identity,
     /// Groups that its service adds to those of whatever user (`group_add`).
     #[serde(default)]

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! meta/network                                   the network of virtual addresses
+//! meta/lacks                                     what people were told that the engine lacks
 //! stacks/<stack>/record                          StackRecord: what the user wants
 //! stacks/<stack>/history/<generation>            StackRecord: what the user wanted
 //! stacks/<stack>/services/<service>/address      ServiceAddress
@@ -30,6 +31,8 @@ pub const CERTIFICATES: &str = "certificates/";
 pub const ACME: &str = "acme/";
 /// The network of virtual addresses.
 pub const NETWORK: &str = "meta/network";
+/// What people were told that the engine in the place of our proxy lacks.
+pub const LACKS: &str = "meta/lacks";
 
 /// Everything of one stack.
 pub fn stack(stack: &StackName) -> String {

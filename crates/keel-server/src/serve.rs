@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use keel_container::{ContainerRuntime, Engine};
 use keel_model::{EventKind, NodeName, ZoneName};
 use keel_route::access_log::AccessLog;
-use keel_runtime::{ProcessOptions, ProcessRuntime, Runtime};
+use keel_runtime::{MixedRuntime, ProcessOptions, ProcessRuntime, Runtime};
 use keel_store::{RedbStore, Store};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,7 +27,7 @@ use crate::events::EventLog;
 use crate::http::{Api, router};
 use crate::issuance::Issuance;
 use crate::network::{Network, system_resolvers};
-use crate::traffic::{CertificateFiles, Credentials, Figures, Link, ProxyState};
+use crate::traffic::{CertificateFiles, Credentials, Figures, Link, ProxyState, Told};
 use crate::views::Viewer;
 use crate::world::WorldReader;
 use crate::{Error, clock, metrics, names};
@@ -100,10 +101,7 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
     let worlds = Arc::new(WorldReader::new(store.clone()).await?);
     let board = Arc::new(Board::load(&*store).await?);
     let events = Arc::new(EventLog::load(&*store).await?);
-    let runtime: Arc<dyn Runtime> = Arc::new(
-        ProcessRuntime::new(ProcessOptions::new(&options.state_dir, &options.program))
-            .map_err(|e| Error::Runtime(e.to_string()))?,
-    );
+    let runtime = runtime(options).map_err(|e| Error::Runtime(e.to_string()))?;
     let agent = Arc::new(Context {
         node: node.clone(),
         runtime: runtime.clone(),
@@ -117,7 +115,7 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
     agent.adopt().await?;
 
     let mut tasks = JoinSet::new();
-    let (proxy_sender, proxy) = watch::channel(ProxyState::default());
+    let (proxy_sender, proxy) = proxy_state(&store, &mut tasks).await?;
     tasks.spawn(board.clone().persist(store.clone()));
     tasks.spawn(events.clone().persist(store.clone()));
     start_dns(&network, &worlds, &board, &events, &mut tasks).await;
@@ -163,6 +161,18 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
         proxy.borrow().end(&options.state_dir);
     }
     Ok(())
+}
+
+/// What is known of the proxy, before there is one.
+async fn proxy_state(
+    store: &Arc<dyn Store>,
+    tasks: &mut JoinSet<()>,
+) -> Result<(watch::Sender<ProxyState>, watch::Receiver<ProxyState>), Error> {
+    let told = Told::load(store.clone()).await?;
+    let state = ProxyState { lacks: told.lacks().to_vec(), ..ProxyState::default() };
+    let (sender, proxy) = watch::channel(state);
+    tasks.spawn(told.follow(proxy.clone()));
+    Ok((sender, proxy))
 }
 
 /// What the proxy is told, and the certificates that go with it.
@@ -296,6 +306,15 @@ async fn start_dns(
             sender.send_replace(Arc::new(names::table(&worlds.current(), &board.view(), &network)));
         }
     });
+}
+
+/// Processes of this machine, and containers of the engine that there may be.
+fn runtime(options: &ServerOptions) -> Result<Arc<dyn Runtime>, keel_runtime::Error> {
+    let processes = ProcessOptions::new(&options.state_dir, &options.program);
+    let processes = Arc::new(ProcessRuntime::new(processes)?);
+    let engine = Engine::of_this_process();
+    let containers = Arc::new(ContainerRuntime::new(&options.state_dir, engine)?);
+    Ok(Arc::new(MixedRuntime::new(processes, containers)))
 }
 
 fn node_name(asked: Option<NodeName>) -> NodeName {

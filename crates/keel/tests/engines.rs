@@ -12,7 +12,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use support::{DEADLINE, Running, free_port, is_alive, responder, wait_for};
 
@@ -285,6 +285,17 @@ fn haproxy_and_our_proxy_take_over_from_each_other_without_loss() {
     }
 }
 
+/// A program in the place of HAProxy; for a server that is to use it, the variables of its environment.
+fn replaced(keel: &Running, script: &str) -> [(&'static str, String); 2] {
+    use std::os::unix::fs::PermissionsExt as _;
+    let other = keel.sandbox.write("bin/haproxy", script);
+    std::fs::set_permissions(&other, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    let directories = path.split(':').chain(["/usr/sbin"]).map(|d| format!("{d}/haproxy"));
+    let real = directories.into_iter().find(|real| std::fs::exists(real).unwrap()).unwrap();
+    [("PATH", format!("{}:{path}", other.parent().unwrap().display())), ("REAL_HAPROXY", real)]
+}
+
 /// A HAProxy that starts and never gets ready.
 const STUCK: &str = r#"#!/bin/sh
 for argument; do
@@ -298,25 +309,17 @@ exec "$REAL_HAPROXY" "$@"
 
 #[test]
 fn a_haproxy_that_does_not_get_ready_is_ended_and_our_proxy_goes_on() {
-    use std::os::unix::fs::PermissionsExt as _;
     if !is_installed("haproxy") {
         return;
     }
     let (published, routed) = two_free_ports();
     let keel = Running::new(&compose(published, routed));
     keel.run(&["up", "-d", "--wait"]).ok();
-    let stuck = keel.sandbox.write("bin/haproxy", STUCK);
-    std::fs::set_permissions(&stuck, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let path = std::env::var("PATH").unwrap();
-    let directories = path.split(':').chain(["/usr/sbin"]).map(|d| format!("{d}/haproxy"));
-    let real = directories.into_iter().find(|real| std::fs::exists(real).unwrap()).unwrap();
+    let variables = replaced(&keel, STUCK);
     let pids = keel.sandbox.app().join("pids");
     kill(keel.server_pid());
     let mut server = keel.command(&["server", "--detach", "--proxy-engine", "haproxy"]);
-    server
-        .env("PATH", format!("{}:{path}", stuck.parent().unwrap().display()))
-        .env("REAL_HAPROXY", real)
-        .env("STUCK_PIDS", &pids);
+    server.envs(variables).env("STUCK_PIDS", &pids);
     assert!(server.status().unwrap().success());
     let started: u32 = wait_for("a haproxy that is stuck", || {
         std::fs::read_to_string(&pids).ok()?.lines().next()?.parse().ok()
@@ -341,6 +344,40 @@ fn a_haproxy_that_does_not_get_ready_is_ended_and_our_proxy_goes_on() {
     wait_for("the end of every proxy", || {
         proxies.iter().all(|proxy| !is_alive(*proxy)).then_some(())
     });
+}
+
+/// A HAProxy that does not start while there is a file.
+const ABSENT: &str = r#"#!/bin/sh
+[ -e "$NO_HAPROXY" ] && exit 1
+exec "$REAL_HAPROXY" "$@"
+"#;
+
+/// To wait for one that does not come would be worse than to be refused.
+#[test]
+fn connections_are_refused_when_haproxy_cannot_be_started_again() {
+    if !is_installed("haproxy") {
+        return;
+    }
+    let (published, routed) = two_free_ports();
+    let keel = Running::new(&compose(published, routed));
+    let absent = keel.sandbox.app().join("absent");
+    let mut server = keel.command(&["server", "--detach", "--proxy-engine", "haproxy"]);
+    server.envs(replaced(&keel, ABSENT)).env("NO_HAPROXY", &absent);
+    assert!(server.status().unwrap().success());
+    keel.run(&["up", "-d", "--wait"]).ok();
+    std::fs::write(&absent, "").unwrap();
+    kill(noted(&keel, "haproxy", "engine.pid"));
+    wait_for("to be refused", || TcpStream::connect(("127.0.0.1", published)).err());
+    // A driver without an engine has no connections to wait for.
+    let driver = noted(&keel, "haproxy", "driver.pid");
+    let told = Instant::now();
+    assert!(Command::new("kill").arg(driver.to_string()).status().unwrap().success());
+    wait_for("its end", || (!is_alive(driver)).then_some(()));
+    assert!(told.elapsed() < Duration::from_secs(20), "connections are waited for 30 s");
+    std::fs::remove_file(&absent).unwrap();
+    for port in [published, routed] {
+        wait_for("an answer", || (get(port).as_deref() == Some("here")).then_some(()));
+    }
 }
 
 #[test]
@@ -417,6 +454,14 @@ fn what_haproxy_lacks_is_told_where_people_look() {
     assert!(lacks.iter().any(|l| l["places"] == serde_json::json!(["all traffic"])));
     let text = keel.run(&["server", "status"]).ok();
     assert_eq!(text.lines().filter(|line| line.starts_with("lacks ")).count(), lacks.len());
+
+    // Another server has the same engine, which lacks the same.
+    kill(keel.server_pid());
+    keel.run(&["server", "--detach", "--proxy-engine", "haproxy"]).ok();
+    let up = keel.run(&["up", "-d", "--wait"]);
+    assert!(up.stderr.contains("haproxy does not do 1 thing that demo asks for:"), "{}", up.all());
+    assert_eq!(keel.json(&["server", "status"])["lacks"].as_array().unwrap(), lacks);
+    assert_eq!(lacks_told(&keel).len(), told.len());
 
     // What is mended is not told any more.
     let open = compose.replace(locked, "shop.test");

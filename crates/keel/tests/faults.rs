@@ -5,7 +5,9 @@
 mod support;
 
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use support::{Running, Sandbox, free_port, get, is_alive, responder, wait_for};
 
@@ -182,6 +184,86 @@ fn a_dead_server_stops_no_traffic() {
     keel.run(&["server", "--detach"]).ok();
     assert_eq!(keel.pids(), before, "nothing was restarted");
     assert_eq!(get(port).as_deref(), Some("here"));
+}
+
+/// A process that stands still, and goes on whatever becomes of the test.
+struct Halted(u32);
+
+impl Halted {
+    fn new(pid: u32) -> Self {
+        assert!(Command::new("kill").args(["-STOP", &pid.to_string()]).status().unwrap().success());
+        Self(pid)
+    }
+}
+
+impl Drop for Halted {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").args(["-CONT", &self.0.to_string()]).status();
+    }
+}
+
+/// Longer than a proxy may take for an answer before it is taken for dead.
+const HALTED: Duration = Duration::from_secs(12);
+
+#[test]
+fn a_server_that_stands_still_stops_no_traffic_and_takes_nothing_for_dead() {
+    let port = free_port();
+    let check = "{ test: [CMD, 'true'], interval: 500ms, timeout: 1s, retries: 1 }";
+    let keel = Running::new(&format!(
+        "name: demo\nservices:\n  web:\n    command: {}\n    ports: [\"{port}:80\"]\n    deploy: {{replicas: 3}}\n    healthcheck: {check}\n",
+        responder("here")
+    ));
+    keel.run(&["up", "-d", "--wait"]).ok();
+    let (server, before) = (keel.server_pid(), keel.pids());
+    let (end, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let (is_over, answered) = (Arc::clone(&end), Arc::clone(&asked));
+    let client = std::thread::spawn(move || {
+        while !is_over.load(Ordering::SeqCst) {
+            assert_eq!(get(port).as_deref(), Some("here"));
+            answered.fetch_add(1, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    });
+    let more_answers = |client: &std::thread::JoinHandle<()>| {
+        let from = asked.load(Ordering::SeqCst);
+        wait_for("more answers", || {
+            assert!(!client.is_finished(), "a request failed");
+            (asked.load(Ordering::SeqCst) > from + 20).then_some(())
+        });
+    };
+    more_answers(&client);
+    let halted = Halted::new(server);
+    let since = Instant::now();
+    more_answers(&client);
+    // Nobody is there to see it but the proxy.
+    let (name, pid) = before.first_key_value().unwrap();
+    kill(u32::try_from(*pid).unwrap());
+    while since.elapsed() < HALTED {
+        more_answers(&client);
+    }
+    drop(halted);
+
+    wait_for("an instance in the place of the one that ended", || {
+        let now = keel.pids();
+        let others = before.iter().filter(|(other, _)| *other != name);
+        let kept = others.clone().all(|(other, pid)| now.get(other) == Some(pid));
+        assert!(kept, "{before:?} {now:?}");
+        (now.len() == before.len() && now.get(name) != Some(pid)).then_some(())
+    });
+    // The proxy has answered all that it was asked before this.
+    wait_for("counters", || {
+        let edges = keel.json(&["edges", "--interval", "200ms"]);
+        edges.as_array().unwrap().iter().any(|e| e["requests"].as_u64() > Some(0)).then_some(())
+    });
+    keel.run(&["scale", "web=2"]).ok();
+    more_answers(&client);
+    end.store(true, Ordering::SeqCst);
+    client.join().unwrap();
+    assert_eq!((keel.server_pid(), proxies(&keel).len()), (server, 1));
+    let events = keel.run(&["events", "--all", "--output", "json"]).ok();
+    for wrong in ["answers nothing", "instance_unhealthy", "proxy started to take over"] {
+        assert!(!events.contains(wrong), "{events}");
+    }
 }
 
 #[test]

@@ -13,6 +13,9 @@ use crate::diagnostic::{Code, Span};
 const HELP: &str =
     "change the host or path of one of them, or give the one that shall win a higher `priority`";
 
+/// What to do about a route that leaves nothing to others.
+const HELP_ALL: &str = "give it an entrypoint of its own";
+
 /// A route and where it is described.
 struct Placed<'s> {
     span: &'s Span,
@@ -46,14 +49,16 @@ impl Lower<'_> {
         all.sort_by_key(|placed| placed.span);
         let mut held: BTreeMap<(&str, Claim), Vec<&Placed<'_>>> = BTreeMap::new();
         let mut opaque: BTreeMap<&str, &Placed<'_>> = BTreeMap::new();
+        let mut others: BTreeMap<&str, &Placed<'_>> = BTreeMap::new();
         let mut told = BTreeSet::new();
         for placed in &all {
             for name in &placed.route.entrypoints {
                 // Connections that can't be told apart take the whole address.
                 let takes_all = placed.route.kind == RouteKind::Tcp
                     && stack.entrypoints.get(name).is_some_and(|entrypoint| !entrypoint.tls);
-                let before = if takes_all { opaque.insert(name, placed) } else { None };
-                if let Some(before) = before {
+                if !takes_all {
+                    others.entry(name).or_insert(placed);
+                } else if let Some(before) = opaque.insert(name, placed) {
                     self.clash(placed, before, "all connections", name, &mut told);
                 }
                 for claim in claims(&placed.route.rule) {
@@ -66,6 +71,22 @@ impl Lower<'_> {
                 }
             }
         }
+        for (name, placed) in opaque {
+            if let Some(other) = others.get(name) {
+                self.leaves_nothing(placed, other, name);
+            }
+        }
+    }
+
+    /// A route that takes all connections stands beside another one.
+    fn leaves_nothing(&mut self, placed: &Placed<'_>, other: &Placed<'_>, entrypoint: &str) {
+        let message = format!(
+            "{} takes all connections at the entrypoint `{entrypoint}`, where {} is served too, described at {}",
+            placed.describe(),
+            other.describe(),
+            place(other.span, placed.span)
+        );
+        self.error(Code::Conflict, placed.span, message, HELP_ALL);
     }
 
     /// Each pair is told once, however many requests both want.

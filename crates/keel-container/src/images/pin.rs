@@ -1,6 +1,6 @@
 //! What a service takes from its image. Pure.
 
-use keel_model::{HealthCheck, HealthTimes, Service};
+use keel_model::{HealthCheck, HealthTimes, Protocol, Service, ServicePort, Transport};
 
 use super::facts::ImageFacts;
 
@@ -14,6 +14,23 @@ pub fn pin(service: &mut Service, image: &ImageFacts) {
     }
     if let (true, Some(signal)) = (container.from_image.stop_signal, image.stop_signal) {
         service.stop.signal = signal;
+    }
+    if container.from_image.ports {
+        // Other containers reach it at these without the file naming them, as they do without a platform.
+        for target in image.ports.iter().filter_map(|port| port.strip_suffix("/tcp")?.parse().ok())
+        {
+            if service.ports.iter().all(|port| port.target != target) {
+                service.ports.push(ServicePort {
+                    target,
+                    name: None,
+                    transport: Transport::Tcp,
+                    protocol: Protocol::Auto,
+                });
+            }
+            if !service.spec.ports.contains(&target) {
+                service.spec.ports.push(target);
+            }
+        }
     }
 }
 
@@ -65,6 +82,7 @@ mod tests {
             id: "sha256:ab".into(),
             health: Some((Test::Shell("true".into()), times)),
             stop_signal: Some(3),
+            ports: ["80/tcp".into(), "5432/tcp".into(), "53/udp".into()].into(),
             ..ImageFacts::default()
         }
     }
@@ -72,12 +90,14 @@ mod tests {
     #[test]
     fn what_the_file_leaves_to_the_image_is_taken() {
         let times = HealthTimes { retries: Some(2), ..HealthTimes::default() };
-        let mut it = service(FromImage { health: Some(times), stop_signal: true });
+        let mut it = service(FromImage { health: Some(times), stop_signal: true, ports: true });
         pin(&mut it, &image());
         let health = it.spec.health.unwrap();
         assert_eq!((health.retries, health.interval), (2, Duration::from_secs(7)));
         assert_eq!(health.start_interval, Duration::from_secs(1));
         assert_eq!(it.stop.signal, 3);
+        assert_eq!(it.spec.ports, [5432, 80]);
+        assert_eq!(it.ports.iter().map(|port| port.target).collect::<Vec<_>>(), [5432, 80]);
         assert_eq!(it.spec.container.unwrap().image_id.as_deref(), Some("sha256:ab"));
     }
 
@@ -86,6 +106,7 @@ mod tests {
         let mut it = service(FromImage::default());
         pin(&mut it, &image());
         assert_eq!((&it.spec.health, it.stop.signal), (&None, 15));
+        assert_eq!((it.spec.ports.len(), it.ports.len()), (0, 0));
         let mut process = service(FromImage::default());
         process.spec.container = None;
         let before = process.clone();
@@ -95,7 +116,11 @@ mod tests {
 
     #[test]
     fn pinning_again_changes_nothing() {
-        let mut it = service(FromImage { health: Some(HealthTimes::default()), stop_signal: true });
+        let mut it = service(FromImage {
+            health: Some(HealthTimes::default()),
+            stop_signal: true,
+            ports: true,
+        });
         pin(&mut it, &image());
         let once = it.clone();
         pin(&mut it, &image());

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use keel_container::Engine;
 use keel_container::images::{Credentials, Error, Images, Progress, Secret};
+use keel_container::{Engine, Place};
 use tokio::sync::mpsc;
 
 use crate::rig::{Dockerd, Gate, Registry, Then, free_port, or_skip};
@@ -176,7 +176,7 @@ async fn a_full_disk_is_called_that() {
 async fn an_engine_may_be_absent_or_forbidden() {
     let dir = tempfile::tempdir().unwrap();
     let nowhere = format!("unix://{}", dir.path().join("none.sock").display());
-    let images = Images::new(Engine::at(&nowhere));
+    let images = Images::new(Engine::at(Place::at(&nowhere, "the test")));
     let error = images.pull("app:1", None, None, None).await.unwrap_err();
     assert_eq!(error.code(), "engine_away", "{error}");
     assert_eq!(images.inspect("app:1").await.unwrap_err().code(), "engine_away");

@@ -112,6 +112,9 @@ impl Driver {
         let _ = std::fs::remove_file(note);
         drop(socket);
         self.server.send(&FromProxy::Retired).await;
+        if self.driven.is_gone() {
+            return;
+        }
         let until = Instant::now() + RETIRED_DRAIN;
         let mut look = interval(IN_FLIGHT_LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -149,9 +152,7 @@ impl Driver {
         }
         let generation = wanted.generation;
         self.applied = Some(wanted);
-        self.server
-            .send(&FromProxy::Ack { generation, failed: Vec::new(), lacks: Vec::new() })
-            .await;
+        self.server.send(&FromProxy::Ack { generation, failed: Vec::new(), lacks: None }).await;
         self.report(true).await;
     }
 }

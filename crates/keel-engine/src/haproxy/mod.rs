@@ -5,6 +5,7 @@
 //! clients keep open, so endpoints that drain are closed there too, before a generation is acknowledged. Nothing is
 //! remembered of workers but what they say: a driver that takes over finds everything again.
 
+mod held;
 mod report;
 mod sockets;
 
@@ -22,6 +23,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout};
 
+use self::held::Held;
 use self::report::{Report, Worker, workers};
 use self::sockets::Offer;
 use crate::limits::{ANSWER, LOOK, MAX_ANSWER, START};
@@ -46,6 +48,8 @@ pub struct Haproxy {
     past: BTreeMap<ClusterId, ClusterStats>,
     /// Listening sockets to start with, instead of new ones.
     adopted: Vec<TcpListener>,
+    /// Copies of its listening sockets, for the next one if it dies.
+    held: Held,
     /// The master's command line.
     command_line: PathBuf,
 }
@@ -80,6 +84,7 @@ impl Haproxy {
             known: BTreeMap::new(),
             past: BTreeMap::new(),
             adopted: Vec::new(),
+            held: Held::default(),
         }
     }
 
@@ -124,6 +129,8 @@ impl Haproxy {
         self.backends =
             rendered.pools.iter().map(|(id, pool)| (id.clone(), pool.backends.clone())).collect();
         self.structure = None;
+        let listening = structure.listeners.iter().map(|listener| listener.bind).collect();
+        self.held.keep_only(&listening);
         match self.master {
             Some(_) => {
                 // One that an earlier driver started has them already.
@@ -132,8 +139,9 @@ impl Haproxy {
             }
             None => self.start().await?,
         }
-        self.open = structure.listeners.iter().map(|listener| listener.bind).collect();
+        self.open = listening;
         self.place.note_open(&self.open);
+        self.held.ask(&self.place.path(ADMIN_SOCKET), &self.open).await;
         self.structure = Some(structure);
         self.close_leaving(snapshot).await
     }
@@ -191,7 +199,8 @@ impl Haproxy {
         let socket = format!("unix@{},mode,600,level,admin", self.command_line.display());
         let mut arguments = vec!["-W".into(), "-S".into(), socket.into()];
         let failed = |source| Error::NotRun { engine: Engine::Haproxy, source };
-        let offered = std::mem::take(&mut self.adopted);
+        let mut offered = std::mem::take(&mut self.adopted);
+        offered.extend(self.held.copies());
         let mut offer = None;
         if !offered.is_empty() {
             let made = Offer::new(self.place.path("offer.sock"), offered).map_err(failed)?;
@@ -337,7 +346,16 @@ impl Haproxy {
             master.signal_group(Signal::USR1);
         }
         self.structure = None;
-        listeners::released(&std::mem::take(&mut self.open)).await;
+        let open = std::mem::take(&mut self.open);
+        let (held, free) = open.into_iter().partition(|bind| self.held.has(bind));
+        listeners::released(&free).await;
+        self.open = held;
+    }
+
+    /// No other one can be started: to be refused is better than to wait for it.
+    pub fn give_up(&mut self) {
+        self.held.clear();
+        self.open.clear();
     }
 
     /// Tells it to end when all connections have, and takes it out of the way of the next one: that is not to adopt it,
@@ -353,14 +371,16 @@ impl Haproxy {
     }
 
     /// Tells it to end when all connections have.
-    pub fn stop(&self) {
+    pub fn stop(&mut self) {
+        self.held.clear();
         if let Some(master) = &self.master {
             master.signal(Signal::USR1);
         }
     }
 
     /// Ends it at once.
-    pub fn kill(&self) {
+    pub fn kill(&mut self) {
+        self.held.clear();
         if let Some(master) = &self.master {
             master.signal(Signal::TERM);
         }

@@ -154,7 +154,7 @@ fn changes_of_endpoints_need_no_new_worker_of_haproxy() {
 }
 
 #[test]
-fn what_an_engine_lacks_is_told_with_every_acknowledgement() {
+fn what_an_engine_lacks_is_told_once_on_each_connection() {
     for engine in installed() {
         let mut driver = Driver::start(engine);
         let endpoint = Endpoint::new("here");
@@ -167,7 +167,7 @@ fn what_an_engine_lacks_is_told_with_every_acknowledgement() {
             let mut found = lacks.iter().filter(|lacking| lacking.what.contains("adapt"));
             found.next().map(|lacking| (lacking.engine.clone(), lacking.places.clone()))
         };
-        let always = driver.server.lacks(snapshot.clone());
+        let always = driver.server.lacks(snapshot.clone()).unwrap();
         assert_eq!(adapting(&always), None);
         let ids = always.iter().find(|lacking| lacking.what.contains("X-Request-Id")).unwrap();
         assert_eq!(ids.places, ["all traffic"]);
@@ -177,10 +177,14 @@ fn what_an_engine_lacks_is_told_with_every_acknowledgement() {
         snapshot.clusters.get_mut(CART).unwrap().policy = Some(Box::new(policy));
         let expected = Some((engine.command().to_owned(), vec![format!("cluster {CART}")]));
         let first = driver.server.lacks(snapshot.clone());
-        assert_eq!(adapting(&first), expected);
+        assert_eq!(adapting(first.as_ref().unwrap()), expected);
+        assert_eq!(driver.server.lacks(snapshot.clone()), None, "nothing new");
         // Without a new configuration, too: whoever has just connected knows nothing yet.
+        driver.reconnect();
         assert_eq!(driver.server.lacks(snapshot.clone()), first);
         driver.succeed(true);
-        assert_eq!(driver.server.lacks(snapshot), first);
+        assert_eq!(driver.server.lacks(snapshot.clone()), first);
+        snapshot.clusters.get_mut(CART).unwrap().policy = None;
+        assert_eq!(driver.server.lacks(snapshot), Some(always));
     }
 }

@@ -112,6 +112,11 @@ impl Driver {
         let mut before =
             std::mem::replace(&mut self.child, spawn(self.engine, self.dir.path(), take_over));
         until("the driver before has ended", || before.try_wait().unwrap());
+        self.reconnect();
+    }
+
+    /// The server connects anew.
+    pub fn reconnect(&mut self) {
         let generation = self.server.generation;
         self.server = Server::connect(self.dir.path(), self.engine);
         self.server.generation = generation;
@@ -251,7 +256,7 @@ impl Server {
         self.acknowledgement().0
     }
 
-    fn acknowledgement(&mut self) -> (Vec<ListenerFailure>, Vec<Lacking>) {
+    fn acknowledgement(&mut self) -> (Vec<ListenerFailure>, Option<Vec<Lacking>>) {
         let wanted = Generation(self.generation);
         self.until("acknowledgement", |message| match message {
             FromProxy::Ack { generation, failed, lacks } if *generation >= wanted => {
@@ -273,8 +278,8 @@ impl Server {
         self.acknowledged()
     }
 
-    /// Sends a whole state; what its acknowledgement says is lacking.
-    pub fn lacks(&mut self, snapshot: Snapshot) -> Vec<Lacking> {
+    /// Sends a whole state; what its acknowledgement says is lacking, if it says so.
+    pub fn lacks(&mut self, snapshot: Snapshot) -> Option<Vec<Lacking>> {
         self.tell(snapshot);
         self.acknowledgement().1
     }

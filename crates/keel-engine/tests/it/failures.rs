@@ -1,8 +1,10 @@
 //! What dies is replaced, and what is wrong is told.
 
-use std::io::ErrorKind::NotFound;
+use std::io::ErrorKind::{ConnectionRefused, NotFound};
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use keel_link::handover;
 use keel_model::EndpointState::{Draining, Ready};
@@ -10,7 +12,7 @@ use keel_model::RouteKind;
 use keel_render::Engine;
 use keel_route::snapshot::{Certificate, ListenerTls, Snapshot};
 
-use crate::driver::{Driver, cluster, installed, listener, signal, until};
+use crate::driver::{Driver, cluster, has, installed, listener, signal, until};
 use crate::endpoint::Endpoint;
 use crate::load::{Load, get};
 
@@ -33,6 +35,68 @@ fn a_killed_engine_is_started_again() {
         driver.server.update(cluster(&[(other.address, Ready)]));
         until("the change is there", || (get(bind).ok()? == "b").then_some(()));
     }
+}
+
+/// A process that this one has started.
+fn worker_of(pid: u32) -> u32 {
+    let is_child = |stat: &String| {
+        let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1));
+        parent == Some(pid.to_string().as_str())
+    };
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let stats = all.filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok());
+    let child = stats.into_iter().find(is_child).unwrap();
+    child.split(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn who_connects_while_haproxy_is_dead_waits_for_the_next_one() {
+    if !has(Engine::Haproxy) {
+        return;
+    }
+    let mut driver = Driver::start(Engine::Haproxy);
+    let (bind, other) = (driver.address(80), driver.address(81));
+    let endpoint = Endpoint::new("a");
+    let cart = || cluster(&[(endpoint.address, Ready)]);
+    driver.server.serve(&[bind, other], cart());
+    let (end, refused) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let (end, refused) = (Arc::clone(&end), Arc::clone(&refused));
+            std::thread::spawn(move || {
+                while !end.load(SeqCst) {
+                    // What the dead one had accepted is lost.
+                    if let Err(error) = get(bind)
+                        && error.kind() == ConnectionRefused
+                    {
+                        refused.fetch_add(1, SeqCst);
+                    }
+                }
+            })
+        })
+        .collect();
+    for round in 0..5 {
+        let before = driver.engine_pid();
+        // Without a worker HAProxy ends by itself.
+        signal(if round % 2 == 0 { before } else { worker_of(before) }, "-KILL");
+        for _ in 0..20 {
+            let answer = get(bind);
+            assert!(!answer.is_err_and(|e| e.kind() == ConnectionRefused), "round {round}");
+        }
+        until("another engine serves", || {
+            (driver.engine_pid() != before && get(bind).ok()? == "a").then_some(())
+        });
+    }
+    end.store(true, SeqCst);
+    clients.into_iter().for_each(|client| client.join().unwrap());
+    assert_eq!(refused.load(SeqCst), 0, "{}", driver.log());
+    for _ in 0..50 {
+        assert_eq!(get(bind).unwrap(), "a", "each socket has somebody who accepts");
+    }
+    // Nobody holds open what is closed then.
+    assert_eq!(driver.server.serve(&[bind], cart()), []);
+    until("nobody listens there", || get(other).err());
+    assert_eq!(get(bind).unwrap(), "a");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! One request and its answer: place it, send it, pass the answer on, and try again where that is safe.
 //!
-//! Until the first byte of an answer arrives, what was sent is kept (up to [`MAX_REPEATABLE_BODY`]) and
+//! Until the first byte of an answer arrives, what was sent is kept ([`crate::http1::upload`]) and
 //! [`keel_route::retry`] decides whether it goes out once more. From then on the client sees what the endpoint
 //! sends.
 
@@ -9,21 +9,20 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use keel_route::retry::Failure;
 
 use crate::buffer::Buffer;
-use crate::conn::Conn;
 use crate::counted::Counted;
 use crate::deadline::{Deadline, Idle};
-use crate::http1::body::{Body, Malformed};
 use crate::http1::relay::{Broken, Relay};
 use crate::http1::request::{Refusal, Request};
 use crate::http1::response::{self, Response};
+use crate::http1::upload::Upload;
 use crate::http1::{Connection, Next};
-use crate::limits::{BUFFER, MAX_HEAD, MAX_INTERIM, MAX_REPEATABLE_BODY, SMALL_BODY, TICK};
+use crate::limits::{MAX_HEAD, MAX_INTERIM, SMALL_BODY, TICK};
 use crate::reply::Reply;
 use crate::route::{self, AnswerChanges};
 use crate::session::Client;
@@ -78,18 +77,6 @@ impl Progress {
     fn uploaded(kept: bool) -> Self {
         Self { uploaded: Cell::new(true), answered: Cell::new(false), kept }
     }
-}
-
-/// The body of a request on its way, and what of it was kept.
-struct Upload<'a> {
-    input: &'a mut Buffer,
-    body: Body,
-    /// The head and the body so far.
-    sent: &'a mut Vec<u8>,
-    /// All that was sent is in `sent`.
-    repeatable: bool,
-    /// Bytes of it that have come.
-    moved: Cell<u64>,
 }
 
 /// Serves one request.
@@ -549,59 +536,6 @@ impl Exchange<'_> {
         }
         input.consume(head.head);
         Attempt::Upgraded(std::mem::take(input))
-    }
-}
-
-impl Upload<'_> {
-    /// Takes what was read together with the head.
-    fn take_what_is_there(&mut self) -> Result<(), Malformed> {
-        let taken = self.body.take(self.input.bytes())?;
-        self.sent.extend_from_slice(&self.input.bytes()[..taken]);
-        self.input.consume(taken);
-        self.moved.set(taken as u64);
-        Ok(())
-    }
-
-    /// Sends the rest of the body as it comes, keeping what fits to be repeated.
-    async fn rest(
-        &mut self,
-        client: &Client,
-        to: &Conn,
-        head: usize,
-        idle: Idle<'_>,
-    ) -> Result<(), Broken> {
-        client.stream.got_part(self.sent.len());
-        while self.repeatable && !self.body.is_over() {
-            let ready = |cx: &mut Context<'_>| client.stream.poll_read_ready(cx);
-            client.deadline.until_idle(idle, ready).await.map_err(|_| Broken::Source)?;
-            let room = self.input.room(BUFFER);
-            match stream::read(&client.stream, room, &client.deadline).await {
-                Ok(0) | Err(_) => return Err(Broken::Source),
-                Ok(n) => self.input.filled(n),
-            }
-            let taken = self.body.take(self.input.bytes()).map_err(|_| Broken::Malformed)?;
-            let from = self.sent.len();
-            // What is in `sent` is out of `input` before anything is awaited: this may end at any await.
-            self.sent.extend_from_slice(&self.input.bytes()[..taken]);
-            self.input.consume(taken);
-            self.moved.set(self.moved.get() + taken as u64);
-            if let Some(flow) = idle.flow {
-                flow.passed();
-            }
-            self.repeatable = self.sent.len() - head <= MAX_REPEATABLE_BODY;
-            let write = stream::write_all(to, &self.sent[from..], &client.deadline);
-            write.await.map_err(|_| Broken::Sink)?;
-        }
-        let mut relay = Relay {
-            worker: &client.worker,
-            from: &client.stream,
-            to,
-            deadline: &client.deadline,
-            idle,
-            unchunk: false,
-            moved: &self.moved,
-        };
-        relay.run(&mut self.body, self.input).await
     }
 }
 

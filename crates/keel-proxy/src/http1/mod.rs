@@ -10,6 +10,7 @@ pub mod forward;
 mod relay;
 pub mod request;
 pub mod response;
+mod upload;
 
 use std::io;
 

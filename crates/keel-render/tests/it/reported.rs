@@ -10,7 +10,7 @@ use keel_model::{
     ProxyVersion, RateLimit, Redirect, Rewrite, RouteKind, Rule, StickyCookie,
 };
 use keel_render::{Engine, Lack, Options, StreamModule, render};
-use keel_route::snapshot::{Listener, ListenerTls, RouteEntry, Snapshot};
+use keel_route::snapshot::{Cluster, Listener, ListenerTls, RouteEntry, Snapshot};
 
 use crate::cases;
 use crate::make::{cluster, id, prefix, route, routed, with_filters, with_policy};
@@ -29,7 +29,6 @@ fn reported(engine: Engine, snapshot: &Snapshot) -> BTreeSet<Lack> {
 fn with_routes(routes: Vec<RouteEntry>) -> Snapshot {
     let bind = "127.0.0.1:80".parse().unwrap();
     let mut snapshot = routed(bind, routes, cases::clusters(&[("one", bind)]));
-    // So that nothing is said about HTTP/2 without TLS.
     snapshot.listeners[0].tls = Some(ListenerTls::default());
     let authority = crate::tls::authority();
     Arc::make_mut(&mut snapshot.certificates)
@@ -44,6 +43,33 @@ fn usual_things_are_no_gaps() {
         assert_eq!(reported(engine, &snapshot), BTreeSet::new());
         assert_eq!(reported(engine, &Snapshot::default()), BTreeSet::new());
     }
+}
+
+#[test]
+fn http2_without_tls_is_missed_only_where_a_service_speaks_it() {
+    let calls = route("calls", prefix("/calls"), "grpc");
+    let moved = with_filters(route("moved", prefix("/m"), "grpc"), |f| {
+        f.redirect = Some(Redirect {
+            scheme: Some("https".to_owned()),
+            host: None,
+            port: None,
+            path: None,
+            status: 308,
+        });
+    });
+    let web = route("web", prefix("/"), "one");
+    let mut snapshot = with_routes(vec![calls, moved, web]);
+    let grpc = Cluster { protocol: Protocol::Http2, ..snapshot.clusters[&id("one")].clone() };
+    snapshot.clusters.insert(id("grpc"), grpc);
+    let places = |snapshot: &Snapshot| {
+        let gaps = render(Engine::Nginx, snapshot, &Options::default()).gaps.into_iter();
+        let gaps = gaps.filter(|gap| gap.what == Lack::CleartextHttp2);
+        gaps.map(|gap| gap.place).collect::<Vec<_>>()
+    };
+    assert_eq!(places(&snapshot), Vec::<String>::new(), "TLS says what is spoken");
+    snapshot.listeners[0].tls = None;
+    assert_eq!(places(&snapshot), ["route shop/calls"]);
+    assert!(!reported(Engine::Haproxy, &snapshot).contains(&Lack::CleartextHttp2));
 }
 
 #[test]
@@ -197,7 +223,7 @@ fn what_is_asked_of_listeners() {
     let both = [Lack::Listener, Lack::Certificate, Lack::CertificateName, Lack::AlpnChallenge];
     assert_eq!(reported(Engine::Haproxy, &snapshot), BTreeSet::from(both));
     let mut nginx = BTreeSet::from(both);
-    nginx.extend([Lack::Detection, Lack::CleartextHttp2, Lack::AcceptProxy]);
+    nginx.extend([Lack::Detection, Lack::AcceptProxy]);
     assert_eq!(reported(Engine::Nginx, &snapshot), nginx);
     // Without the module nothing opaque can be listened for.
     let options = Options { stream: StreamModule::Absent, ..Options::default() };

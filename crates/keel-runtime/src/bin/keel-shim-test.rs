@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use keel_runtime::{exec_into, shim_main};
+use keel_runtime::{ExecSpec, exec_into, shim_main};
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
@@ -18,10 +18,11 @@ fn main() -> ExitCode {
 fn enter(mut words: Vec<String>) -> ExitCode {
     let command = words.split_off(1);
     match serde_json::from_str(&words[0]) {
-        Ok(spec) => {
+        Ok(ExecSpec::Process(spec)) => {
             let error = exec_into(&spec, command, &BTreeMap::new(), None);
             eprintln!("{error}");
         }
+        Ok(ExecSpec::Container(_)) => eprintln!("not a process"),
         Err(error) => eprintln!("{error}"),
     }
     ExitCode::FAILURE

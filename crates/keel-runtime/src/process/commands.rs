@@ -16,7 +16,7 @@ use super::{Inner, blocking};
 use crate::cgroup::Group;
 use crate::record::{self, Running};
 use crate::shim::plan::ProcessPlan;
-use crate::types::{Error, ExecOutput, ExecRequest, ExecSpec, Launch, Resources, StartError};
+use crate::types::{Error, ExecOutput, ExecRequest, Launch, ProcessExec, Resources, StartError};
 
 /// How long a command may take when the request does not say.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -28,9 +28,9 @@ const HOOK_OUTPUT: usize = 16 << 10;
 const OUTPUT_WAIT: Duration = Duration::from_millis(200);
 
 /// What `keel exec` needs.
-pub(super) fn exec_spec(inner: &Inner, id: &InstanceId) -> Result<ExecSpec, Error> {
+pub(super) fn exec_spec(inner: &Inner, id: &InstanceId) -> Result<ProcessExec, Error> {
     let (kept, running) = inner.running(id)?;
-    Ok(ExecSpec {
+    Ok(ProcessExec {
         instance: id.clone(),
         pid: u32::try_from(running.pid).unwrap_or(0),
         start_ticks: running.start_ticks,

@@ -409,7 +409,8 @@ impl Runtime for ProcessRuntime {
     }
 
     async fn exec_spec(&self, id: &InstanceId) -> Result<ExecSpec, Error> {
-        commands::exec_spec(&self.inner, id)
+        let spec = commands::exec_spec(&self.inner, id)?;
+        Ok(ExecSpec::Process(Box::new(spec)))
     }
 
     async fn logs(

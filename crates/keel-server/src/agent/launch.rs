@@ -1,6 +1,8 @@
 //! From an assignment to all that a runtime needs to start it.
 
-use keel_model::{Assignment, Service};
+use keel_model::{
+    Assignment, ContainerNetwork, MountSource, Network, Service, Spec, Stack, Volume,
+};
 use keel_runtime::Launch;
 
 use super::Context;
@@ -26,6 +28,13 @@ impl Context {
                 }
             }
         }
+        let record = world.stacks.get(&assignment.stack).and_then(|stack| stack.record.as_ref());
+        let (networks, volumes) = record.map_or_else(Default::default, |record| {
+            (
+                networks_of(&service.spec, &record.value.stack),
+                volumes_of(&service.spec, &record.value.stack),
+            )
+        });
         Launch {
             id: assignment.id.clone(),
             stack: assignment.stack.clone(),
@@ -40,6 +49,29 @@ impl Context {
             ),
             hosts,
             nameserver: self.network.nameserver(&assignment.stack),
+            networks,
+            volumes,
         }
     }
+}
+
+/// What the stack says of the networks that a container is attached to.
+fn networks_of(spec: &Spec, stack: &Stack) -> Vec<Network> {
+    let Some(container) = &spec.container else { return Vec::new() };
+    let ContainerNetwork::Attached(attachments) = &container.network else { return Vec::new() };
+    let attached = |network: &&Network| attachments.iter().any(|to| to.network == network.name);
+    stack.networks.values().filter(attached).cloned().collect()
+}
+
+/// What the stack says of the volumes that a container mounts.
+fn volumes_of(spec: &Spec, stack: &Stack) -> Vec<Volume> {
+    if spec.container.is_none() {
+        return Vec::new();
+    }
+    let mounted = |volume: &&Volume| {
+        spec.mounts.iter().any(|mount| {
+            matches!(&mount.source, MountSource::Volume { name, .. } if *name == volume.name)
+        })
+    };
+    stack.volumes.values().filter(mounted).cloned().collect()
 }

@@ -5,6 +5,7 @@
 //! either: a new proxy starts with the last snapshot of the old one.
 
 mod begin;
+mod hear;
 mod held;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
@@ -17,7 +18,7 @@ use keel_model::{EventKind, Generation, Goal, InstanceId, NodeName, Phase, ZoneN
 use keel_route::access_log::AccessLog;
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{
-    Cluster, ClusterId, FromProxy, Lacking, ListenerFailure, Notices, Snapshot, Stats, ToProxy,
+    Cluster, ClusterId, FromProxy, Lacking, ListenerFailure, Snapshot, Stats, ToProxy,
 };
 use keel_runtime::Runtime;
 use rustix::net::sockopt::socket_peercred;
@@ -28,10 +29,10 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use self::begin::{Begun, Place, START_TIME, Succession, is_other_binary, pause};
+use self::begin::{Begun, Place, START_TIME, Succession, pause};
 use self::held::Held;
 use super::snapshot::{Sources, drained, snapshot};
-use super::{Credentials, callers, lacks, notices};
+use super::{Credentials, callers};
 use crate::board::Board;
 use crate::clock;
 use crate::events::EventLog;
@@ -68,7 +69,7 @@ pub struct ProxyState {
     pub acknowledged: Generation,
     /// Listeners that it could not open.
     pub failed: Vec<ListenerFailure>,
-    /// What it lacks of what is wanted, if it drives an engine.
+    /// What it lacks of what is wanted, if it drives an engine; until it has said so, what the one before lacked.
     pub lacks: Vec<Lacking>,
     /// Its version.
     pub version: String,
@@ -395,113 +396,6 @@ impl Link {
             .collect();
         session.spare(&draining, *generation);
         frames
-    }
-
-    fn hear(&self, session: &mut Session, frame: FromProxy) {
-        match frame {
-            FromProxy::Hello { pid, version } => {
-                tracing::info!(pid, version, "linked to the proxy");
-                let is_other =
-                    self.is_other_engine(&version) || is_other_binary(pid, &self.program);
-                self.state.send_modify(|state| (state.pid, state.version) = (Some(pid), version));
-                if is_other || self.engine.is_some() {
-                    session.held.clear();
-                }
-                // It has come, whatever it is.
-                session.succession.begun.take_if(|begun| begun.pid == pid);
-                session.is_other = is_other;
-                if is_other {
-                    tracing::info!(pid, "the proxy is not what it should be");
-                } else {
-                    session.succession = Succession::default();
-                }
-            }
-            FromProxy::Ack { generation, failed, lacks } => {
-                session.acknowledged = generation;
-                if generation >= session.whole {
-                    self.shown.send_replace(session.issued);
-                }
-                self.tell_lacks(&lacks);
-                self.tell_withdrawn(session);
-                self.note_failures(&failed);
-                session.is_settled &= self.state.borrow().failed == failed;
-                self.state.send_modify(|state| {
-                    state.acknowledged = generation;
-                    (state.failed, state.lacks) = (failed, lacks);
-                });
-                if !session.is_settled && generation >= session.whole {
-                    session.is_settled = true;
-                    if !session.is_other && self.engine.is_none() {
-                        session.held.ask(&self.socket(), self.state.borrow().own().open);
-                    }
-                }
-            }
-            FromProxy::InFlight { generation, instance, count } => {
-                session.in_flight.insert(instance, (generation, count));
-            }
-            // The runtime sees an exit and the probes see a hang sooner than anything done here could.
-            FromProxy::Refused { instance } => tracing::debug!(%instance, "refused a connection"),
-            FromProxy::Stats(mut stats) => {
-                self.tell_notices(&std::mem::take(&mut stats.notices));
-                let asked = session.questions.pop_front();
-                self.state.send_modify(|state| {
-                    (state.stats, state.asked) = (Arc::new(stats), asked);
-                });
-            }
-            FromProxy::Place { .. } | FromProxy::Retired => {
-                tracing::debug!("a word for a successor went astray");
-            }
-        }
-    }
-
-    fn tell_withdrawn(&self, session: &mut Session) {
-        let acknowledged = session.acknowledged;
-        let done = session.withdrawn.extract_if(.., |(_, since)| acknowledged >= *since);
-        let now = clock::now();
-        let world = self.worlds.current();
-        for (id, _) in done {
-            let exit = self.board.get(&id).and_then(|status| status.exit.clone());
-            let after = exit.map_or(0, |exit| now.since(exit.at).as_millis());
-            let assignment = world
-                .stacks
-                .values()
-                .find_map(|stack| stack.assignments.get(&id))
-                .map(|a| &a.value);
-            self.events.add(
-                EventKind::EndpointWithdrawn,
-                assignment.map(|a| &a.stack),
-                assignment.map(|a| &a.service),
-                Some(&id),
-                format!("out of the load balancer {after} ms after it ended"),
-            );
-        }
-    }
-
-    fn tell_lacks(&self, lacks: &[Lacking]) {
-        let state = self.state.borrow();
-        for (stack, message) in lacks::news(&state.lacks, lacks, state.snapshot.as_deref()) {
-            self.events.add(EventKind::EngineLacks, stack.as_ref(), None, None, message);
-        }
-    }
-
-    fn tell_notices(&self, told: &Notices) {
-        for notice in &told.endpoints {
-            let (kind, stack, service, message) = notices::event(notice);
-            let (stack, service) = (stack.as_ref(), service.as_ref());
-            self.events.add(kind, stack, service, Some(&notice.instance), message);
-        }
-        if told.lost > 0 {
-            let message = format!("{} more endpoints were left out or let in again", told.lost);
-            self.events.add(EventKind::EndpointEjected, None, None, None, message);
-        }
-    }
-
-    fn note_failures(&self, failed: &[ListenerFailure]) {
-        let known = self.state.borrow().failed.clone();
-        for failure in failed.iter().filter(|failure| !known.contains(failure)) {
-            let message = format!("can't listen on {}: {}", failure.bind, failure.reason);
-            self.events.add(EventKind::Platform, None, None, None, message);
-        }
     }
 }
 

@@ -12,6 +12,7 @@ mod snapshot;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod told;
 
 pub use credentials::Credentials;
 pub use figures::Figures;
@@ -20,3 +21,4 @@ pub use lacks::of_stack as lacks_of_stack;
 pub use link::{Link, ProxyState};
 pub use snapshot::{is_served, tcp_ports};
 pub use tables::default_priority;
+pub use told::Told;

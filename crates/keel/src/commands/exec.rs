@@ -1,6 +1,7 @@
 //! `keel exec`: runs a command inside an instance, with the caller's own terminal.
 //!
-//! The server only tells how to enter the instance; this process then becomes the command. Its exit code is the command's.
+//! The server only tells how to enter the instance. For a process, this one then becomes the command; for a container it
+//! has the engine run it, with a pseudo-terminal if there is a terminal here. Its exit code is the command's.
 //! It stays in the caller's session and process group, so that job control, Ctrl-C and the size of the window are the
 //! command's own without a pseudo-terminal in between.
 
@@ -8,8 +9,9 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use keel_container::terminal::Command;
 use keel_model::Phase;
-use keel_runtime::ExecSpec;
+use keel_runtime::{ContainerExec, ExecSpec};
 use keel_server::api::types::{InstanceView, StackView};
 
 use crate::cli::FileArgs;
@@ -70,12 +72,19 @@ pub async fn run(ctx: &Context, args: ExecArgs) -> Result<(), Failure> {
     let client = ctx.client();
     let view = client.stack(stack.as_str()).await?;
     let instance = choose(&view, &args)?;
-    let mut spec: ExecSpec = client.exec_spec(instance.id.as_str()).await?;
-    if terminal && !args.no_tty {
-        let term = std::env::var("TERM").unwrap_or_default();
-        describe_terminal(&mut spec.environment, term);
-    }
     let environment = environment(&args.env, |name| std::env::var_os(name))?;
+    let own_term = std::env::var("TERM").unwrap_or_default();
+    let spec: ExecSpec = client.exec_spec(instance.id.as_str()).await?;
+    let mut spec = match spec {
+        ExecSpec::Process(spec) => spec,
+        ExecSpec::Container(into) => {
+            let with_terminal = terminal && !args.no_tty;
+            return inside(&into, args, environment, with_terminal.then_some(own_term)).await;
+        }
+    };
+    if terminal && !args.no_tty {
+        describe_terminal(&mut spec.environment, own_term);
+    }
     if let Some(user) = args.user.as_deref().filter(|user| !user.is_empty()) {
         spec.become_user(user).map_err(|error| Failure::failed("exec", error.to_string()))?;
     }
@@ -84,6 +93,32 @@ pub async fn run(ctx: &Context, args: ExecArgs) -> Result<(), Failure> {
     let failure =
         Failure::failed("exec", format!("cannot enter instance {}: {error}", instance.id));
     Err(if denied { failure.hint("run keel as the user that the server runs as") } else { failure })
+}
+
+/// Runs the command inside a container; with a terminal of this kind, if any. Ends this process with its exit code.
+async fn inside(
+    into: &ContainerExec,
+    args: ExecArgs,
+    mut environment: BTreeMap<String, String>,
+    term: Option<String>,
+) -> Result<(), Failure> {
+    let terminal = term.is_some();
+    if let Some(term) = term {
+        describe_terminal(&mut environment, term);
+    }
+    let command = Command {
+        command: args.command,
+        environment,
+        working_dir: args.workdir,
+        user: args.user.filter(|user| !user.is_empty()),
+        terminal,
+    };
+    let code = keel_container::terminal::exec(into, command).await;
+    let code = code.map_err(|error| {
+        let message = format!("cannot enter instance {}: {error}", into.instance);
+        Failure::failed("exec", message)
+    })?;
+    std::process::exit(code)
 }
 
 /// Tells the command what kind of terminal it has: `vi` and `less` need to know, and an instance, which has none, has no

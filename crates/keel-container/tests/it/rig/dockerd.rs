@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use keel_container::Engine;
+use keel_container::{Engine, Place};
 use tempfile::TempDir;
 
 use super::{Program, installed};
@@ -94,7 +94,7 @@ impl Dockerd {
 
     /// As the crate sees it.
     pub fn engine(&self) -> Engine {
-        Engine::at(&self.url())
+        Engine::at(Place::at(&self.url(), "the test"))
     }
 
     /// Runs the engine's own command line; what it prints.

@@ -60,12 +60,16 @@ fn failures_in_a_row_leave_an_endpoint_out_until_it_has_recovered() {
     wait(async {
         let state = mood(500);
         let (a, b) = (moody(Version::One, "a", &state), named(Version::One, "b"));
-        let site = Site::bare(under(&strict(600), &[&a, &b]));
+        let mut site = Site::bare(under(&strict(600), &[&a, &b]));
         let mut caller = Caller::connect(Version::One, site.address).await;
         let counts = tally(&mut caller, "GET", 12).await;
         assert!(of(&counts, 500, "a") >= 3, "{counts:?}");
         state.store(200, Ordering::SeqCst);
         until_answered(&mut caller, 200, "a").await;
+        let told = site.proxy.all_stats().notices.endpoints.into_iter();
+        let told: Vec<_> = told.map(|notice| (notice.is_out, notice.reason)).collect();
+        let back = (false, "its time is over, and it is tried again".to_owned());
+        assert_eq!((told[0].0, told.last()), (true, Some(&back)), "{told:?}");
     });
 }
 

@@ -1,10 +1,11 @@
 //! A link to a proxy that the test plays.
 
 use keel_acme::Published;
-use keel_route::snapshot::{Certificate, Challenges};
+use keel_route::snapshot::{Certificate, Challenges, Notices};
 use keel_store::{RedbStore, Store};
 use tokio::net::UnixListener;
 
+use super::super::Told;
 use super::begin::START_TIME;
 use super::*;
 
@@ -37,7 +38,7 @@ impl Proxy {
 
     async fn acknowledge(&mut self, generation: Generation) {
         let frame =
-            encode(&FromProxy::Ack { generation, failed: Vec::new(), lacks: Vec::new() }).unwrap();
+            encode(&FromProxy::Ack { generation, failed: Vec::new(), lacks: None }).unwrap();
         self.stream.write_all(&frame).await.unwrap();
     }
 }
@@ -80,13 +81,18 @@ async fn what_the_proxy_says_is_told_once() {
         why: "it has none".to_owned(),
         places: vec!["cluster shop/cart:80".to_owned()],
     };
-    let ack = |generation| FromProxy::Ack {
+    let ack = |generation, lacks| FromProxy::Ack {
         generation: Generation(generation),
         failed: Vec::new(),
-        lacks: vec![lacking.clone()],
+        lacks,
     };
-    link.hear(&mut session, ack(1));
-    link.hear(&mut session, ack(2));
+    let all = Some(vec![lacking.clone()]);
+    link.hear(&mut session, ack(1, all.clone()));
+    link.hear(&mut session, ack(2, None));
+    assert_eq!(link.state.borrow().lacks, std::slice::from_ref(&lacking));
+    // An earlier version says so each time, and whoever connects anew once more.
+    link.hear(&mut session, ack(3, all.clone()));
+    link.hear(&mut Session::default(), ack(4, all));
     assert_eq!(link.state.borrow().lacks, std::slice::from_ref(&lacking));
     let notice = keel_route::snapshot::EndpointNotice {
         cluster: "shop/cart:80".to_owned(),
@@ -119,6 +125,35 @@ async fn what_the_proxy_says_is_told_once() {
         (EventKind::EndpointEjected, None, "3 more endpoints were left out or let in again"),
     ];
     assert_eq!(told, expected);
+    // One that says nothing in its place lacks nothing.
+    link.hear(&mut Session::default(), ack(5, None));
+    assert_eq!(link.state.borrow().lacks, []);
+}
+
+#[tokio::test]
+async fn what_was_told_is_kept_for_the_next_server() {
+    let store: Arc<dyn Store> = Arc::new(RedbStore::in_memory().unwrap());
+    let told = Told::load(store.clone()).await.unwrap();
+    assert_eq!(told.lacks(), []);
+    let (state, proxy) = watch::channel(ProxyState::default());
+    let following = tokio::spawn(told.follow(proxy));
+    let lacking = Lacking {
+        engine: "nginx".to_owned(),
+        what: "slow start".to_owned(),
+        why: "it has none".to_owned(),
+        places: Vec::new(),
+    };
+    for lacks in [vec![lacking.clone()], Vec::new(), vec![lacking]] {
+        state.send_modify(|state| state.lacks.clone_from(&lacks));
+        let kept = async {
+            while Told::load(store.clone()).await.unwrap().lacks() != lacks {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, kept).await.unwrap();
+    }
+    drop(state);
+    tokio::time::timeout(PATIENCE, following).await.unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -192,4 +227,22 @@ async fn a_successor_is_waited_for_while_it_lives_and_followed_by_another_when_i
     }
     succession.begin(begun(tokio::spawn(std::future::pending())));
     tokio::time::timeout(Duration::from_millis(100), succession.due()).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_proxy_is_taken_for_dead_only_if_it_is_late_twice() {
+    let directory = tempfile::tempdir().unwrap();
+    let (shown, _) = watch::channel(0);
+    let link = link(directory.path().to_owned(), Arc::default(), shown).await;
+    let mut session = Session::default();
+    assert!(!link.hangs(&mut session) && !link.hangs(&mut session), "nothing was asked");
+    // This server stood still, and has not read the answer yet.
+    session.questions.push_back(Instant::now().checked_sub(HANGS).unwrap());
+    assert!(!link.hangs(&mut session));
+    link.hear(&mut session, FromProxy::Stats(Stats::default()));
+    assert!(!link.hangs(&mut session));
+    // There is none.
+    session.questions.push_back(Instant::now().checked_sub(HANGS).unwrap());
+    assert!(!link.hangs(&mut session));
+    assert!(link.hangs(&mut session));
 }

@@ -1,0 +1,179 @@
+//! A container's output, as the engine keeps it.
+//!
+//! Reading goes on over restarts of the container: a new attempt writes into the same log.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bollard::container::LogOutput;
+use bollard::query_parameters::LogsOptionsBuilder;
+use futures_util::StreamExt as _;
+use keel_model::{InstanceId, Timestamp};
+use keel_runtime::{LogLine, LogQuery, LogStream};
+use tokio::sync::mpsc;
+
+use super::Inner;
+
+/// Lines on their way to a reader.
+const QUEUE: usize = 256;
+/// Pause before the engine is asked for more after it ended a log that goes on.
+const PAUSE: Duration = Duration::from_millis(100);
+/// The form of a time in front of a line takes at most so many bytes.
+const STAMP: usize = 40;
+
+/// Reads the log of an instance.
+pub(super) fn read(inner: Arc<Inner>, id: InstanceId, query: LogQuery) -> mpsc::Receiver<LogLine> {
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    tokio::spawn(async move {
+        let reading = Reading { inner, id, query, last: None };
+        tokio::select! {
+            () = reading.run(&sender) => {}
+            () = sender.closed() => {}
+        }
+    });
+    receiver
+}
+
+struct Reading {
+    inner: Arc<Inner>,
+    id: InstanceId,
+    query: LogQuery,
+    /// Time of the last line as the engine wrote it, and how many lines of that time were given.
+    last: Option<(String, usize)>,
+}
+
+impl Reading {
+    async fn run(mut self, sender: &mpsc::Sender<LogLine>) {
+        let mut changed = self.inner.changed.subscribe();
+        loop {
+            changed.mark_unchanged();
+            let Ok(kept) = self.inner.kept(&self.id) else { return };
+            let ended = kept.exit.is_some();
+            if self.pass(&kept.container, sender).await.is_err() || !self.query.follow {
+                return;
+            }
+            if ended {
+                // Until it is started again or goes.
+                if changed.changed().await.is_err() {
+                    return;
+                }
+            } else {
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+
+    /// Reads what there is, and while the container runs what comes. An error means that nobody wants more.
+    async fn pass(&mut self, container: &str, sender: &mpsc::Sender<LogLine>) -> Result<(), ()> {
+        let Ok(client) = self.inner.engine.client().await else {
+            return if self.query.follow { Ok(()) } else { Err(()) };
+        };
+        // The engine takes whole seconds; what is too early is left out here.
+        let since = match &self.last {
+            Some((stamp, _)) => stamp.parse::<jiff::Timestamp>().ok().map(|time| time.as_second()),
+            None => self.query.since.map(|since| i64::try_from(since.0 / 1000).unwrap_or(0)),
+        };
+        let since = since.and_then(|since| i32::try_from(since).ok()).unwrap_or(0);
+        // A tail is of what is left after leaving out, so that it is cut here where anything is.
+        let cut = self.query.until.is_some() || self.query.since.is_some() || self.last.is_some();
+        let tail = match self.query.tail {
+            Some(tail) if !cut => tail.to_string(),
+            _ => "all".to_owned(),
+        };
+        let options = LogsOptionsBuilder::default()
+            .follow(self.query.follow)
+            .stdout(true)
+            .stderr(true)
+            .timestamps(true)
+            .since(since)
+            .tail(&tail)
+            .build();
+        let mut output = client.logs(container, Some(options));
+        let mut lines = Lines::default();
+        let mut skip = self.last.clone();
+        let mut ring = std::collections::VecDeque::new();
+        let keep = self.query.tail.filter(|_| cut && !self.query.follow && self.last.is_none());
+        'all: while let Some(Ok(part)) = output.next().await {
+            for (stamp, line) in lines.add(&part) {
+                if self.query.until.is_some_and(|until| line.at > until) {
+                    break 'all;
+                }
+                if already(&mut skip, &stamp)
+                    || self.query.since.is_some_and(|since| line.at < since)
+                {
+                    continue;
+                }
+                match &mut self.last {
+                    Some((last, count)) if *last == stamp => *count += 1,
+                    last => *last = Some((stamp, 1)),
+                }
+                match keep {
+                    Some(keep) => {
+                        ring.push_back(line);
+                        if ring.len() > keep {
+                            ring.pop_front();
+                        }
+                    }
+                    None => sender.send(line).await.map_err(drop)?,
+                }
+            }
+        }
+        for line in ring {
+            sender.send(line).await.map_err(drop)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a line was given in an earlier pass.
+fn already(skip: &mut Option<(String, usize)>, stamp: &str) -> bool {
+    let Some((last, count)) = skip else { return false };
+    match stamp.cmp(last.as_str()) {
+        std::cmp::Ordering::Less => true,
+        std::cmp::Ordering::Equal if *count > 0 => {
+            *count -= 1;
+            true
+        }
+        _ => false,
+    }
+}
+
+/// Joins what the engine sends to lines. Each part of a stream begins with a time; one of a terminal may hold several
+/// lines, or end within one.
+#[derive(Default)]
+struct Lines {
+    rest: Vec<u8>,
+}
+
+impl Lines {
+    fn add(&mut self, part: &LogOutput) -> Vec<(String, LogLine)> {
+        let (stream, terminal) = match part {
+            LogOutput::StdErr { .. } => (LogStream::Stderr, false),
+            LogOutput::Console { .. } => (LogStream::Stdout, true),
+            LogOutput::StdOut { .. } | LogOutput::StdIn { .. } => (LogStream::Stdout, false),
+        };
+        if !terminal {
+            return line(part.as_ref(), stream).into_iter().collect();
+        }
+        self.rest.extend_from_slice(part.as_ref());
+        let mut all = Vec::new();
+        while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
+            let bytes: Vec<u8> = self.rest.drain(..=end).collect();
+            all.extend(line(&bytes, stream));
+        }
+        all
+    }
+}
+
+fn line(bytes: &[u8], stream: LogStream) -> Option<(String, LogLine)> {
+    let space = bytes.iter().take(STAMP).position(|byte| *byte == b' ')?;
+    let stamp = std::str::from_utf8(&bytes[..space]).ok()?;
+    let time: jiff::Timestamp = stamp.parse().ok()?;
+    let text = &bytes[space + 1..];
+    let partial = !text.ends_with(b"\n");
+    let text = text.strip_suffix(b"\n").unwrap_or(text);
+    let text = text.strip_suffix(b"\r").unwrap_or(text);
+    let at = Timestamp(u64::try_from(time.as_millisecond()).unwrap_or(0));
+    let text = String::from_utf8_lossy(text).into_owned();
+    Some((stamp.to_owned(), LogLine { at, stream, text, partial }))
+}

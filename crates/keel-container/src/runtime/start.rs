@@ -1,0 +1,338 @@
+//! From a [`Launch`] to a running container.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use bollard::Docker;
+use bollard::models::{ContainerInspectResponse, NetworkConnectRequest};
+use bollard::query_parameters::CreateContainerOptions;
+use keel_model::{ContainerNetwork, ContainerSpec, PortBinding, StartFailure};
+use keel_runtime::{ForeignProcess, Launch, StartError, Started, record, stamp};
+
+use super::body::{self, Reach, Setting};
+use super::kept::{FILE, Kept, without_content};
+use super::{Entry, Inner, labels, look};
+use crate::{EngineInfo, Error};
+
+fn failed(launch: &Launch, message: impl std::fmt::Display) -> StartError {
+    StartError {
+        failure: StartFailure::Environment,
+        message: format!("instance {}: {message}", launch.id),
+    }
+}
+
+fn started(kept: &Kept) -> Started {
+    Started {
+        pid: kept.pid,
+        ports: kept.ports.clone(),
+        address: kept.address,
+        not_enforced: kept.not_enforced.clone(),
+        started_at: kept.started_at,
+    }
+}
+
+/// Starts one attempt. The caller holds the instance's gate.
+pub(super) async fn start(inner: &Arc<Inner>, launch: Launch) -> Result<Started, StartError> {
+    if let Ok(kept) = inner.running(&launch.id) {
+        if kept.launch.attempt == launch.attempt {
+            return Ok(started(&kept));
+        }
+        return Err(failed(
+            &launch,
+            format!("it still runs its attempt {}; stop it first", kept.launch.attempt),
+        ));
+    }
+    let client = inner.engine.client().await.map_err(|error| failed(&launch, error))?;
+    let info = inner.engine.info().await.map_err(|error| failed(&launch, error))?;
+    let at = Attempt { inner, client, info: &info, launch };
+    let container = at.container().await?;
+    at.run(container).await
+}
+
+/// One attempt under way.
+struct Attempt<'a> {
+    inner: &'a Arc<Inner>,
+    client: Docker,
+    info: &'a EngineInfo,
+    launch: Launch,
+}
+
+/// A container that is ready to be started.
+struct Ready {
+    id: String,
+    /// When it was started last.
+    before: String,
+    /// It was made for this attempt, and goes again if that fails.
+    is_new: bool,
+}
+
+impl Attempt<'_> {
+    fn failed(&self, message: impl std::fmt::Display) -> StartError {
+        failed(&self.launch, message)
+    }
+
+    fn refused(&self, error: &bollard::errors::Error) -> Error {
+        self.inner.engine.failed(error)
+    }
+
+    /// The container of the attempt before, so that a restart finds the files that it left, or a new one.
+    async fn container(&self) -> Result<Ready, StartError> {
+        let name = self.launch.id.as_str();
+        match self.inner.inspect(&self.client, name).await {
+            Ok(there) => match self.fate(&there)? {
+                Some(ready) => return Ok(ready),
+                None => {
+                    let id = there.id.unwrap_or_default();
+                    self.inner.remove_container(&id).await.map_err(|error| self.failed(error))?;
+                }
+            },
+            Err(Error::NotFound { .. }) => {}
+            Err(error) => return Err(self.failed(error)),
+        }
+        self.create().await
+    }
+
+    /// What becomes of the container that has the instance's name: it is started again, or (`None`) replaced.
+    fn fate(&self, there: &ContainerInspectResponse) -> Result<Option<Ready>, StartError> {
+        let config = there.config.as_ref();
+        let label = |key| config?.labels.as_ref()?.get(key).map(String::as_str);
+        if label(labels::SERVER) != Some(&self.inner.tag) {
+            return Err(self.failed(format!(
+                "the name is taken by a container that this server did not start; remove it with `docker rm {0}`, or \
+                 stop what started it (`docker compose down`)",
+                self.launch.id
+            )));
+        }
+        let state = there.state.clone().unwrap_or_default();
+        let same = label(labels::REVISION) == Some(self.launch.revision.as_str());
+        let running = state.running == Some(true);
+        Ok((same && !running).then(|| Ready {
+            id: there.id.clone().unwrap_or_default(),
+            before: state.started_at.unwrap_or_default(),
+            is_new: false,
+        }))
+    }
+
+    async fn create(&self) -> Result<Ready, StartError> {
+        let launch = &self.launch;
+        let made = self.inner.surround(&self.client, self.info, launch).await;
+        let made = made.map_err(|message| self.failed(message))?;
+        let shared = self.shared().map_err(|message| self.failed(message))?;
+        let setting = Setting {
+            tag: &self.inner.tag,
+            reach: reach(self.info),
+            shared: &shared,
+            files: &made.files,
+            subpaths: &made.subpaths,
+        };
+        let recipe = body::recipe(launch, &setting);
+        let options =
+            CreateContainerOptions { name: Some(launch.id.to_string()), platform: recipe.platform };
+        let created = self.client.create_container(Some(options), recipe.body).await;
+        let created = created.map_err(|error| self.start_error(&self.refused(&error)))?;
+        for warning in created.warnings {
+            tracing::info!(instance = %launch.id, warning, "the container engine warns");
+        }
+        for (network, settings) in recipe.connect {
+            let request = NetworkConnectRequest {
+                container: created.id.clone(),
+                endpoint_config: Some(settings),
+            };
+            if let Err(error) = self.client.connect_network(&network, request).await {
+                let error = self.refused(&error);
+                self.discard(&created.id).await;
+                return Err(self.failed(format!("network {network}: {error}")));
+            }
+        }
+        Ok(Ready { id: created.id, before: String::new(), is_new: true })
+    }
+
+    /// Ids of the containers whose namespaces this one shares, by how the spec names them.
+    fn shared(&self) -> Result<BTreeMap<String, String>, String> {
+        let mut ids = BTreeMap::new();
+        let Some(container) = &self.launch.spec.container else { return Ok(ids) };
+        let network = match &container.network {
+            ContainerNetwork::Service(name) => Some(format!("service:{name}")),
+            _ => None,
+        };
+        let modes = [network.as_ref(), container.ipc.as_ref(), container.pid.as_ref()];
+        for mode in modes.into_iter().flatten() {
+            let Some(service) = mode.strip_prefix("service:") else { continue };
+            let entries = self.inner.entries();
+            let found = entries.values().find(|entry| {
+                let launch = &entry.kept.launch;
+                launch.stack == self.launch.stack
+                    && launch.service.as_str() == service
+                    && entry.kept.exit.is_none()
+            });
+            let found = found.ok_or_else(|| {
+                format!("it shares namespaces of service {service}, of which no container runs")
+            })?;
+            ids.insert(mode.clone(), found.kept.container.clone());
+        }
+        Ok(ids)
+    }
+
+    /// Takes away what was made for an attempt that failed.
+    async fn discard(&self, container: &str) {
+        if let Err(error) = self.inner.remove_container(container).await {
+            tracing::warn!(instance = %self.launch.id, %error, "a container that did not start stays");
+        }
+    }
+
+    /// Starts the container and finds out where it answers.
+    async fn run(&self, ready: Ready) -> Result<Started, StartError> {
+        let id = &self.launch.id;
+        let mut kept = Kept {
+            launch: without_content(&self.launch),
+            container: ready.id.clone(),
+            before: ready.before.clone(),
+            process: None,
+            pid: 0,
+            ports: Vec::new(),
+            address: None,
+            // The engine's own time of it is later than the first lines of its output.
+            started_at: stamp::now(),
+            exit: None,
+            not_enforced: Vec::new(),
+        };
+        let before = self.inner.entries().get(id).map(|entry| entry.kept.clone());
+        self.inner.put(&kept, true).map_err(|message| self.failed(message))?;
+        let begun = self.begin(&mut kept).await;
+        if let Err(error) = begun {
+            if ready.is_new {
+                self.discard(&ready.id).await;
+                self.inner.entries().remove(id);
+                let _ = std::fs::remove_dir_all(self.inner.dir(id));
+            } else if let Some(before) = before {
+                let _ = self.inner.put(&before, false);
+            }
+            return Err(error);
+        }
+        self.inner.put(&kept, false).map_err(|message| self.failed(message))?;
+        look::watch(self.inner, id);
+        if kept.process.is_none() {
+            // It may have ended while what the engine told was not heard.
+            self.inner.look_at(id).await;
+        }
+        self.inner.bump();
+        Ok(started(&kept))
+    }
+
+    async fn begin(&self, kept: &mut Kept) -> Result<(), StartError> {
+        let begun = self.client.start_container(&kept.container, None).await;
+        begun.map_err(|error| self.start_error(&self.refused(&error)))?;
+        let seen = self.inner.inspect(&self.client, &kept.container).await;
+        let seen = seen.map_err(|error| self.failed(error))?;
+        kept.pid = look::pid(&seen);
+        kept.process = self.info.local.then(|| ForeignProcess::find(kept.pid)).flatten();
+        let (address, ports) = addresses(&self.launch, &seen, self.info);
+        (kept.address, kept.ports) = (address, ports);
+        if let Some(exit) = look::exit(&seen) {
+            kept.exit = Some(exit);
+        }
+        Ok(())
+    }
+
+    /// Why the engine could not make or start it.
+    fn start_error(&self, error: &Error) -> StartError {
+        let text = error.to_string();
+        let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
+        let container = self.launch.spec.container.as_deref();
+        let program = container.and_then(|container| container.entrypoint.as_ref()?.first());
+        let program = program.or(self.launch.spec.command.first());
+        let named = program.map_or_else(String::new, |program| format!(" (program {program:?})"));
+        let failure = if says(&["permission denied", "Permission denied"])
+            && says(&["exec", "starting container process"])
+        {
+            StartFailure::NotExecutable
+        } else if says(&["executable file not found", "no such file or directory", "not found in"])
+            && says(&["exec", "starting container process", "stat"])
+        {
+            StartFailure::NotFound
+        } else {
+            StartFailure::Environment
+        };
+        StartError {
+            failure,
+            ..self.failed(format!("its container can't be started{named}: {text}"))
+        }
+    }
+}
+
+impl Inner {
+    /// Remembers an instance, in memory and on the disk.
+    pub(super) fn put(&self, kept: &Kept, starting: bool) -> Result<(), String> {
+        let id = &kept.launch.id;
+        let dir = self.dir(id);
+        let written = std::fs::create_dir_all(&dir).and_then(|()| record::write(&dir, FILE, kept));
+        written.map_err(|error| {
+            format!("can't write into {}: {error}; is the disk full?", dir.display())
+        })?;
+        let entry = Entry { kept: kept.clone(), starting, watcher: None };
+        let mut entries = self.entries();
+        let old = entries.insert(id.clone(), entry);
+        if let Some(watcher) = old.and_then(|old| old.watcher) {
+            watcher.abort();
+        }
+        Ok(())
+    }
+}
+
+/// How the containers of this engine are reached.
+pub(super) fn reach(info: &EngineInfo) -> Reach {
+    match info.local && !info.rootless {
+        true => Reach::Own,
+        false => Reach::Published(info.host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))),
+    }
+}
+
+/// Where a running container answers.
+fn addresses(
+    launch: &Launch,
+    seen: &ContainerInspectResponse,
+    info: &EngineInfo,
+) -> (Option<IpAddr>, Vec<PortBinding>) {
+    let none = ContainerSpec::default();
+    let container = launch.spec.container.as_deref().unwrap_or(&none);
+    let targets = launch.spec.ports.iter().copied();
+    let settings = seen.network_settings.clone().unwrap_or_default();
+    match (&container.network, reach(info)) {
+        (ContainerNetwork::None, _) => (None, Vec::new()),
+        (ContainerNetwork::Host, _) => {
+            let host = info.host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+            (None, targets.map(|target| bound(target, host, target)).collect())
+        }
+        (_, Reach::Published(host)) => {
+            let ports = settings.ports.unwrap_or_default();
+            let published = |target: u16| {
+                let at = ports.get(&format!("{target}/tcp"))?.as_ref()?.first()?;
+                let port = at.host_port.as_ref()?.parse().ok()?;
+                Some(bound(target, host, port))
+            };
+            (None, targets.filter_map(published).collect())
+        }
+        (network, Reach::Own) => {
+            let networks = settings.networks.unwrap_or_default();
+            let address = |name: &str| {
+                let settings = networks.get(name)?;
+                let texts = [&settings.ip_address, &settings.global_ipv6_address];
+                texts.into_iter().flatten().find_map(|text| text.parse::<IpAddr>().ok())
+            };
+            let first = match network {
+                ContainerNetwork::Attached(attachments) => {
+                    attachments.first().and_then(|to| address(&to.network))
+                }
+                _ => None,
+            };
+            let any = || networks.keys().find_map(|name| address(name));
+            let Some(address) = first.or_else(any) else { return (None, Vec::new()) };
+            (Some(address), targets.map(|target| bound(target, address, target)).collect())
+        }
+    }
+}
+
+fn bound(target: u16, ip: IpAddr, port: u16) -> PortBinding {
+    PortBinding { target, address: SocketAddr::new(ip, port) }
+}

@@ -1,0 +1,133 @@
+//! What the runtime does while its engine restarts, hangs or is used by others.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bollard::query_parameters::RemoveContainerOptionsBuilder;
+use keel_container::{ContainerRuntime, Place};
+use keel_model::StartFailure;
+use keel_runtime::conformance::{Harness as _, PATIENCE, ended, logged};
+use keel_runtime::{Launch, Runtime as _};
+
+use crate::conformance::Containers;
+use crate::engines::{self, Which};
+
+async fn docker() -> Option<Containers> {
+    Some(Containers::new(engines::start(Which::Docker).await?))
+}
+
+async fn running(containers: &Containers, service: &str) -> (Arc<ContainerRuntime>, Launch) {
+    let runtime = containers.get();
+    let launch = containers.launch(service, "trap 'exit 0' TERM; sleep 1000 & wait");
+    runtime.start(launch.clone()).await.unwrap();
+    (runtime, launch)
+}
+
+fn signal(pid: u32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+#[tokio::test]
+async fn an_engine_that_restarts_takes_its_containers_along_and_they_are_started_again() {
+    let Some(mut containers) = docker().await else { return };
+    let (runtime, mut launch) = running(&containers, "restarted").await;
+    containers.engine.restart().await;
+    // Without live-restore the engine ends what it runs.
+    let exit = ended(&*runtime, &launch.id).await;
+    assert!(exit.code.is_some() || exit.signal.is_some(), "{exit:?}");
+    launch.attempt = 2;
+    runtime.start(launch.clone()).await.unwrap();
+    let seen = runtime.seen(&launch.id).unwrap();
+    assert_eq!((seen.attempt, seen.exit), (2, None));
+    runtime.remove(&launch.id).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_end_is_seen_and_a_stop_works_while_the_engine_hangs() {
+    let Some(containers) = docker().await else { return };
+    let (runtime, launch) = running(&containers, "hung").await;
+    let (_, other) = running(&containers, "hung-too").await;
+    let pid = runtime.seen(&launch.id).unwrap().pid.unwrap();
+    let engine = containers.engine.pid();
+    signal(engine, rustix::process::Signal::STOP);
+    signal(pid, rustix::process::Signal::KILL);
+    let exit = ended(&*runtime, &launch.id).await;
+    // A server that begins meanwhile takes nothing for dead that lives.
+    containers.reopen();
+    let next = containers.get();
+    let seen = next.list().await.unwrap();
+    signal(engine, rustix::process::Signal::CONT);
+    assert_eq!(exit.code, None, "nobody could say how");
+    let state = |id| seen.iter().find(|seen| seen.id == id).unwrap().exit.is_some();
+    assert!(state(launch.id.clone()));
+    assert!(!state(other.id.clone()));
+    assert_eq!(next.stop(&other.id, 15, PATIENCE).await.unwrap().code, Some(0));
+    next.remove(&launch.id).await.unwrap();
+    next.remove(&other.id).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_others_do_to_a_container_is_seen() {
+    let Some(containers) = docker().await else { return };
+    let (runtime, mut launch) = running(&containers, "removed-by-hand").await;
+    let client = containers.engine.engine().client().await.unwrap();
+    let force = RemoveContainerOptionsBuilder::default().force(true).build();
+    client.remove_container(launch.id.as_str(), Some(force.clone())).await.unwrap();
+    ended(&*runtime, &launch.id).await;
+    launch.attempt = 2;
+    runtime.start(launch.clone()).await.unwrap();
+    runtime.remove(&launch.id).await.unwrap();
+    assert!(client.inspect_container(launch.id.as_str(), None).await.is_err());
+    // A name that somebody else has is not taken from them.
+    let other = containers.launch("taken", "sleep 1000");
+    let body = bollard::models::ContainerCreateBody {
+        image: Some(engines::IMAGE.into()),
+        host_config: Some(bollard::models::HostConfig {
+            network_mode: Some("none".into()),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let name = bollard::query_parameters::CreateContainerOptions {
+        name: Some(other.id.to_string()),
+        ..Default::default()
+    };
+    client.create_container(Some(name), body).await.unwrap();
+    let error = runtime.start(other.clone()).await.unwrap_err();
+    assert_eq!(error.failure, StartFailure::Environment);
+    assert!(error.message.contains("did not start") && error.message.contains("docker rm"));
+    runtime.remove(&other.id).await.unwrap();
+    client.inspect_container(other.id.as_str(), None).await.expect("it is still there");
+    client.remove_container(other.id.as_str(), Some(force)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_restart_finds_the_files_that_the_attempt_before_left() {
+    let Some(containers) = docker().await else { return };
+    let runtime = containers.get();
+    let script = "cat /left 2>/dev/null || echo none; echo here > /left; sleep 0.1; exit 1";
+    let mut launch = containers.launch("files", script);
+    for attempt in 1..=2 {
+        launch.attempt = attempt;
+        runtime.start(launch.clone()).await.unwrap();
+        assert_eq!(ended(&*runtime, &launch.id).await.code, Some(1));
+    }
+    assert_eq!(logged(&*runtime, &launch.id, 2).await, ["none", "here"]);
+    runtime.remove(&launch.id).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_engine_that_is_absent_is_named_with_a_remedy() {
+    let state = tempfile::tempdir().unwrap();
+    let place = Place::at("unix:///run/keel-test-no-such.sock", "DOCKER_HOST");
+    let runtime = ContainerRuntime::new(state.path(), keel_container::Engine::at(place)).unwrap();
+    assert_eq!(runtime.list().await.unwrap(), []);
+    let launch = keel_runtime::conformance::launch(
+        "absent",
+        keel_runtime::conformance::spec(vec!["true".into()]),
+    );
+    let started = tokio::time::timeout(Duration::from_secs(10), runtime.start(launch)).await;
+    let error = started.expect("it is said at once").unwrap_err();
+    assert!(error.message.contains("/run/keel-test-no-such.sock"), "{error}");
+}

@@ -1,0 +1,259 @@
+//! Engines that a test starts for itself: with their own socket and data, and ended by process id.
+
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bollard::query_parameters::ImportImageOptions;
+use futures_util::StreamExt as _;
+use keel_container::{Engine, Place};
+
+/// How long an engine may take to answer.
+const START: Duration = Duration::from_secs(60);
+/// The image that workloads run in.
+pub const IMAGE: &str = "keel-test/busybox:1";
+/// A shell and its tools in one static program (Debian's busybox-static).
+const BUSYBOX: &str = "/bin/busybox";
+
+/// Which engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// Debian's docker.io.
+    Docker,
+    /// Debian's podman.
+    Podman,
+}
+
+/// A running engine.
+pub struct Running {
+    process: Child,
+    pub dir: tempfile::TempDir,
+    pub socket: PathBuf,
+    pub which: Which,
+}
+
+/// An engine, or nothing and a word about why.
+pub async fn start(which: Which) -> Option<Running> {
+    match try_start(which).await {
+        Ok(running) => Some(running),
+        Err(why) => {
+            println!("skipped: no engine ({which:?}): {why}");
+            assert!(std::env::var_os("KEEL_TESTS_NEED_ENGINES").is_none(), "{which:?}: {why}");
+            None
+        }
+    }
+}
+
+async fn try_start(which: Which) -> Result<Running, String> {
+    if !rustix::process::geteuid().is_root() {
+        return Err("only root can start one".into());
+    }
+    if !Path::new(BUSYBOX).exists() {
+        return Err("busybox-static is not installed".into());
+    }
+    // Not in memory: layers of file systems need one that they can lie on.
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).map_err(|e| e.to_string())?;
+    // Paths of sockets are short.
+    let runs = PathBuf::from(format!(
+        "/run/keel-test-{}",
+        dir.path().file_name().unwrap().to_string_lossy().trim_start_matches('.')
+    ));
+    fs::create_dir_all(&runs).map_err(|error| format!("{}: {error}", runs.display()))?;
+    let socket = runs.join("engine.sock");
+    let mut running = Running { process: spawn(which, &dir, &runs, &socket)?, dir, socket, which };
+    running.wait().await?;
+    running.load().await?;
+    Ok(running)
+}
+
+fn spawn(
+    which: Which,
+    dir: &tempfile::TempDir,
+    runs: &Path,
+    socket: &Path,
+) -> Result<Child, String> {
+    let log = File::create(dir.path().join("log")).map_err(|error| error.to_string())?;
+    let (data, state) = (dir.path().join("data"), runs.join("state"));
+    let url = format!("unix://{}", socket.display());
+    let mut command = match which {
+        Which::Docker => {
+            let mut command = isolated("dockerd");
+            command
+                .args(["--host", &url, "--bridge=none", "--iptables=false", "--ip-forward=false"])
+                .arg("--data-root")
+                .arg(&data)
+                .arg("--exec-root")
+                .arg(&state)
+                .arg("--pidfile")
+                .arg(runs.join("pid"));
+            command
+        }
+        Which::Podman => {
+            let mut command = isolated("podman");
+            command
+                .arg("--root")
+                .arg(&data)
+                .arg("--runroot")
+                .arg(&state)
+                .args(["--runtime", "runc", "--cgroup-manager", "cgroupfs"])
+                .args(["system", "service", "--time=0", &url]);
+            command
+        }
+    };
+    let second = log.try_clone().map_err(|error| error.to_string())?;
+    command.stdin(Stdio::null()).stdout(second).stderr(log);
+    command.spawn().map_err(|error| format!("{:?} can't be run: {error}", command.get_program()))
+}
+
+/// A program in a network namespace of its own: the bridges that it makes go with it.
+fn isolated(program: &str) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--net", program]);
+    command
+}
+
+impl Running {
+    /// How a runtime finds it.
+    pub fn engine(&self) -> Engine {
+        let url = format!("unix://{}", self.socket.display());
+        Engine::at(Place::at(&url, "the test"))
+    }
+
+    /// Ends the engine and starts it again on the same data.
+    pub async fn restart(&mut self) {
+        self.end();
+        let runs = self.socket.parent().unwrap().to_owned();
+        self.process = spawn(self.which, &self.dir, &runs, &self.socket).unwrap();
+        self.wait().await.unwrap();
+    }
+
+    /// The engine's own process.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    async fn wait(&mut self) -> Result<(), String> {
+        let deadline = Instant::now() + START;
+        let log = |dir: &Path| fs::read_to_string(dir.join("log")).unwrap_or_default();
+        loop {
+            let why = match self.engine().info().await {
+                Ok(_) => return Ok(()),
+                Err(error) => error.to_string(),
+            };
+            if let Ok(Some(status)) = self.process.try_wait() {
+                return Err(format!("it ended with {status}: {}", log(self.dir.path())));
+            }
+            if Instant::now() > deadline {
+                return Err(format!("{why}: {}", log(self.dir.path())));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Makes the image.
+    async fn load(&self) -> Result<(), String> {
+        let tar = image().map_err(|error| format!("the image can't be made: {error}"))?;
+        let client = self.engine().client().await.map_err(|error| error.to_string())?;
+        let body = bollard::body_full(tar.into());
+        let mut done = client.import_image(ImportImageOptions::default(), body, None);
+        while let Some(step) = done.next().await {
+            step.map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) {
+        // It is ours and not waited for, so that its number means it.
+        let pid = rustix::process::Pid::from_child(&self.process);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while matches!(self.process.try_wait(), Ok(None)) {
+            if Instant::now() > deadline {
+                let _ = self.process.kill();
+                let _ = self.process.wait();
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.end();
+        let runs = self.socket.parent().unwrap();
+        for dir in [self.dir.path(), runs] {
+            unmount(dir);
+        }
+        let _ = fs::remove_dir_all(runs);
+    }
+}
+
+/// Engines leave mounts when they end before their containers.
+fn unmount(below: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let mut targets: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(1)).collect();
+    targets.retain(|target| Path::new(target).starts_with(below));
+    for target in targets.into_iter().rev() {
+        let _ = rustix::mount::unmount(target, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+/// A `docker save` archive with one layer: busybox and a file that can't be executed.
+fn image() -> std::io::Result<Vec<u8>> {
+    let dir = tempfile::tempdir()?;
+    let root = dir.path().join("root");
+    let bin = root.join("bin");
+    for name in ["bin", "tmp", "etc", "proc", "sys", "dev"] {
+        fs::create_dir_all(root.join(name))?;
+    }
+    fs::copy(BUSYBOX, bin.join("busybox"))?;
+    for name in
+        ["sh", "true", "sleep", "cat", "echo", "kill", "httpd", "id", "hostname", "ls", "env"]
+    {
+        std::os::unix::fs::symlink("busybox", bin.join(name))?;
+    }
+    fs::write(root.join("forbidden"), "not a program\n")?;
+    fs::set_permissions(root.join("forbidden"), fs::Permissions::from_mode(0o644))?;
+    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n")?;
+    fs::write(root.join("etc/group"), "root:x:0:\nuser:x:1000:\n")?;
+    let layer = dir.path().join("layer.tar");
+    tar(&root, &["."], &layer)?;
+    let digest = sha256(&fs::read(&layer)?);
+    let config = serde_json::json!({
+        "architecture": std::env::consts::ARCH.replace("x86_64", "amd64").replace("aarch64", "arm64"),
+        "os": "linux",
+        "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin", "FROM_IMAGE=yes"]},
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
+    });
+    let config = serde_json::to_vec(&config)?;
+    let config_name = format!("{}.json", sha256(&config));
+    fs::write(dir.path().join(&config_name), config)?;
+    let manifest = serde_json::json!([
+        {"Config": config_name, "RepoTags": [IMAGE], "Layers": ["layer.tar"]}
+    ]);
+    fs::write(dir.path().join("manifest.json"), serde_json::to_vec(&manifest)?)?;
+    let archive = dir.path().join("image.tar");
+    tar(dir.path(), &[&config_name, "layer.tar", "manifest.json"], &archive)?;
+    fs::read(archive)
+}
+
+fn tar(dir: &Path, names: &[&str], to: &Path) -> std::io::Result<()> {
+    let owner = ["--owner=0", "--group=0", "--numeric-owner"];
+    let status = Command::new("tar")
+        .arg("-C")
+        .arg(dir)
+        .args(owner)
+        .arg("-cf")
+        .arg(to)
+        .args(names)
+        .status()?;
+    if status.success() { Ok(()) } else { Err(std::io::Error::other("tar failed")) }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    use sha2::{Digest, Sha256};
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
