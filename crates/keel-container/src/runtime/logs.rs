@@ -73,7 +73,8 @@ impl Reading {
             Some((stamp, _)) => stamp.parse::<jiff::Timestamp>().ok().map(|time| time.as_second()),
             None => self.query.since.map(|since| i64::try_from(since.0 / 1000).unwrap_or(0)),
         };
-        let since = since.and_then(|since| i32::try_from(since).ok()).unwrap_or(0);
+        // A second more, as Podman gives only what is later.
+        let since = since.and_then(|since| i32::try_from(since - 1).ok()).unwrap_or(0).max(0);
         // A tail is of what is left after leaving out, so that it is cut here where anything is.
         let cut = self.query.until.is_some() || self.query.since.is_some() || self.last.is_some();
         let tail = match self.query.tail {
@@ -123,6 +124,11 @@ impl Reading {
         }
         Ok(())
     }
+}
+
+/// The latest time that a line may be of: Podman tells whole seconds.
+fn latest(stamp: &str, at: Timestamp) -> Timestamp {
+    if stamp.contains('.') { at } else { Timestamp(at.0 + 999) }
 }
 
 /// Whether a line was given in an earlier pass.
