@@ -788,7 +788,7 @@ fn what_has_no_effect_is_told() {
         let told = notes(&with(keys));
         assert!(told.iter().any(|note| note.contains(message)), "{keys}: {told:#?}");
     }
-    let quiet = "privileged: true, cap_add: [A], hostname: h, networks: [back], read_only: true, dns: 192.0.2.1,
+    let quiet = "privileged: true, build: {context: ., provenance: false}, cap_add: [A], hostname: h, networks: [back], read_only: true, dns: 192.0.2.1,
         volumes: ['data:/d:nocopy'], shm_size: 1m, deploy: {resources: {reservations: {memory: 1m}}}";
     assert_eq!(notes(&with(quiet)), Vec::<String>::new());
 }
