@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use keel_compose::{Diagnostic, LoadOptions, Lowered, MemorySource, WatchAction, load};
+use keel_compose::{
+    Diagnostic, LoadOptions, Lowered, MemorySource, SERVICE_KEYS, Support, WatchAction, load,
+};
 use keel_model::{PullPolicy, RuntimeKind};
 use serde_json::{Value as Json, json};
 
@@ -154,6 +156,7 @@ fn resources_and_devices() {
         ("mem_limit: 1g, memswap_limit: -1", "/spec/limits/memory_swap", json!(u64::MAX)),
         ("mem_limit: 1g, memswap_limit: 2g", "/spec/limits/memory_swap", json!(2_u64 << 30)),
         ("mem_limit: 1g", "/spec/limits/memory_swap", Json::Null),
+        ("pids_limit: -1", "/spec/limits/pids", json!(u64::MAX)),
         ("cpus: 0.5", "/spec/limits/cpu_milli", json!(500)),
         ("cpu_shares: 73, cpuset: 0-1, pids_limit: 9", "/spec/limits/pids", json!(9)),
         ("mem_reservation: 64m", resources, json!({"memory_reservation": 64 << 20})),
@@ -240,6 +243,7 @@ fn networks_of_a_container() {
         ),
         ("network_mode: host", network, json!("host")),
         ("networks: [host]", network, json!("host")),
+        ("networks: [host], ports: ['80:80']", "/publish", json!([])),
         ("network_mode: none", network, json!("none")),
         ("network_mode: bridge", network, json!({"attached": [{"network": "bridge"}]})),
         ("network_mode: default", network, json!({"attached": [{"network": "bridge"}]})),
@@ -320,7 +324,8 @@ fn ports_of_a_container() {
             json!([81, 82]),
         ),
         ("x-keel: {routes: {host: a.example}}", "/routes/0/port", Json::Null),
-        ("network_mode: host, expose: [81]", "/rollout/order", json!("stop_first")),
+        ("network_mode: host", "/rollout/order", json!("stop_first")),
+        ("network_mode: 'service:b'", "/rollout/order", json!("stop_first")),
         ("networks: {back: {ipv4_address: 10.0.0.7}}", "/rollout/order", json!("stop_first")),
     ]);
 }
@@ -348,12 +353,17 @@ fn mounts_of_a_container() {
             json!({"bind": {"path": "/app/s", "create": true}}),
         ),
         (
-            "volumes: [{type: bind, source: s, target: /d, bind: {propagation: rslave, recursive: readonly}}]",
+            "volumes: [{type: bind, source: s, target: /d, bind: {propagation: rslave, recursive: readonly, create_host_path: false}}]",
             "/spec/mounts/0",
             json!({
                 "source": {"bind": {"path": "/app/s", "create": false}}, "target": "/d", "read_only": false,
                 "options": {"no_copy": false, "propagation": "rslave", "selinux": null, "recursive": "readonly"},
             }),
+        ),
+        (
+            "volumes: [{type: bind, source: s, target: /d}]",
+            "/spec/mounts/0/source/bind/create",
+            json!(true),
         ),
         (
             "volumes: [{type: image, source: tools, target: /t, image: {subpath: bin}}]",
@@ -384,6 +394,14 @@ fn mounts_of_a_container() {
             "/spec/mounts/0/source",
             json!({"bind": {"path": "/var/run/docker.sock", "create": false}}),
         ),
+    ]);
+    let images = lower(&with("volumes: [{type: image, source: tools, target: /t}]")).further_images;
+    assert_eq!(images.keys().collect::<Vec<_>>(), ["tools"]);
+}
+
+#[test]
+fn files_of_a_container() {
+    check(&[
         // As Docker Compose has it: who reads a secret is often not who the container began as.
         ("secrets: [token]", "/spec/files/0/mode", json!(0o444)),
         (
@@ -394,8 +412,6 @@ fn mounts_of_a_container() {
         ("secrets: [{source: token, target: t}]", "/spec/files/0/target", json!("/run/secrets/t")),
         ("configs: [conf]", "/spec/files/0/target", json!("/conf")),
     ]);
-    let images = lower(&with("volumes: [{type: image, source: tools, target: /t}]")).further_images;
-    assert_eq!(images.keys().collect::<Vec<_>>(), ["tools"]);
 }
 
 #[test]
@@ -581,6 +597,32 @@ secrets: {token: {environment: TOKEN}, key: {file: key.pem}}
     );
 }
 
+/// Only `a` is asked for, and `base` is not started with it.
+#[test]
+fn a_build_may_begin_with_what_a_service_builds_that_does_not_run() {
+    let lower_a = |more: &str| {
+        let compose = format!(
+            "services:
+  a: {{build: {{context: ., additional_contexts: {{base: 'service:base'}}}}}}
+  base: {{build: {{context: ./base{more}}}}}
+secrets: {{token: {{environment: TOKEN}}}}
+"
+        );
+        let source = MemorySource::new().with("/app/compose.yaml", compose);
+        let mut options = LoadOptions::new("/app", BTreeMap::new());
+        options.services = vec!["a".to_owned()];
+        load(&options, &source).unwrap().to_stack(&source)
+    };
+    let lowered = lower_a("").unwrap();
+    assert_eq!(lowered.stack.services.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["a"]);
+    assert_eq!(lowered.images["base"].reference, "app-base");
+    let found = lower_a(", secrets: [token]").unwrap_err()[0].to_string();
+    assert!(
+        found.contains("3:45: error: the secret `token` is for the build of a service"),
+        "{found}"
+    );
+}
+
 #[test]
 fn watches() {
     let lowered = lower(&with(
@@ -746,7 +788,7 @@ fn what_has_no_effect_is_told() {
         let told = notes(&with(keys));
         assert!(told.iter().any(|note| note.contains(message)), "{keys}: {told:#?}");
     }
-    let quiet = "privileged: true, cap_add: [A], hostname: h, networks: [back], read_only: true, dns: 192.0.2.1,
+    let quiet = "privileged: true, build: {context: ., provenance: false}, cap_add: [A], hostname: h, networks: [back], read_only: true, dns: 192.0.2.1,
         volumes: ['data:/d:nocopy'], shm_size: 1m, deploy: {resources: {reservations: {memory: 1m}}}";
     assert_eq!(notes(&with(quiet)), Vec::<String>::new());
 }
@@ -761,6 +803,119 @@ fn kinds_mix() {
     );
     assert_eq!((&spec("a").command[1], &spec("b").command[0]), (&"${PORT}".into(), &"1".into()));
     assert_eq!(lowered.images.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["b"]);
+}
+
+/// Every key that a container is said to have changes what is lowered.
+#[test]
+fn no_key_is_ignored_in_silence() {
+    let plain = shown("command: x");
+    for row in SERVICE_KEYS {
+        if !matches!(row.container, Support::Honoured | Support::Partly(_))
+            || SEEN_BEFORE.contains(&row.key)
+        {
+            continue;
+        }
+        let (_, value) = EXAMPLES
+            .iter()
+            .find(|(key, _)| *key == row.key)
+            .unwrap_or_else(|| panic!("there is no example of `{}`", row.key));
+        let command = if row.key == "command" { "" } else { "command: x, " };
+        assert_ne!(shown(&format!("{command}{}: {value}", row.key)), plain, "{}", row.key);
+    }
+}
+
+/// Keys that are gone when a service is lowered: what they bring has come into it, or it is not there at all.
+const SEEN_BEFORE: [&str; 5] = ["image", "extends", "env_file", "label_file", "profiles"];
+
+const EXAMPLES: [(&str, &str); 81] = [
+    ("annotations", "{a: b}"),
+    ("blkio_config", "{weight: 10}"),
+    ("build", "."),
+    ("cap_add", "[A]"),
+    ("cap_drop", "[A]"),
+    ("cgroup", "host"),
+    ("cgroup_parent", "p"),
+    ("command", "y"),
+    ("configs", "[conf]"),
+    ("container_name", "name"),
+    ("cpu_period", "1000, cpu_quota: 500"),
+    ("cpu_quota", "500"),
+    ("cpu_rt_period", "1000"),
+    ("cpu_rt_runtime", "1000"),
+    ("cpu_shares", "7"),
+    ("cpus", "2"),
+    ("cpuset", "'0'"),
+    ("depends_on", "[b]"),
+    ("deploy", "{replicas: 3}"),
+    ("develop", "{watch: [{path: ., action: rebuild}]}"),
+    ("device_cgroup_rules", "['c 1:3 mr']"),
+    ("devices", "[/dev/a]"),
+    ("dns", "192.0.2.1"),
+    ("dns_opt", "[a]"),
+    ("dns_search", "a"),
+    ("domainname", "a"),
+    ("entrypoint", "a"),
+    ("environment", "[A=b]"),
+    ("expose", "[80]"),
+    ("external_links", "[a]"),
+    ("extra_hosts", "[a=192.0.2.1]"),
+    ("gpus", "all"),
+    ("group_add", "[a]"),
+    ("healthcheck", "{disable: true}"),
+    ("hostname", "a"),
+    ("init", "true"),
+    ("ipc", "host"),
+    ("labels", "[a=b]"),
+    ("links", "['b:other']"),
+    ("logging", "{driver: journald}"),
+    ("mac_address", "'02:42:ac:11:00:03'"),
+    ("mem_limit", "1g"),
+    ("mem_reservation", "1g"),
+    ("mem_swappiness", "7"),
+    ("memswap_limit", "1g"),
+    ("network_mode", "none"),
+    ("networks", "[back]"),
+    ("oom_kill_disable", "true"),
+    ("oom_score_adj", "7"),
+    ("pid", "host"),
+    ("pids_limit", "-1"),
+    ("platform", "linux/arm64"),
+    ("ports", "['80:80']"),
+    ("post_start", "[{command: a}]"),
+    ("pre_start", "[{command: a}]"),
+    ("pre_stop", "[{command: a}]"),
+    ("privileged", "true"),
+    ("pull_policy", "always"),
+    ("pull_refresh_after", "3h, pull_policy: refresh"),
+    ("read_only", "true"),
+    ("restart", "always"),
+    ("runtime", "a"),
+    ("scale", "3"),
+    ("secrets", "[token]"),
+    ("security_opt", "[a=b]"),
+    ("shm_size", "1m"),
+    ("stdin_open", "true"),
+    ("stop_grace_period", "1s"),
+    ("stop_signal", "INT"),
+    ("storage_opt", "{a: b}"),
+    ("sysctls", "{a: b}"),
+    ("tmpfs", "/a"),
+    ("tty", "true"),
+    ("ulimits", "{nofile: 7}"),
+    ("use_api_socket", "true"),
+    ("user", "a"),
+    ("userns_mode", "host"),
+    ("uts", "host"),
+    ("volumes", "[/a]"),
+    ("volumes_from", "['container:a']"),
+    ("working_dir", "/a"),
+];
+
+/// What is lowered, as text; notes are none of it.
+fn shown(keys: &str) -> String {
+    let mut lowered = lower(&with(keys));
+    lowered.notes.clear();
+    format!("{lowered:?}")
 }
 
 /// What the platform adds must not replace containers: what a spec leaves out is left out of its stored form.

@@ -494,7 +494,7 @@ pub struct Limits {
     pub memory: Option<u64>,
     /// Memory plus swap in bytes; the largest number for a container whose swap has no limit.
     pub memory_swap: Option<u64>,
-    /// Number of processes and threads.
+    /// Number of processes and threads; the largest number for a container without a limit.
     pub pids: Option<u64>,
     /// `oom_score_adj`.
     pub oom_score_adj: Option<i32>,

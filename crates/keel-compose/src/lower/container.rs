@@ -40,7 +40,7 @@ impl Lower<'_> {
                 .filter(|(_, value)| value.is_none())
                 .map(|(k, _)| k)
                 .collect(),
-            platform: text(node, "platform"),
+            platform: self.platform(node),
             hostname: text(node, "hostname"),
             domainname: text(node, "domainname"),
             privileged: is_true(node.get("privileged")),

@@ -129,7 +129,7 @@ impl Lower<'_> {
             }
         } else {
             let message = format!(
-                "the {word} `{name}` is kept by an engine, which this platform does not drive"
+                "the {word} `{name}` is kept by a swarm, which this platform is not part of"
             );
             self.error(
                 Code::Unsupported,

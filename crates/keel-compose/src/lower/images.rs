@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use keel_model::{Build, BuildSecret, ImageSource, MountSource, PullPolicy, Spec};
+use keel_model::{Build, BuildSecret, ImageSource, MountSource, PullPolicy, ServiceName, Spec};
 
+use super::Lower;
 use super::container::{one_or_more, text};
 use super::spec::{is_true, texts};
-use super::{Context, Lower};
 use crate::diagnostic::{Code, Span, nearest};
 use crate::loader::join;
 use crate::number::parse_duration;
@@ -30,31 +30,49 @@ const POLICIES: [(&str, PullPolicy); 7] = [
     ("weekly", PullPolicy::Every(Duration::from_secs(7 * DAY.as_secs()))),
 ];
 
-impl Lower<'_> {
-    /// The image of a container.
-    pub(super) fn image(&mut self, context: &Context<'_>) -> ImageSource {
-        let node = context.node;
+impl<'l> Lower<'l> {
+    /// The image of a service.
+    pub(super) fn image(&mut self, service: &str, node: &Node, span: &Span) -> ImageSource {
         let build = node.get("build").filter(|build| !build.is_null());
         let pull = self.pull_policy(node);
         if pull == PullPolicy::Build && build.is_none() {
-            let span = node.get("pull_policy").map_or(context.span, |policy| &policy.span).clone();
-            let message =
-                format!("the image of `{}` can't be built: there is no `build`", context.name);
+            let span = node.get("pull_policy").map_or(span, |policy| &policy.span).clone();
+            let message = format!("the image of `{service}` can't be built: there is no `build`");
             self.error(Code::Conflict, &span, message, "add a `build`, or choose another policy");
         }
         ImageSource {
-            reference: self.reference(context),
-            platform: text(node, "platform").or_else(|| self.default_platform()),
+            reference: self.reference(service, node),
+            platform: self.platform(node),
             pull,
             build: build.map(|build| Box::new(self.build(build))),
         }
     }
 
+    /// A build may begin with what another service builds, even if that service does not run.
+    pub(super) fn images_of_contexts(&mut self) {
+        while let Some((name, node)) = self.next_context() {
+            let span = self.project.span_of(name.as_str()).unwrap_or(&node.span).clone();
+            let source = self.image(name.as_str(), node, &span);
+            self.images.insert(name, source);
+        }
+    }
+
+    fn next_context(&self) -> Option<(ServiceName, &'l Node)> {
+        let project = self.project;
+        let builds = self.images.values().filter_map(|image| image.build.as_deref());
+        let contexts = builds.flat_map(|build| build.additional_contexts.values());
+        let names = contexts.filter_map(|context| context.strip_prefix("service:"));
+        names.filter(|name| !self.images.contains_key(*name)).find_map(|name| {
+            let node = project.service(name)?;
+            Some((ServiceName::new(name).ok()?, node))
+        })
+    }
+
     /// Its name; one that is only built is called like the service, as Docker Compose calls it.
-    fn reference(&mut self, context: &Context<'_>) -> String {
-        let node = context.node.get("image").filter(|image| image.as_str() != Some(""));
+    fn reference(&mut self, service: &str, node: &Node) -> String {
+        let node = node.get("image").filter(|image| image.as_str() != Some(""));
         let Some((node, image)) = node.and_then(|node| Some((node, node.as_str()?))) else {
-            return format!("{}-{}", self.project.name, context.name);
+            return format!("{}-{service}", self.project.name);
         };
         self.check_reference(image, &node.span);
         image.to_owned()
@@ -73,6 +91,10 @@ impl Lower<'_> {
             let help = format!("write `{}`", image.to_lowercase());
             self.error(Code::InvalidValue, span, message, help);
         }
+    }
+
+    pub(super) fn platform(&self, service: &Node) -> Option<String> {
+        text(service, "platform").or_else(|| self.default_platform())
     }
 
     fn default_platform(&self) -> Option<String> {
@@ -148,7 +170,13 @@ impl Lower<'_> {
         let mut secrets = Vec::new();
         for item in build.get("secrets").map(Node::items).unwrap_or_default() {
             let name = item.text("source").unwrap_or_default();
-            let Some(definition) = self.project.model.at(&["secrets", name]) else { continue };
+            let Some(definition) = self.project.model.at(&["secrets", name]) else {
+                // What no active service uses was left out.
+                let message =
+                    format!("the secret `{name}` is for the build of a service that is not active");
+                self.error(Code::UndefinedReference, &item.span, message, "name that service, too");
+                continue;
+            };
             for key in ["uid", "gid", "mode"] {
                 if let Some(node) = item.get(key).filter(|node| !node.is_null()) {
                     let message = format!("`{key}` has no effect on a secret of a build");

@@ -35,7 +35,7 @@ impl Lower<'_> {
             cpuset: node.text("cpuset").filter(|set| !set.is_empty()).map(str::to_owned),
             memory: self.bytes(memory),
             memory_swap: self.swap(context),
-            pids: self.number(pids).filter(|pids| *pids > 0.0).map(whole),
+            pids: self.pids(context, pids),
             #[allow(clippy::cast_possible_truncation)] // The schema keeps it within ±1000.
             oom_score_adj: score.map(|score| score as i32),
             ulimits: self.ulimits(node.get("ulimits")),
@@ -49,6 +49,15 @@ impl Lower<'_> {
             return Some(u64::MAX);
         }
         self.bytes(Some(node))
+    }
+
+    /// An engine may have a limit of its own, which -1 takes away.
+    fn pids(&mut self, context: &Context<'_>, node: Option<&Node>) -> Option<u64> {
+        let pids = self.number(node)?;
+        if pids < 0.0 && context.is_container() {
+            return Some(u64::MAX);
+        }
+        (pids > 0.0).then(|| whole(pids))
     }
 
     pub(super) fn number(&mut self, node: Option<&Node>) -> Option<f64> {

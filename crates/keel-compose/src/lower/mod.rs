@@ -174,6 +174,7 @@ impl Lower<'_> {
                 services.insert(service_name, service);
             }
         }
+        self.images_of_contexts();
         self.link_aliases(&mut services);
         let volumes = self.volumes(&services);
         let mut stack = Stack {
@@ -217,7 +218,7 @@ impl Lower<'_> {
         let mut spec = self.spec(&context, &ports)?;
         let service_name = ServiceName::new(name).ok()?;
         if context.is_container() {
-            let source = self.image(&context);
+            let source = self.image(name, node, span);
             spec.image = Some(source.reference.clone());
             self.images.insert(service_name.clone(), source);
             self.further_images(&spec);

@@ -139,10 +139,13 @@ impl Lower<'_> {
                     subpath: subpath.filter(|path| !path.is_empty()).map(PathBuf::from),
                 })
             }
-            "bind" => Some(MountSource::Bind {
-                path: join(&self.project.directory, source),
-                create: is_true(item.at(&["bind", "create_host_path"])),
-            }),
+            "bind" => {
+                let create = item.at(&["bind", "create_host_path"]);
+                let path = join(&self.project.directory, source);
+                // Where the long form does not say it, Docker Compose creates it.
+                let unsaid = create.is_none() && context.is_container();
+                Some(MountSource::Bind { path, create: unsaid || is_true(create) })
+            }
             "tmpfs" => {
                 let size = item.at(&["tmpfs", "size"]);
                 let mode = item.at(&["tmpfs", "mode"]);

@@ -31,9 +31,7 @@ pub(super) fn has_ports(network: &ContainerNetwork) -> bool {
 
 impl Lower<'_> {
     pub(super) fn network(&mut self, context: &Context<'_>) -> ContainerNetwork {
-        let Some(mode) = text(context.node, "network_mode") else {
-            return self.attachments(context);
-        };
+        let Some(mode) = self.mode(context.node) else { return self.attachments(context) };
         match mode.as_str() {
             "host" => ContainerNetwork::Host,
             "none" => ContainerNetwork::None,
@@ -49,6 +47,21 @@ impl Lower<'_> {
                 }
             }
         }
+    }
+
+    /// `network_mode`, or an external network that stands for one.
+    fn mode(&self, service: &Node) -> Option<String> {
+        let mode = text(service, "network_mode");
+        mode.or_else(|| {
+            let keys = service.get("networks").into_iter().flat_map(Node::entries);
+            let mut networks =
+                keys.filter_map(|(key, _)| self.project.model.at(&["networks", key]));
+            let network = networks.find(|network| {
+                is_true(network.get("external"))
+                    && matches!(network.text("name"), Some("host" | "none"))
+            })?;
+            text(network, "name")
+        })
     }
 
     fn shared_network(&mut self, context: &Context<'_>, service: &str) -> ContainerNetwork {
@@ -90,13 +103,23 @@ impl Lower<'_> {
             let definition = self.project.model.at(&["networks", key]);
             let name = definition.and_then(|network| network.text("name")).unwrap_or(key);
             let external = definition.is_some_and(|network| is_true(network.get("external")));
-            match name {
-                "host" if external => return ContainerNetwork::Host,
-                "none" if external => return ContainerNetwork::None,
-                _ => attachments.push(self.attachment(name, node, external)),
-            }
+            attachments.push(self.attachment(name, node, external));
         }
+        self.one_mac_address(context, &attachments);
         ContainerNetwork::Attached(attachments)
+    }
+
+    /// The address of the service is that on its first network.
+    fn one_mac_address(&mut self, context: &Context<'_>, attachments: &[Attachment]) {
+        let own = context.node.get("mac_address");
+        let first = attachments.first().and_then(|first| first.mac_address.as_deref());
+        if let (Some(own), Some(first)) = (own, first)
+            && own.as_str().is_some_and(|own| !own.is_empty() && own != first)
+        {
+            let message =
+                format!("the first network of `{}` has another `mac_address`", context.name);
+            self.error(Code::Conflict, &own.span, message, "keep the one of the network");
+        }
     }
 
     fn attachment(&mut self, network: &str, node: &Node, external: bool) -> Attachment {
@@ -146,17 +169,19 @@ impl Lower<'_> {
 
     /// Ports that a container of this mode can't have.
     pub(super) fn restrict_ports(&mut self, context: &Context<'_>, ports: &mut Ports) {
-        let Some(mode) = text(context.node, "network_mode").filter(|_| context.is_container())
-        else {
+        let Some(mode) = self.mode(context.node).filter(|_| context.is_container()) else {
             return;
         };
         let Some(node) = context.node.get("ports").filter(|node| !node.items().is_empty()) else {
             return;
         };
         if mode == "host" {
-            self.warn(&node.span, "with `network_mode: host` no port is published: the container has the ports of the host");
+            self.warn(
+                &node.span,
+                "no port is published: the container has the network of the host and its ports",
+            );
         } else if mode == "none" {
-            self.warn(&node.span, "with `network_mode: none` no port is published");
+            self.warn(&node.span, "no port is published: the container has no network");
         } else if mode.starts_with("service:") || mode.starts_with("container:") {
             let message = format!(
                 "the service `{}` can't publish ports of the network of another",
@@ -179,7 +204,7 @@ impl Lower<'_> {
     pub(super) fn networks(&mut self) -> BTreeMap<String, Network> {
         let containers = self.project.active_services().filter(|(_, node)| !is_process(node));
         let used: BTreeSet<&str> = containers
-            .filter(|(_, node)| text(node, "network_mode").is_none())
+            .filter(|(_, node)| self.mode(node).is_none())
             .flat_map(|(_, node)| node.get("networks").into_iter().flat_map(Node::entries))
             .map(|(key, _)| key)
             .collect();

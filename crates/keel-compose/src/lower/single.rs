@@ -11,21 +11,25 @@ impl Lower<'_> {
     pub(super) fn one_at_a_time(&mut self, context: &Context<'_>, service: &mut Service) {
         let Some(container) = &service.spec.container else { return };
         let many = matches!(service.scale, Scale::Replicated(2..) | Scale::Job(2..));
-        let mut alone = false;
-        if container.network == ContainerNetwork::Host && !service.ports.is_empty() {
-            alone = true;
-            if many && let Some(node) = context.node.get("network_mode") {
-                let message = format!(
-                    "the replicas of `{}` would all want its ports of the host",
-                    context.name
-                );
-                self.error(
-                    Code::Conflict,
-                    &node.span,
-                    message,
-                    "give it `networks`, or one replica",
-                );
-            }
+        // Who shares a network shares its ports.
+        let mut alone = matches!(
+            container.network,
+            ContainerNetwork::Host | ContainerNetwork::Service(_) | ContainerNetwork::Container(_)
+        );
+        let ports_of_host =
+            container.network == ContainerNetwork::Host && !service.ports.is_empty();
+        if many && ports_of_host {
+            let keys = ["network_mode", "networks"];
+            let node = keys.iter().find_map(|key| context.node.get(key));
+            let span = node.map_or(context.span, |node| &node.span).clone();
+            let message =
+                format!("the replicas of `{}` would all want its ports of the host", context.name);
+            self.error(
+                Code::Conflict,
+                &span,
+                message,
+                "give it a network of its own, or one replica",
+            );
         }
         for (key, node) in fixed_addresses(context) {
             alone = true;

@@ -98,7 +98,8 @@ impl Lower<'_> {
 fn is_empty(node: &Node) -> bool {
     match &node.value {
         Value::Null | Value::Bool(false) => true,
-        Value::String(text) => text.is_empty(),
+        // Some flags are texts by now, `build.provenance` for one.
+        Value::String(text) => matches!(text.as_str(), "" | "false"),
         Value::Seq(items) => items.is_empty(),
         Value::Map(map) => map.is_empty(),
         _ => false,
