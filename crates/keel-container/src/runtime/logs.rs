@@ -100,7 +100,7 @@ impl Reading {
                     break 'all;
                 }
                 if already(&mut skip, &stamp)
-                    || self.query.since.is_some_and(|since| line.at < since)
+                    || self.query.since.is_some_and(|since| latest(&stamp, line.at) < since)
                 {
                     continue;
                 }
