@@ -82,18 +82,25 @@ pub async fn ensure(
         PullPolicy::Missing => source.build.is_none() && absent.contains_key(&source.reference),
         PullPolicy::Never | PullPolicy::Build => false,
     };
-    let (pulls, rest): (Sources, Sources) =
-        rest.into_iter().partition(|(_, source)| pulled(source));
     let is_absent = |source: &ImageSource| absent.contains_key(&source.reference);
-    let missing: Sources = rest.into_iter().filter(|(_, source)| is_absent(source)).collect();
-    let (builds, never): (Sources, Sources) =
-        missing.into_iter().partition(|(_, source)| source.build.is_some() && !wishes.no_build);
-    if let Some(error) = never.values().find_map(|source| absent.get(&source.reference)) {
+    let (built, rest): (Sources, Sources) = rest
+        .into_iter()
+        .partition(|(_, source)| source.build.is_some() && !wishes.no_build && is_absent(source));
+    let builds: Sources = forced.into_iter().chain(built).collect();
+    // One service may run what another builds or pulls.
+    let of = |all: &Sources| -> BTreeSet<String> {
+        all.values().map(|source| source.reference.clone()).collect()
+    };
+    let made = of(&builds);
+    let rest = rest.into_iter().filter(|(_, source)| !made.contains(&source.reference));
+    let (pulls, rest): (Sources, Sources) = rest.partition(|(_, source)| pulled(source));
+    let brought = of(&pulls);
+    let mut lacking = rest.values().filter(|source| !brought.contains(&source.reference));
+    if let Some(error) = lacking.find_map(|source| absent.get(&source.reference)) {
         return Err(refused(error));
     }
     pull(ctx, client, &pulls, wishes.quiet).await?;
     let options = BuildOptions { quiet: wishes.quiet, ..BuildOptions::default() };
-    let builds = forced.into_iter().chain(builds).collect();
     build(ctx, client, &builds, &options).await.map(|_| ())
 }
 
