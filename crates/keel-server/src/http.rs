@@ -2,6 +2,8 @@
 //!
 //! Handlers translate: JSON in, a call, JSON out. Bodies are bounded; a stream ends when its reader goes away.
 
+mod images;
+
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +31,7 @@ use crate::api::types::{
 use crate::changes::{Changes, Operation};
 use crate::error::Refusal;
 use crate::events::EventLog;
+use crate::images::Presence;
 use crate::traffic::Figures;
 use crate::views::Viewer;
 use crate::{clock, logs};
@@ -50,6 +53,8 @@ pub struct Api {
     pub events: Arc<EventLog>,
     /// For logs and exec.
     pub runtime: Arc<dyn Runtime>,
+    /// Makes images present.
+    pub presence: Presence,
     /// What the proxy has counted.
     pub figures: Figures,
     /// Who this server is.
@@ -74,7 +79,10 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let status = match self.0.code {
             "no_such_stack" | "no_such_service" | "no_such_instance" => StatusCode::NOT_FOUND,
-            "conflict" | "port_in_use" | "route_taken" => StatusCode::CONFLICT,
+            "conflict" | "port_in_use" | "route_taken" | "image_absent" | "image_platform" => {
+                StatusCode::CONFLICT
+            }
+            "engine_away" => StatusCode::SERVICE_UNAVAILABLE,
             "invalid" => StatusCode::BAD_REQUEST,
             "disk_full" => StatusCode::INSUFFICIENT_STORAGE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
@@ -94,6 +102,11 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/metrics", get(metrics))
         .route("/v1/routes", get(routes))
         .route("/v1/traffic/snapshot", get(snapshot))
+        .route("/v1/engine", images::engine())
+        .route("/v1/images", images::list())
+        .route("/v1/images/pull", images::pull())
+        .route("/v1/images/build", images::build())
+        .route("/v1/images/push", images::push())
         .route("/v1/stacks", get(stacks))
         .route("/v1/stacks/{stack}", put(apply).get(stack))
         .route("/v1/stacks/{stack}/watch", get(watch))
@@ -177,7 +190,7 @@ async fn apply(State(api): Shared, Path(name): Path<String>, bytes: Bytes) -> An
 }
 
 async fn diff(State(api): Shared, bytes: Bytes) -> Answer<Vec<ChangeView>> {
-    Ok(Json(api.changes.diff(&body(&bytes)?).await?))
+    Ok(Json(api.changes.diff(body(&bytes)?).await?))
 }
 
 async fn scale(State(api): Shared, Path(name): Path<String>, bytes: Bytes) -> Answer<Applied> {

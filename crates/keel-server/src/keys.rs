@@ -14,10 +14,12 @@
 //! status/<instance>                              InstanceStatus, written by its node
 //! events/<seq>                                   Event
 //! certificates/<hash>                            the last good certificate of a pair of files
+//! images/<hash>                                  when an image was pulled that is pulled every so often
 //! acme/…                                         accounts, orders, certificates (see `keel_acme`)
 //! ```
 
 use keel_model::{Generation, InstanceId, RevisionId, ServiceName, StackName};
+use sha2::{Digest as _, Sha256};
 
 /// Everything that is wanted.
 pub const STACKS: &str = "stacks/";
@@ -33,6 +35,13 @@ pub const ACME: &str = "acme/";
 pub const NETWORK: &str = "meta/network";
 /// What people were told that the engine in the place of our proxy lacks.
 pub const LACKS: &str = "meta/lacks";
+
+/// When the image of this name was pulled.
+pub fn pulled(reference: &str) -> String {
+    let digest = Sha256::digest(reference);
+    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("images/{hex}")
+}
 
 /// Everything of one stack.
 pub fn stack(stack: &StackName) -> String {

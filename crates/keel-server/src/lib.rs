@@ -16,6 +16,7 @@ mod controller;
 mod error;
 mod events;
 mod http;
+mod images;
 mod issuance;
 mod keys;
 mod logs;

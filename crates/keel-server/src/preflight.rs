@@ -19,15 +19,10 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// # Errors
 /// [`Refusal`] that names the program.
 pub fn check(service: &ServiceName, spec: &Spec) -> Result<(), Refusal> {
-    if spec.runtime == RuntimeKind::Container {
-        let message = format!(
-            "service `{service}` needs a container engine, which this version does not drive yet"
-        );
-        return Err(Refusal::new("invalid", message)
-            .hint("run it as a host process: add `x-keel: {runtime: process}` and a `command`"));
-    }
     let program = spec.command.first().map_or("", String::as_str);
-    if !spec.pre_start.is_empty() || program.contains("${") {
+    // What a container runs is in its image, which was looked for when the service was pinned.
+    if spec.runtime != RuntimeKind::Process || !spec.pre_start.is_empty() || program.contains("${")
+    {
         return Ok(());
     }
     let directory = spec.working_dir.clone().unwrap_or_else(|| PathBuf::from("/"));

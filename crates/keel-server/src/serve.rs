@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use keel_container::images::Images;
 use keel_container::{ContainerRuntime, Engine};
 use keel_model::{EventKind, NodeName, ZoneName};
 use keel_route::access_log::AccessLog;
@@ -25,6 +26,7 @@ use crate::changes::Changes;
 use crate::controller::Controller;
 use crate::events::EventLog;
 use crate::http::{Api, router};
+use crate::images::{Kept, Presence};
 use crate::issuance::Issuance;
 use crate::network::{Network, system_resolvers};
 use crate::traffic::{CertificateFiles, Credentials, Figures, Link, ProxyState, Told};
@@ -101,7 +103,7 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
     let worlds = Arc::new(WorldReader::new(store.clone()).await?);
     let board = Arc::new(Board::load(&*store).await?);
     let events = Arc::new(EventLog::load(&*store).await?);
-    let runtime = runtime(options).map_err(|e| Error::Runtime(e.to_string()))?;
+    let (runtime, images) = runtime(options).map_err(|e| Error::Runtime(e.to_string()))?;
     let agent = Arc::new(Context {
         node: node.clone(),
         runtime: runtime.clone(),
@@ -124,18 +126,21 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
     let metrics = metrics::start(metrics, &figures, &mut tasks);
     tasks.spawn(controller(&agent).run());
     tasks.spawn(agent.run());
+    tasks.spawn(Kept { images: images.clone(), worlds: worlds.clone() }.run());
 
     let shutdown = Arc::new(Notify::new());
     let limitations = limitation.into_iter().chain(limitations(&*runtime)).collect();
     let api = Arc::new(Api {
         changes: Changes {
-            store,
+            store: store.clone(),
             worlds: worlds.clone(),
             events: events.clone(),
             network: network.clone(),
             proxy: proxy.clone(),
+            images: images.clone(),
             turn: Mutex::new(()),
         },
+        presence: Presence { images, store },
         viewer: Viewer {
             node: node.clone(),
             worlds: worlds.clone(),
@@ -308,13 +313,14 @@ async fn start_dns(
     });
 }
 
-/// Processes of this machine, and containers of the engine that there may be.
-fn runtime(options: &ServerOptions) -> Result<Arc<dyn Runtime>, keel_runtime::Error> {
+/// Processes of this machine, and containers of the engine that there may be, with its images.
+fn runtime(options: &ServerOptions) -> Result<(Arc<dyn Runtime>, Images), keel_runtime::Error> {
+    let engine = Engine::of_this_process();
+    let images = Images::new(engine.clone());
     let processes = ProcessOptions::new(&options.state_dir, &options.program);
     let processes = Arc::new(ProcessRuntime::new(processes)?);
-    let engine = Engine::of_this_process();
     let containers = Arc::new(ContainerRuntime::new(&options.state_dir, engine)?);
-    Ok(Arc::new(MixedRuntime::new(processes, containers)))
+    Ok((Arc::new(MixedRuntime::new(processes, containers)), images))
 }
 
 fn node_name(asked: Option<NodeName>) -> NodeName {

@@ -79,6 +79,7 @@ impl Server {
             events,
             network: network.clone(),
             proxy: proxy.clone(),
+            images: keel_container::images::Images::new(keel_container::Engine::default()),
             turn: Mutex::new(()),
         };
         let viewer = Viewer { node, worlds, board, network, proxy };

@@ -124,6 +124,14 @@ pub enum Command {
     Rm(commands::rm::RmArgs),
     /// Run a command in a running instance
     Exec(commands::exec::ExecArgs),
+    /// Bring the images of services onto the server's machine
+    Pull(commands::pull::PullArgs),
+    /// Build the images of services
+    Build(commands::build::BuildArgs),
+    /// Push the images of services to their registries
+    Push(commands::push::PushArgs),
+    /// List the images of services
+    Images(commands::images::ImagesArgs),
     /// Show what `up` would change
     Diff(commands::diff::DiffArgs),
     /// Check the Compose files and print them in canonical form
@@ -167,6 +175,10 @@ impl Command {
     pub fn files(&self) -> &[PathBuf] {
         match self {
             Self::Up(args) => &args.files.file,
+            Self::Pull(args) => &args.files.file,
+            Self::Build(args) => &args.files.file,
+            Self::Push(args) => &args.files.file,
+            Self::Images(args) => &args.files.file,
             Self::Down(args) => &args.files.file,
             Self::Ps(args) => &args.files.file,
             Self::Scale(args) => &args.files.file,

@@ -11,6 +11,7 @@ mod context;
 mod evidence;
 mod failure;
 mod follow;
+mod images;
 mod interrupt;
 mod lacks;
 mod log;

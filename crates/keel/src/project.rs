@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use keel_compose::{Diagnostic, FileSource, LoadOptions, PathKind, Project, ReadError};
+use keel_compose::{Diagnostic, FileSource, LoadOptions, Lowered, PathKind, Project, ReadError};
 use keel_model::{Stack, StackName};
 
 use crate::context::Context;
@@ -136,14 +136,22 @@ pub fn load_with(ctx: &Context, services: &[String], phases: Phases) -> Result<P
 /// # Errors
 /// As [`load_with`].
 pub fn stack(ctx: &Context, services: &[String]) -> Result<Stack, Failure> {
+    Ok(lowered(ctx, services)?.stack)
+}
+
+/// The same, with where the images of its services come from.
+///
+/// # Errors
+/// As [`load_with`].
+pub fn lowered(ctx: &Context, services: &[String]) -> Result<Lowered, Failure> {
     let disk = Disk::new()?;
     let project = read(ctx, &disk, services, ALL)?;
     check_profiles(ctx, &project)?;
-    let mut stack = convert(ctx, &disk, &project)?;
+    let mut lowered = convert(ctx, &disk, &project)?;
     if !services.is_empty() {
-        join(&mut stack, quietly(ctx, &disk)?);
+        join(&mut lowered.stack, quietly(ctx, &disk)?);
     }
-    Ok(stack)
+    Ok(lowered)
 }
 
 /// Adds the services that were not named. What routes a service has depends on the labels of all, and which entrypoints
@@ -246,13 +254,13 @@ fn environment() -> std::collections::BTreeMap<String, String> {
         .collect()
 }
 
-fn convert(ctx: &Context, disk: &Disk, project: &Project) -> Result<Stack, Failure> {
+fn convert(ctx: &Context, disk: &Disk, project: &Project) -> Result<Lowered, Failure> {
     match project.to_stack(disk) {
         Ok(lowered) => {
             let all: Vec<Diagnostic> =
                 project.warnings().iter().chain(&lowered.notes).cloned().collect();
             tell(ctx, &all, disk);
-            Ok(lowered.stack)
+            Ok(lowered)
         }
         Err(diagnostics) => Err(refuse(ctx, &diagnostics, disk)),
     }

@@ -23,6 +23,8 @@ use super::{Images, Reference};
 const ANSWER: Duration = Duration::from_secs(24 * 3600);
 /// Last lines of a failed step that are kept for the error.
 const LAST_LINES: usize = 20;
+/// What the builder says of its own work, in the place of a step's output.
+const NOISE: [&str; 2] = [" --->", "Removing intermediate container"];
 /// Longest line that is told, in bytes.
 const MAX_LINE: usize = 4096;
 
@@ -65,7 +67,7 @@ impl Output {
         if begins {
             line.clone_into(&mut self.step);
             self.lines.clear();
-        } else if !line.is_empty() {
+        } else if !line.is_empty() && !NOISE.iter().any(|word| line.starts_with(word)) {
             if self.lines.len() == LAST_LINES {
                 self.lines.pop_front();
             }

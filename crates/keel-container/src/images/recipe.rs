@@ -95,6 +95,7 @@ pub fn needs_buildkit(build: &Build, dockerfile: &str) -> Vec<&'static str> {
         (!build.cache_to.is_empty(), "cache_to"),
         (!build.entitlements.is_empty(), "entitlements"),
         (build.privileged, "privileged"),
+        (!build.no_cache_filter.is_empty(), "no_cache_filter"),
         (build.platforms.len() > 1, "more than one platform"),
         (has(&["RUN"], "--mount"), "RUN --mount"),
         (has(&["RUN"], "--network") || has(&["RUN"], "--security"), "RUN --network, --security"),

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
+use futures_util::{Stream, StreamExt as _, stream};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use keel_route::snapshot::Snapshot;
@@ -16,6 +18,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
+use super::images::{BuildRequest, EngineView, ImageLine, ImageSummary, PullRequest, PushRequest};
 use super::types::{
     Applied, ApplyRequest, ChangeView, DownRequest, EdgesView, ErrorBody, EventsQuery,
     HistoryEntry, LacksView, LogRecord, LogsQuery, RollbackRequest, RouteView, ScaleRequest,
@@ -30,6 +33,13 @@ const MAX_ANSWER: usize = 64 << 20;
 const MAX_LINE: usize = 16 << 20;
 /// Lines of a stream that wait for their reader.
 const STREAM_QUEUE: usize = 256;
+
+/// What is sent.
+type Body = BoxBody<Bytes, std::io::Error>;
+
+fn whole_body(bytes: Vec<u8>) -> Body {
+    Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed()
+}
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -266,6 +276,63 @@ impl Client {
         self.get(&format!("/v1/instances/{instance}/exec")).await
     }
 
+    /// The container engine of the server.
+    ///
+    /// # Errors
+    /// [`Error`]; code `engine_away` when there is none or it does not answer.
+    pub async fn engine(&self) -> Result<EngineView, Error> {
+        self.get("/v1/engine").await
+    }
+
+    /// The images of the server's engine that have a name.
+    ///
+    /// # Errors
+    /// [`Error`]; code `engine_away` when there is no engine or it does not answer.
+    pub async fn images(&self) -> Result<Vec<ImageSummary>, Error> {
+        self.get("/v1/images").await
+    }
+
+    /// Makes images present; the last line of each says how it ended.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn pull(&self, request: &PullRequest) -> Result<Lines<ImageLine>, Error> {
+        self.post_lines("/v1/images/pull", request).await
+    }
+
+    /// Pushes images; the last line of each says how it ended.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn push(&self, request: &PushRequest) -> Result<Lines<ImageLine>, Error> {
+        self.post_lines("/v1/images/push", request).await
+    }
+
+    /// Builds an image from the archive of its context; the last line says how it ended.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn build(
+        &self,
+        request: &BuildRequest,
+        context: impl Stream<Item = std::io::Result<Bytes>> + Send + Sync + 'static,
+    ) -> Result<Lines<ImageLine>, Error> {
+        let mut head = serde_json::to_vec(request).map_err(|e| self.broken(e))?;
+        head.push(b'\n');
+        let pieces = stream::iter([Ok(Bytes::from(head))]).chain(context);
+        let body = StreamBody::new(pieces.map(|piece| piece.map(Frame::data)));
+        self.lines(Method::POST, "/v1/images/build", BoxBody::new(body)).await
+    }
+
+    async fn post_lines<B: Serialize, T: DeserializeOwned + Send + 'static>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<Lines<T>, Error> {
+        let body = serde_json::to_vec(body).map_err(|e| self.broken(e))?;
+        self.lines(Method::POST, path, whole_body(body)).await
+    }
+
     /// Ends the server. Instances run on, and so does the proxy while there is a stack to serve.
     ///
     /// # Errors
@@ -288,7 +355,7 @@ impl Client {
             Some(body) => serde_json::to_vec(body).map_err(|e| self.broken(e))?,
             None => Vec::new(),
         };
-        let response = self.call(method, path, body).await?;
+        let response = self.call(method, path, whole_body(body)).await?;
         let bytes = self.whole(response.into_body()).await?;
         serde_json::from_slice(&bytes).map_err(|e| self.broken(e))
     }
@@ -297,7 +364,16 @@ impl Client {
         &self,
         path: &str,
     ) -> Result<Lines<T>, Error> {
-        let response = self.call(Method::GET, path, Vec::new()).await?;
+        self.lines(Method::GET, path, whole_body(Vec::new())).await
+    }
+
+    async fn lines<T: DeserializeOwned + Send + 'static>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+    ) -> Result<Lines<T>, Error> {
+        let response = self.call(method, path, body).await?;
         let (sender, receiver) = mpsc::channel(STREAM_QUEUE);
         tokio::spawn(read_lines(response.into_body(), sender, self.socket.clone()));
         Ok(Lines { receiver })
@@ -307,7 +383,7 @@ impl Client {
         &self,
         method: Method,
         path: &str,
-        body: Vec<u8>,
+        body: Body,
     ) -> Result<Response<Incoming>, Error> {
         let stream =
             UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
@@ -320,7 +396,7 @@ impl Client {
             .uri(path)
             .header("host", "keel")
             .header("content-type", "application/json")
-            .body(Full::new(Bytes::from(body)))
+            .body(body)
             .map_err(|e| self.broken(e))?;
         let response = tokio::time::timeout(ANSWER_TIMEOUT, sender.send_request(request))
             .await

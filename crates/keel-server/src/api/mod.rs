@@ -1,4 +1,5 @@
 //! The HTTP API of the server, and a client for it.
 
 pub mod client;
+pub mod images;
 pub mod types;

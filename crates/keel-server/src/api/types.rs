@@ -74,7 +74,9 @@ pub struct LacksView {
 /// An error, as every endpoint reports it with a status of 400 or more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
-    /// For programs: `no_such_stack`, `no_such_service`, `port_in_use`, `route_taken`, `disk_full`, `conflict`, `invalid`, `internal`.
+    /// For programs: `no_such_stack`, `no_such_service`, `port_in_use`, `route_taken`, `disk_full`, `conflict`, `invalid`, `internal`;
+    /// about images also `image_absent`, `image_not_found`, `image_denied`, `image_platform`, `image_rate_limited`, `image_failed`,
+    /// `registry_away`, `registry_untrusted`, `build_failed`, `build_context`, `engine_away`.
     pub code: String,
     /// What happened, and where.
     pub message: String,

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use keel_container::images::Images;
 use keel_model::{EventKind, Generation, Goal, StackName, StackRecord};
 use keel_store::{Outcome, Store, Transaction};
 use tokio::sync::{Mutex, watch};
@@ -24,7 +25,7 @@ use crate::events::EventLog;
 use crate::network::Network;
 use crate::traffic::ProxyState;
 use crate::world::{ServiceAddress, StackState, World, WorldReader};
-use crate::{clock, keys, preflight, sockets, views};
+use crate::{clock, images, keys, preflight, sockets, views};
 
 pub use wish::Operation;
 
@@ -54,6 +55,8 @@ pub struct Changes {
     pub network: Arc<Network>,
     /// Whose sockets are our own.
     pub proxy: watch::Receiver<ProxyState>,
+    /// What container services are pinned to.
+    pub images: Images,
     /// One change at a time; others would only conflict.
     pub turn: Mutex<()>,
 }
@@ -63,8 +66,9 @@ impl Changes {
     ///
     /// # Errors
     /// [`Refusal`]; nothing is changed then.
-    pub async fn apply(&self, request: ApplyRequest) -> Result<Applied, Refusal> {
+    pub async fn apply(&self, mut request: ApplyRequest) -> Result<Applied, Refusal> {
         let name = request.stack.name.clone();
+        images::pin(&self.images, &mut request.stack, request.services.as_deref()).await?;
         self.change(&name, Change::Definition, |stack| wish::applied(stack, &request)).await
     }
 
@@ -72,11 +76,12 @@ impl Changes {
     ///
     /// # Errors
     /// As [`Self::apply`].
-    pub async fn diff(&self, request: &ApplyRequest) -> Result<Vec<ChangeView>, Refusal> {
+    pub async fn diff(&self, mut request: ApplyRequest) -> Result<Vec<ChangeView>, Refusal> {
+        images::pin(&self.images, &mut request.stack, request.services.as_deref()).await?;
         let world = self.worlds.refresh().await?;
         let empty = StackState::default();
         let stack = world.stacks.get(&request.stack.name).unwrap_or(&empty);
-        let next = wish::applied(stack, request)?;
+        let next = wish::applied(stack, &request)?;
         let old = stack.record.as_ref().map(|record| &*record.value);
         Ok(views::changes(old, &next))
     }

@@ -1,5 +1,6 @@
 //! One module per command: its options, and what it does with them.
 
+pub mod build;
 pub mod completion;
 pub mod config;
 pub mod diff;
@@ -8,6 +9,7 @@ pub mod edges;
 pub mod events;
 pub mod exec;
 pub mod history;
+pub mod images;
 pub mod logs;
 pub mod ls;
 pub mod markdown;
@@ -15,6 +17,8 @@ pub mod operate;
 pub mod port;
 pub mod proxy;
 pub mod ps;
+pub mod pull;
+pub mod push;
 pub mod render;
 pub mod rm;
 pub mod rollback;
@@ -35,6 +39,10 @@ use crate::failure::Failure;
 pub async fn run(ctx: &Context, command: Command) -> Result<(), Failure> {
     match command {
         Command::Up(args) => up::run(ctx, args).await,
+        Command::Pull(args) => pull::run(ctx, args).await,
+        Command::Build(args) => build::run(ctx, args).await,
+        Command::Push(args) => push::run(ctx, args).await,
+        Command::Images(args) => images::run(ctx, args).await,
         Command::Down(args) => down::run(ctx, args).await,
         Command::Ps(args) => ps::run(ctx, args).await,
         Command::Ls(args) => ls::run(ctx, args).await,

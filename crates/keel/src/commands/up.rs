@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use keel_model::{Scale, ServiceName, Stack};
+use keel_model::{PullPolicy, Scale, ServiceName, Stack};
 use keel_server::api::client::Client;
 use keel_server::api::types::{ApplyRequest, StackView};
 
@@ -17,6 +17,7 @@ use crate::context::Context;
 use crate::evidence::Evidence;
 use crate::failure::Failure;
 use crate::follow::LogStyle;
+use crate::images::{self, Wishes};
 use crate::interrupt::Interrupts;
 use crate::ui::progress::Progress;
 use crate::ui::time;
@@ -59,7 +60,7 @@ pub struct UpArgs {
     /// Do not ask; `up` never does, so that scripts written for docker compose run unchanged
     #[arg(short = 'y', long)]
     pub yes: bool,
-    /// What docker compose would build or pull
+    /// What is built and pulled first
     #[command(flatten)]
     pub images: ImageArgs,
     /// How log lines look
@@ -70,26 +71,33 @@ pub struct UpArgs {
     pub files: FileArgs,
 }
 
-/// Options of docker compose that mean nothing here; that is said, so that scripts can be used unchanged.
+/// What is built and pulled before anything is changed.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct ImageArgs {
-    /// Build images first
-    #[arg(long, hide = true)]
+    /// Build images first, even if they are here
+    #[arg(long, conflicts_with = "no_build")]
     pub build: bool,
-    /// Build no images
-    #[arg(long, hide = true)]
+    /// Build no images, even if they are missing
+    #[arg(long)]
     pub no_build: bool,
-    /// Which images to pull first
-    #[arg(long, hide = true, value_name = "POLICY")]
+    /// Which images to pull first: `always`, `missing`, `never`, or `policy`: as the file says
+    #[arg(long, value_name = "POLICY", value_parser = ["always", "missing", "never", "policy"])]
     pub pull: Option<String>,
     /// Show nothing while images are pulled
-    #[arg(long, hide = true)]
+    #[arg(long)]
     pub quiet_pull: bool,
 }
 
 impl ImageArgs {
-    const fn any(&self) -> bool {
-        self.build || self.no_build || self.quiet_pull || self.pull.is_some()
+    fn wishes(&self) -> Wishes {
+        let policy = match self.pull.as_deref() {
+            Some("always") => Some(PullPolicy::Always),
+            Some("missing") => Some(PullPolicy::Missing),
+            Some("never") => Some(PullPolicy::Never),
+            _ => None,
+        };
+        let Self { build, no_build, quiet_pull, .. } = *self;
+        Wishes { build, no_build, policy, quiet: quiet_pull }
     }
 }
 
@@ -98,15 +106,15 @@ impl ImageArgs {
 /// # Errors
 /// When the files are wrong, the server can't be started, or a service failed.
 pub async fn run(ctx: &Context, args: UpArgs) -> Result<(), Failure> {
-    let mut stack = project::stack(ctx, &args.services)?;
+    let lowered = project::lowered(ctx, &args.services)?;
+    let services = selection(&lowered.stack, &args.services, !args.no_deps)?;
+    let sources = images::sources(&lowered, services.as_ref());
+    let mut stack = lowered.stack;
     scale(&mut stack, &args.scale)?;
-    let services = selection(&stack, &args)?;
-    if args.images.any() {
-        ctx.note("nothing is built or pulled: services are host processes");
-    }
     let client = spawn::ensure_server(ctx).await?;
     warn_without_zone(ctx, &client, &stack).await?;
     let interrupts = attached(&args).then(Interrupts::listen).transpose()?;
+    images::ensure(ctx, &client, sources, &args.images.wishes()).await?;
     let name = stack.name.clone();
     let since = time::now();
     let request = ApplyRequest {
@@ -231,20 +239,27 @@ fn scale(stack: &mut Stack, wanted: &[(String, u32)]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The services that are applied: those named, with what they depend on; `None` for all.
-fn selection(stack: &Stack, args: &UpArgs) -> Result<Option<BTreeSet<ServiceName>>, Failure> {
-    if args.services.is_empty() {
+/// The services that are meant: those named, with what they depend on if that is wanted; `None` for all.
+///
+/// # Errors
+/// When there is no service of a name.
+pub fn selection(
+    stack: &Stack,
+    named: &[String],
+    with_dependencies: bool,
+) -> Result<Option<BTreeSet<ServiceName>>, Failure> {
+    if named.is_empty() {
         return Ok(None);
     }
     let known: Vec<&str> = stack.services.keys().map(ServiceName::as_str).collect();
     let mut selected = BTreeSet::new();
-    let mut open: Vec<&str> = args.services.iter().map(String::as_str).collect();
+    let mut open: Vec<&str> = named.iter().map(String::as_str).collect();
     while let Some(name) = open.pop() {
         let (name, service) = stack
             .services
             .get_key_value(name)
             .ok_or_else(|| names::unknown_service(name, stack.name.as_str(), &known))?;
-        if selected.insert(name.clone()) && !args.no_deps {
+        if selected.insert(name.clone()) && with_dependencies {
             let present = |name: &&ServiceName| stack.services.contains_key(*name);
             open.extend(service.depends_on.keys().filter(present).map(ServiceName::as_str));
         }
