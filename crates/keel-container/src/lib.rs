@@ -8,6 +8,8 @@ pub mod images;
 mod place;
 mod runtime;
 pub mod terminal;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use engine::{Engine, EngineInfo, Kind};
 pub use error::Error;

@@ -241,6 +241,7 @@ impl Inner {
     /// Takes the networks of a stack away once its last instance is gone.
     pub(super) async fn remove_networks(&self, launch: &Launch) {
         let stack = &launch.stack;
+        let _turn = self.networks.lock().await;
         if self.entries().values().any(|entry| entry.kept.launch.stack == *stack) {
             return;
         }

@@ -54,6 +54,8 @@ struct Inner {
     entries: Mutex<BTreeMap<InstanceId, Entry>>,
     gates: Mutex<BTreeMap<InstanceId, Arc<tokio::sync::Mutex<()>>>>,
     changed: watch::Sender<u64>,
+    /// Held by whoever makes or takes away networks.
+    networks: tokio::sync::Mutex<()>,
 }
 
 /// Runs instances as containers; see the module.
@@ -93,6 +95,7 @@ impl ContainerRuntime {
             entries: Mutex::default(),
             gates: Mutex::default(),
             changed: watch::Sender::new(0),
+            networks: tokio::sync::Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner), follower: Mutex::default() })
     }

@@ -64,6 +64,8 @@ impl Inner {
         stack: &StackName,
         network: &Network,
     ) -> Result<(), String> {
+        // Engines before Docker 25 make a second network of the same name without a word.
+        let _turn = self.networks.lock().await;
         let known = client.inspect_network(&network.name, None).await;
         let error = match known.map_err(|error| self.engine.failed(&error)) {
             Ok(_) => return Ok(()),

@@ -7,7 +7,7 @@ use keel_model::{Attachment, ContainerNetwork, ContainerSpec, Network, RuntimeKi
 use keel_runtime::conformance::{self, Harness, Workload};
 use keel_runtime::{Launch, Runtime};
 
-use crate::engines::{self, IMAGE, Running, Which};
+use keel_container::testing::{self, IMAGE, Networks, Running, Which};
 
 /// The network of the stack `t`.
 const NETWORK: &str = "t_default";
@@ -98,12 +98,12 @@ impl Harness for Containers {
 
 #[tokio::test]
 async fn docker_conforms() {
-    let Some(engine) = engines::start(Which::Docker).await else { return };
+    let Some(engine) = testing::start(Which::Docker, Networks::Apart).await else { return };
     conformance::all(&Containers::new(engine)).await;
 }
 
 #[tokio::test]
 async fn podman_conforms() {
-    let Some(engine) = engines::start(Which::Podman).await else { return };
+    let Some(engine) = testing::start(Which::Podman, Networks::Apart).await else { return };
     conformance::all(&Containers::new(engine)).await;
 }

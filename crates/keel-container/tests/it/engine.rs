@@ -10,10 +10,10 @@ use keel_runtime::conformance::{Harness as _, PATIENCE, ended, logged};
 use keel_runtime::{Launch, Runtime as _};
 
 use crate::conformance::Containers;
-use crate::engines::{self, Which};
+use keel_container::testing::{self, Networks, Which};
 
 async fn docker() -> Option<Containers> {
-    Some(Containers::new(engines::start(Which::Docker).await?))
+    Some(Containers::new(testing::start(Which::Docker, Networks::Apart).await?))
 }
 
 async fn running(containers: &Containers, service: &str) -> (Arc<ContainerRuntime>, Launch) {
@@ -82,7 +82,7 @@ async fn what_others_do_to_a_container_is_seen() {
     // A name that somebody else has is not taken from them.
     let other = containers.launch("taken", "sleep 1000");
     let body = bollard::models::ContainerCreateBody {
-        image: Some(engines::IMAGE.into()),
+        image: Some(testing::IMAGE.into()),
         host_config: Some(bollard::models::HostConfig {
             network_mode: Some("none".into()),
             ..Default::default()

@@ -7,6 +7,5 @@
 mod builds;
 mod conformance;
 mod engine;
-mod engines;
 mod images;
 mod rig;

@@ -116,6 +116,8 @@ pub fn is_alive(pid: u32) -> bool {
 pub struct Running {
     pub sandbox: Sandbox,
     network: String,
+    /// Where the container engine is.
+    engine: Option<String>,
 }
 
 impl Running {
@@ -127,12 +129,23 @@ impl Running {
         // Tests of one process run at the same time; what one calls is not to be answered by the other.
         let part = NEXT.fetch_add(1, Ordering::Relaxed) % 16 * 16;
         let network = format!("127.{}.{}.{part}/28", 64 + id / 256 % 128, id % 256);
-        Self { sandbox, network }
+        Self { sandbox, network, engine: None }
+    }
+
+    /// The same with the container engine at `socket`, and virtual addresses that its containers reach.
+    pub fn with_engine(compose: &str, socket: &Path) -> Self {
+        let mut keel = Self::new(compose);
+        keel.network = keel.network.replacen("127.", "10.", 1);
+        keel.engine = Some(format!("unix://{}", socket.display()));
+        keel
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.sandbox.command(arguments);
         command.env("KEEL_VIP_CIDR", &self.network);
+        if let Some(engine) = &self.engine {
+            command.env("DOCKER_HOST", engine);
+        }
         command
     }
 
@@ -170,6 +183,11 @@ impl Drop for Running {
             self.run(&["-p", name, "down", "-v", "--wait-timeout", "30"]);
         }
         self.run(&["server", "stop"]);
+        if self.engine.is_some() {
+            // The route that makes the virtual addresses this machine's own outlives the server, as it should.
+            let route = ["route", "del", "local", &self.network, "dev", "lo"];
+            let _ = Command::new("ip").args(route).stderr(Stdio::null()).status();
+        }
     }
 }
 

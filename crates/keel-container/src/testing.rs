@@ -1,14 +1,19 @@
 //! Engines that a test starts for itself: with their own socket and data, and ended by process id.
 
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "this is test code")]
+
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use bollard::query_parameters::ImportImageOptions;
+use crate::{Engine, Place};
+use bollard::query_parameters::{
+    ImportImageOptions, ListContainersOptionsBuilder, ListNetworksOptions,
+    RemoveContainerOptionsBuilder,
+};
 use futures_util::StreamExt as _;
-use keel_container::{Engine, Place};
 
 /// How long an engine may take to answer.
 const START: Duration = Duration::from_secs(60);
@@ -26,17 +31,30 @@ pub enum Which {
     Podman,
 }
 
+/// Where its networks are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Networks {
+    /// In a namespace of their own, which goes with the engine: nobody reaches its containers.
+    Apart,
+    /// In that of the test, on a bridge of their own.
+    Here,
+}
+
 /// A running engine.
+#[derive(Debug)]
 pub struct Running {
     process: Child,
-    pub dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
+    /// Where it answers.
     pub socket: PathBuf,
+    /// Which one it is.
     pub which: Which,
+    networks: Networks,
 }
 
 /// An engine, or nothing and a word about why.
-pub async fn start(which: Which) -> Option<Running> {
-    match try_start(which).await {
+pub async fn start(which: Which, networks: Networks) -> Option<Running> {
+    match try_start(which, networks).await {
         Ok(running) => Some(running),
         Err(why) => {
             println!("skipped: no engine ({which:?}): {why}");
@@ -46,7 +64,7 @@ pub async fn start(which: Which) -> Option<Running> {
     }
 }
 
-async fn try_start(which: Which) -> Result<Running, String> {
+async fn try_start(which: Which, networks: Networks) -> Result<Running, String> {
     if !rustix::process::geteuid().is_root() {
         return Err("only root can start one".into());
     }
@@ -54,64 +72,95 @@ async fn try_start(which: Which) -> Result<Running, String> {
         return Err("busybox-static is not installed".into());
     }
     // Not in memory: layers of file systems need one that they can lie on.
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).map_err(|e| e.to_string())?;
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let beside = program.parent().unwrap_or(Path::new("/"));
+    let dir = tempfile::tempdir_in(beside).map_err(|error| error.to_string())?;
     // Paths of sockets are short.
-    let runs = PathBuf::from(format!(
-        "/run/keel-test-{}",
-        dir.path().file_name().unwrap().to_string_lossy().trim_start_matches('.')
-    ));
+    let name = dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = name.trim_start_matches('.').to_owned();
+    let runs = PathBuf::from(format!("/run/keel-test-{name}"));
     fs::create_dir_all(&runs).map_err(|error| format!("{}: {error}", runs.display()))?;
     let socket = runs.join("engine.sock");
-    let mut running = Running { process: spawn(which, &dir, &runs, &socket)?, dir, socket, which };
+    let process = spawn(which, networks, dir.path(), &runs)?;
+    let mut running = Running { process, dir, socket, which, networks };
     running.wait().await?;
     running.load().await?;
     Ok(running)
 }
 
-fn spawn(
-    which: Which,
-    dir: &tempfile::TempDir,
-    runs: &Path,
-    socket: &Path,
-) -> Result<Child, String> {
-    let log = File::create(dir.path().join("log")).map_err(|error| error.to_string())?;
-    let (data, state) = (dir.path().join("data"), runs.join("state"));
-    let url = format!("unix://{}", socket.display());
-    let mut command = match which {
-        Which::Docker => {
-            let mut command = isolated("dockerd");
-            command
-                .args(["--host", &url, "--bridge=none", "--iptables=false", "--ip-forward=false"])
-                .arg("--data-root")
-                .arg(&data)
-                .arg("--exec-root")
-                .arg(&state)
-                .arg("--pidfile")
-                .arg(runs.join("pid"));
-            command
-        }
-        Which::Podman => {
-            let mut command = isolated("podman");
-            command
-                .arg("--root")
-                .arg(&data)
-                .arg("--runroot")
-                .arg(&state)
-                .args(["--runtime", "runc", "--cgroup-manager", "cgroupfs"])
-                .args(["system", "service", "--time=0", &url]);
-            command
-        }
+fn spawn(which: Which, networks: Networks, dir: &Path, runs: &Path) -> Result<Child, String> {
+    let log = File::create(dir.join("log")).map_err(|error| error.to_string())?;
+    let path = |path: PathBuf| path.display().to_string();
+    let (data, state) = (path(dir.join("data")), path(runs.join("state")));
+    let url = format!("unix://{}", path(runs.join("engine.sock")));
+    // Its usual bridge is not touched: there may be another engine on this machine.
+    let bridge = match networks {
+        Networks::Apart => "none".to_owned(),
+        Networks::Here => bridge()?,
     };
+    let (bridge, pid) = (format!("--bridge={bridge}"), path(runs.join("pid")));
+    let mut words: Vec<&str> = match networks {
+        Networks::Apart => vec!["unshare", "--net"],
+        Networks::Here => Vec::new(),
+    };
+    words.extend(match which {
+        Which::Docker => vec![
+            "dockerd",
+            "--host",
+            &url,
+            &bridge,
+            "--iptables=false",
+            "--data-root",
+            &data,
+            "--exec-root",
+            &state,
+            "--pidfile",
+            &pid,
+        ],
+        Which::Podman => vec![
+            "podman",
+            "--root",
+            &data,
+            "--runroot",
+            &state,
+            "--runtime",
+            "runc",
+            "--cgroup-manager",
+            "cgroupfs",
+            "system",
+            "service",
+            "--time=0",
+            &url,
+        ],
+    });
     let second = log.try_clone().map_err(|error| error.to_string())?;
-    command.stdin(Stdio::null()).stdout(second).stderr(log);
-    command.spawn().map_err(|error| format!("{:?} can't be run: {error}", command.get_program()))
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).stdin(Stdio::null()).stdout(second).stderr(log);
+    command.spawn().map_err(|error| format!("{} can't be run: {error}", words[0]))
 }
 
-/// A program in a network namespace of its own: the bridges that it makes go with it.
-fn isolated(program: &str) -> Command {
-    let mut command = Command::new("unshare");
-    command.args(["--net", program]);
-    command
+fn bridge_name() -> String {
+    format!("keelt{:08x}", std::process::id())
+}
+
+/// A bridge for this process's engine.
+fn bridge() -> Result<String, String> {
+    let (name, id) = (bridge_name(), std::process::id());
+    if Path::new("/sys/class/net").join(&name).exists() {
+        return Ok(name);
+    }
+    let address = format!("10.{}.{}.1/24", 128 + id / 256 % 64, id % 256);
+    for words in [
+        vec!["link", "add", &name, "type", "bridge"],
+        vec!["addr", "add", &address, "dev", &name],
+        vec!["link", "set", &name, "up"],
+    ] {
+        let done = Command::new("ip").args(&words).status();
+        if !done.is_ok_and(|status| status.success()) {
+            return Err(format!("`ip {}` failed", words.join(" ")));
+        }
+    }
+    Ok(name)
 }
 
 impl Running {
@@ -125,7 +174,7 @@ impl Running {
     pub async fn restart(&mut self) {
         self.end();
         let runs = self.socket.parent().unwrap().to_owned();
-        self.process = spawn(self.which, &self.dir, &runs, &self.socket).unwrap();
+        self.process = spawn(self.which, self.networks, self.dir.path(), &runs).unwrap();
         self.wait().await.unwrap();
     }
 
@@ -180,9 +229,38 @@ impl Running {
     }
 }
 
+/// Takes away what a test that failed left: its containers, and their networks with their bridges.
+async fn clear(engine: Engine) -> Result<(), Box<dyn std::error::Error>> {
+    let client = engine.client().await?;
+    let all = ListContainersOptionsBuilder::default().all(true).build();
+    for container in client.list_containers(Some(all)).await? {
+        let force = RemoveContainerOptionsBuilder::default().force(true).build();
+        client.remove_container(&container.id.unwrap_or_default(), Some(force)).await?;
+    }
+    for network in client.list_networks(None::<ListNetworksOptions>).await? {
+        let name = network.name.unwrap_or_default();
+        if !["bridge", "host", "none", "podman"].contains(&name.as_str()) {
+            client.remove_network(&name).await?;
+        }
+    }
+    Ok(())
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
+        if self.networks == Networks::Here {
+            let engine = self.engine();
+            // A runtime can't be waited for within another.
+            let cleared = std::thread::spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                runtime.map(|runtime| runtime.block_on(clear(engine)).map_err(|e| e.to_string()))
+            });
+            println!("the engine is cleared: {:?}", cleared.join());
+        }
         self.end();
+        if self.networks == Networks::Here {
+            let _ = Command::new("ip").args(["link", "del", &bridge_name()]).status();
+        }
         let runs = self.socket.parent().unwrap();
         for dir in [self.dir.path(), runs] {
             unmount(dir);

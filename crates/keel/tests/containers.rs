@@ -1,0 +1,161 @@
+//! Services with images, on an engine that the tests start.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+
+use keel_container::testing::{self, IMAGE, Networks, Which};
+use support::{Running, Sandbox, free_port, get, wait_for};
+
+fn engine(which: Which) -> Option<testing::Running> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(testing::start(which, Networks::Here))
+}
+
+/// A service that answers with `body` and its own name.
+fn web(body: &str) -> String {
+    format!(
+        "{{image: '{IMAGE}', init: true, command: [sh, -c, \
+         'mkdir /www; echo {body} $$KEEL_INSTANCE > /www/index.html; exec httpd -f -p 8000 -h /www'], \
+         expose: [8000], ulimits: {{nofile: 1024, nproc: 1024}}"
+    )
+}
+
+/// Requests without pause until dropped; each must be answered.
+struct Traffic {
+    ends: std::sync::Arc<(AtomicBool, AtomicUsize, AtomicUsize)>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Traffic {
+    fn to(port: u16) -> Self {
+        let ends = std::sync::Arc::<(AtomicBool, AtomicUsize, AtomicUsize)>::default();
+        let threads = (0..4).map(|_| {
+            let ends = ends.clone();
+            std::thread::spawn(move || {
+                while !ends.0.load(SeqCst) {
+                    match get(port) {
+                        Some(body) if body.contains("-web-") => ends.1.fetch_add(1, SeqCst),
+                        other => {
+                            println!("failed: {other:?}");
+                            ends.2.fetch_add(1, SeqCst)
+                        }
+                    };
+                }
+            })
+        });
+        Self { threads: threads.collect(), ends }
+    }
+
+    /// How many were answered, and how many not.
+    fn end(self) -> (usize, usize) {
+        self.ends.0.store(true, SeqCst);
+        self.threads.into_iter().for_each(|thread| thread.join().unwrap());
+        (self.ends.1.load(SeqCst), self.ends.2.load(SeqCst))
+    }
+}
+
+fn no_request_is_lost(which: Which) {
+    let Some(engine) = engine(which) else { return };
+    let port = free_port();
+    let compose = |body: &str| {
+        format!(
+            "services:\n  web: {}, ports: ['{port}:8000'], deploy: {{replicas: 2, update_config: {{parallelism: 2}}}},\n    \
+             x-keel: {{rollout: {{min_healthy_time: 1s}}}}}}\n",
+            web(body)
+        )
+    };
+    let keel = Running::with_engine(&compose("one"), &engine.socket);
+    keel.run(&["up", "-d", "--wait"]).ok();
+    assert!(get(port).unwrap().starts_with("one app-web-"));
+    let traffic = Traffic::to(port);
+    let before = keel.pids();
+    let killed = *before.values().next().unwrap();
+    rustix_kill(u32::try_from(killed).unwrap());
+    wait_for("a killed container to be started again", || {
+        let now = keel.pids();
+        (now.len() == 2 && !now.values().any(|pid| *pid == killed)).then_some(())
+    });
+    keel.run(&["scale", "web=4"]).ok();
+    keel.sandbox.write("compose.yaml", &compose("two"));
+    keel.run(&["up", "-d", "--wait"]).ok();
+    rustix_kill(keel.server_pid());
+    keel.run(&["up", "-d", "--wait"]).ok();
+    keel.run(&["scale", "web=1"]).ok();
+    let (answered, failed) = traffic.end();
+    assert!(answered > 100, "{answered}");
+    assert_eq!(failed, 0, "of {answered}");
+    assert!(get(port).unwrap().starts_with("two app-web-"));
+    keel.run(&["down", "-v"]).ok();
+    let left = keel.run(&["ps", "-aq"]);
+    assert_eq!(left.stdout, "");
+}
+
+fn rustix_kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+#[test]
+fn no_request_is_lost_with_docker() {
+    no_request_is_lost(Which::Docker);
+}
+
+#[test]
+fn no_request_is_lost_with_podman() {
+    no_request_is_lost(Which::Podman);
+}
+
+#[test]
+fn containers_and_processes_reach_each_other_by_their_names() {
+    let Some(engine) = engine(Which::Docker) else { return };
+    let compose = format!(
+        "services:\n  web: {}}}\n  local: {{command: {}, expose: [9000]}}\n  \
+         job: {{image: '{IMAGE}', command: [sleep, '1000'], secrets: [word], volumes: ['data:/data'],\n    \
+         environment: {{COLOUR: red}}, depends_on: [web, local],\n    \
+         pre_start: [{{command: [sh, -c, 'echo step > /data/step']}}]}}\n\
+         secrets: {{word: {{environment: WORD}}}}\nvolumes: {{data: }}\n",
+        web("hello"),
+        support::responder("from a process"),
+    );
+    let keel = Running::with_engine(&compose, &engine.socket);
+    let up = keel.command(&["up", "-d", "--wait"]).env("WORD", "hidden").output().unwrap();
+    keel.sandbox.done(up).ok();
+    let exec = |command: &[&str]| keel.run(&[&["exec", "-T", "job"], command].concat());
+    assert!(exec(&["busybox", "wget", "-q", "-O", "-", "http://web:8000/"]).ok().contains("hello"));
+    let local = exec(&["busybox", "wget", "-q", "-O", "-", "http://local:9000/"]).ok();
+    assert_eq!(local, "from a process");
+    assert_eq!(exec(&["cat", "/run/secrets/word", "/data/step"]).ok(), "hiddenstep\n");
+    let said = exec(&["sh", "-c", "echo $COLOUR $KEEL_SERVICE; echo wrong >&2; exit 7"]);
+    assert_eq!(
+        (said.code, said.stdout.as_str(), said.stderr.as_str()),
+        (7, "red job\n", "wrong\n")
+    );
+    // A process reaches a container too.
+    let web = keel.run(&["exec", "local", "python3", "-c",
+        "import os, urllib.request; print(urllib.request.urlopen(os.environ['WEB_URL']).read().decode())"]);
+    assert!(web.ok().contains("hello app-web-1"));
+    // Nothing has changed.
+    let again = keel.command(&["up", "-d", "--wait"]).env("WORD", "hidden").output().unwrap();
+    assert!(keel.sandbox.done(again).stderr.contains("up to date"));
+    keel.run(&["down", "-v"]).ok();
+}
+
+#[test]
+fn what_is_missing_is_said_and_changes_nothing() {
+    let sandbox = Sandbox::new();
+    let keel = Running::with_engine(
+        "services: {web: {image: 'no/such:1', command: [x]}}\n",
+        &sandbox.app().join("no.sock"),
+    );
+    let up = keel.run(&["up", "-d"]);
+    assert_ne!(up.code, 0);
+    assert!(
+        up.stderr.contains("no.sock") && up.stderr.contains("container engine"),
+        "{}",
+        up.stderr
+    );
+    assert_eq!(keel.run(&["ls", "-aq"]).stdout, "");
+}
