@@ -5,7 +5,6 @@
 #[path = "../../keel-container/tests/it/rig/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests of the crate below use the rest")]
 mod rig;
-#[allow(dead_code, reason = "other tests use the rest")]
 mod support;
 
 use std::fs;
