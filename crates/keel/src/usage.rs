@@ -14,20 +14,16 @@ const CONTAINERS: &str = "not in this version; it concerns containers and images
 /// Commands of `docker compose` that are not here, and what to do instead.
 const COMMANDS: &[(&str, &str)] = &[
     ("attach", "not in this version; use `keel logs -f SERVICE`"),
-    ("build", CONTAINERS),
     ("commit", CONTAINERS),
     ("cp", "not in this version; instances see this machine's files: use `cp`"),
     ("create", "not in this version; use `keel diff` to see what `keel up` would do"),
     ("export", CONTAINERS),
-    ("images", CONTAINERS),
     (
         "kill",
         "not in this version; use `keel stop`, or `kill` with a pid from `keel ps --output json`",
     ),
     ("pause", "not in this version; use `keel stop`"),
     ("publish", CONTAINERS),
-    ("pull", CONTAINERS),
-    ("push", CONTAINERS),
     ("run", "not in this version; use `keel exec SERVICE COMMAND` with an instance that runs"),
     ("stats", "not in this version; use `top` with the pids from `keel ps --output json`"),
     ("top", "not in this version; use `top` with the pids from `keel ps --output json`"),

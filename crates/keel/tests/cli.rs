@@ -86,7 +86,7 @@ fn what_docker_compose_has_and_keel_has_not_is_explained() {
     for (line, needle) in [
         ("compose up -d", "leave out `compose`: keel up -d"),
         ("kill web", "keel stop"),
-        ("pull", "not in this version"),
+        ("cp", "not in this version"),
         ("up --dry-run", "keel diff"),
     ] {
         let arguments: Vec<&str> = line.split(' ').collect();

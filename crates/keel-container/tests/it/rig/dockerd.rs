@@ -123,17 +123,13 @@ impl Dockerd {
 
     /// Makes an image of one layer with this many bytes that can't be compressed, and of these changes (`CMD ["/x"]`).
     pub fn make_image(&self, name: &str, bytes: usize, changes: &[&str]) -> String {
-        let mut tar = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_gnu();
-        header.set_size(bytes as u64);
-        header.set_mode(0o644);
-        header.set_cksum();
-        let noise = noise(name, bytes);
-        tar.append_data(&mut header, "file", noise.as_slice()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), noise(name, bytes)).unwrap();
+        let tar = Command::new("tar").arg("-C").arg(dir.path()).args(["-cf", "-", "file"]).output();
         let mut arguments = vec!["import"];
         arguments.extend(changes.iter().flat_map(|change| ["--change", change]));
         arguments.extend(["-", name]);
-        self.docker_fed(&arguments, &tar.into_inner().unwrap())
+        self.docker_fed(&arguments, &tar.unwrap().stdout)
     }
 }
 
