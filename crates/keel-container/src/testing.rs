@@ -49,7 +49,7 @@ pub struct Running {
     pub socket: PathBuf,
     /// Which one it is.
     pub which: Which,
-    networks: Networks,
+    bridge: Option<Bridge>,
 }
 
 /// An engine, or nothing and a word about why.
@@ -81,28 +81,28 @@ async fn try_start(which: Which, networks: Networks) -> Result<Running, String> 
     let runs = PathBuf::from(format!("/run/keel-test-{name}"));
     fs::create_dir_all(&runs).map_err(|error| format!("{}: {error}", runs.display()))?;
     let socket = runs.join("engine.sock");
-    let process = spawn(which, networks, dir.path(), &runs)?;
-    let mut running = Running { process, dir, socket, which, networks };
+    let bridge = match networks {
+        Networks::Apart => None,
+        Networks::Here => Some(Bridge::make()?),
+    };
+    let process = spawn(which, bridge.as_ref(), dir.path(), &runs)?;
+    let mut running = Running { process, dir, socket, which, bridge };
     running.wait().await?;
     running.load().await?;
     Ok(running)
 }
 
-fn spawn(which: Which, networks: Networks, dir: &Path, runs: &Path) -> Result<Child, String> {
+fn spawn(which: Which, bridge: Option<&Bridge>, dir: &Path, runs: &Path) -> Result<Child, String> {
     let log = File::create(dir.join("log")).map_err(|error| error.to_string())?;
     let path = |path: PathBuf| path.display().to_string();
     let (data, state) = (path(dir.join("data")), path(runs.join("state")));
     let url = format!("unix://{}", path(runs.join("engine.sock")));
-    // Its usual bridge is not touched: there may be another engine on this machine.
-    let bridge = match networks {
-        Networks::Apart => "none".to_owned(),
-        Networks::Here => bridge()?,
+    let (bridge, pid) = (bridge.map_or("none", Bridge::name), path(runs.join("pid")));
+    let mut words: Vec<&str> = match bridge {
+        "none" => vec!["unshare", "--net"],
+        _ => Vec::new(),
     };
-    let (bridge, pid) = (format!("--bridge={bridge}"), path(runs.join("pid")));
-    let mut words: Vec<&str> = match networks {
-        Networks::Apart => vec!["unshare", "--net"],
-        Networks::Here => Vec::new(),
-    };
+    let bridge = format!("--bridge={bridge}");
     words.extend(match which {
         Which::Docker => vec![
             "dockerd",
@@ -139,28 +139,44 @@ fn spawn(which: Which, networks: Networks, dir: &Path, runs: &Path) -> Result<Ch
     command.spawn().map_err(|error| format!("{} can't be run: {error}", words[0]))
 }
 
-fn bridge_name() -> String {
-    format!("keelt{:08x}", std::process::id())
+/// A bridge for an engine, in the place of its usual one: that may be another engine's, which would lose it.
+#[derive(Debug)]
+pub struct Bridge(String);
+
+impl Bridge {
+    /// One for this process's engine.
+    ///
+    /// # Errors
+    /// Why it can't be made.
+    pub fn make() -> Result<Self, String> {
+        let id = std::process::id();
+        let name = format!("keelt{id:08x}");
+        let address = format!("10.{}.{}.1/24", 128 + id / 256 % 64, id % 256);
+        let made = Self(name.clone());
+        for words in [
+            vec!["link", "add", &name, "type", "bridge"],
+            vec!["addr", "add", &address, "dev", &name],
+            vec!["link", "set", &name, "up"],
+        ] {
+            let done = Command::new("ip").args(&words).status();
+            if !done.is_ok_and(|status| status.success()) {
+                return Err(format!("`ip {}` failed", words.join(" ")));
+            }
+        }
+        Ok(made)
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0
+    }
 }
 
-/// A bridge for this process's engine.
-fn bridge() -> Result<String, String> {
-    let (name, id) = (bridge_name(), std::process::id());
-    if Path::new("/sys/class/net").join(&name).exists() {
-        return Ok(name);
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "del", &self.0]).stderr(Stdio::null()).status();
     }
-    let address = format!("10.{}.{}.1/24", 128 + id / 256 % 64, id % 256);
-    for words in [
-        vec!["link", "add", &name, "type", "bridge"],
-        vec!["addr", "add", &address, "dev", &name],
-        vec!["link", "set", &name, "up"],
-    ] {
-        let done = Command::new("ip").args(&words).status();
-        if !done.is_ok_and(|status| status.success()) {
-            return Err(format!("`ip {}` failed", words.join(" ")));
-        }
-    }
-    Ok(name)
 }
 
 impl Running {
@@ -174,7 +190,7 @@ impl Running {
     pub async fn restart(&mut self) {
         self.end();
         let runs = self.socket.parent().unwrap().to_owned();
-        self.process = spawn(self.which, self.networks, self.dir.path(), &runs).unwrap();
+        self.process = spawn(self.which, self.bridge.as_ref(), self.dir.path(), &runs).unwrap();
         self.wait().await.unwrap();
     }
 
@@ -248,7 +264,7 @@ async fn clear(engine: Engine) -> Result<(), Box<dyn std::error::Error>> {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if self.networks == Networks::Here {
+        if self.bridge.is_some() {
             let engine = self.engine();
             // A runtime can't be waited for within another.
             let cleared = std::thread::spawn(|| {
@@ -258,9 +274,6 @@ impl Drop for Running {
             println!("the engine is cleared: {:?}", cleared.join());
         }
         self.end();
-        if self.networks == Networks::Here {
-            let _ = Command::new("ip").args(["link", "del", &bridge_name()]).status();
-        }
         let runs = self.socket.parent().unwrap();
         for dir in [self.dir.path(), runs] {
             unmount(dir);

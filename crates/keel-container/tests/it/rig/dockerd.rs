@@ -1,10 +1,11 @@
-//! A Docker engine with a data directory, a socket and nothing else: no bridge, no rules of the firewall.
+//! A Docker engine with a data directory, a socket and a bridge of its own, and no rules of the firewall.
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use keel_container::testing::Bridge;
 use keel_container::{Engine, Place};
 use tempfile::TempDir;
 
@@ -14,6 +15,7 @@ use super::{Program, installed};
 pub struct Dockerd {
     // In the order in which they have to go.
     program: Option<Program>,
+    bridge: Bridge,
     mounted: Option<PathBuf>,
     dir: TempDir,
 }
@@ -41,7 +43,7 @@ impl Dockerd {
         }
         ["dockerd", "docker", "setpriv"].into_iter().try_for_each(installed)?;
         let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let mut it = Self { program: None, mounted: None, dir };
+        let mut it = Self { program: None, bridge: Bridge::make()?, mounted: None, dir };
         let data = it.path("data");
         std::fs::create_dir(&data).map_err(|error| error.to_string())?;
         if let Some(megabytes) = megabytes {
@@ -63,6 +65,7 @@ impl Dockerd {
         let [data, exec, pid, socket] = ["data", "exec", "pid", "docker.sock"]
             .map(|name| self.path(name).display().to_string());
         let host = format!("unix://{socket}");
+        let bridge = format!("--bridge={}", self.bridge.name());
         let command = [
             "dockerd",
             "--host",
@@ -73,7 +76,7 @@ impl Dockerd {
             &exec,
             "--pidfile",
             &pid,
-            "--bridge=none",
+            &bridge,
             "--iptables=false",
             // So that a registry which is gone is noticed at once: ours are the tries that are tested.
             "--max-download-attempts=1",
