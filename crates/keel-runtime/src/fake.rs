@@ -455,7 +455,7 @@ impl Runtime for FakeRuntime {
     async fn volumes(&self) -> Result<Vec<VolumeInfo>, Error> {
         let path = |name: &String| std::path::Path::new("/nowhere").join(name);
         let state = self.state();
-        let info = |name: &String| VolumeInfo { name: name.clone(), path: path(name) };
+        let info = |name: &String| VolumeInfo { name: name.clone(), path: path(name), stack: None };
         Ok(state.volumes.iter().map(info).collect())
     }
 

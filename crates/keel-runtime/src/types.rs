@@ -336,6 +336,9 @@ pub struct VolumeInfo {
     pub name: String,
     /// Where its files are.
     pub path: PathBuf,
+    /// The stack that it was made for, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stack: Option<StackName>,
 }
 
 /// Starts, watches, stops and describes instances on one machine.

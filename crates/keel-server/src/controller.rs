@@ -3,7 +3,7 @@
 //! A wake-up carries nothing. Each turn takes the whole world and the whole board, and every write is conditional
 //! on what the plan was made from, so that a turn that raced with a user's change is thrown away and done again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -128,11 +128,17 @@ impl Controller {
     /// `keel down -v`: done before the stack is forgotten, so that a crash in between only does it again.
     async fn remove_volumes(&self, stack: &StackState) {
         let Some(record) = stack.record.as_ref().filter(|r| r.value.remove_volumes) else { return };
-        for volume in record.value.stack.volumes.values().filter(|volume| !volume.external) {
-            if let Err(error) = self.runtime.remove_volume(&volume.name).await {
-                let message = format!("volume {} can't be removed: {error}", volume.name);
-                let name = Some(&record.value.stack.name);
-                self.events.add(keel_model::EventKind::Platform, name, None, None, message);
+        let name = &record.value.stack.name;
+        let volumes = record.value.stack.volumes.values().filter(|volume| !volume.external);
+        let mut names: BTreeSet<String> = volumes.map(|volume| volume.name.clone()).collect();
+        // Those too that no file names.
+        let known = self.runtime.volumes().await.unwrap_or_default();
+        let ours = known.into_iter().filter(|volume| volume.stack.as_ref() == Some(name));
+        names.extend(ours.map(|volume| volume.name));
+        for volume in names {
+            if let Err(error) = self.runtime.remove_volume(&volume).await {
+                let message = format!("volume {volume} can't be removed: {error}");
+                self.events.add(keel_model::EventKind::Platform, Some(name), None, None, message);
             }
         }
     }

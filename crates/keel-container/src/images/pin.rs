@@ -1,6 +1,10 @@
 //! What a service takes from its image. Pure.
 
-use keel_model::{HealthCheck, HealthTimes, Protocol, Service, ServicePort, Transport};
+use std::path::PathBuf;
+
+use keel_model::{
+    HealthCheck, HealthTimes, Mount, MountSource, Protocol, Service, ServicePort, Transport,
+};
 
 use super::facts::ImageFacts;
 
@@ -14,6 +18,14 @@ pub fn pin(service: &mut Service, image: &ImageFacts) {
     }
     if let (true, Some(signal)) = (container.from_image.stop_signal, image.stop_signal) {
         service.stop.signal = signal;
+    }
+    // As the engine does, but so that what is in them is found again after a release.
+    for target in image.volumes.iter().map(PathBuf::from) {
+        let mounts = &mut service.spec.mounts;
+        if mounts.iter().all(|mount| mount.target != target) {
+            let source = MountSource::Anonymous;
+            mounts.push(Mount { source, target, read_only: false, options: None });
+        }
     }
     if container.from_image.ports {
         // Other containers reach it at these without the file naming them, as they do without a platform.
@@ -82,6 +94,7 @@ mod tests {
             id: "sha256:ab".into(),
             health: Some((Test::Shell("true".into()), times)),
             stop_signal: Some(3),
+            volumes: ["/data".into()].into(),
             ports: ["80/tcp".into(), "5432/tcp".into(), "53/udp".into()].into(),
             ..ImageFacts::default()
         }
@@ -92,11 +105,13 @@ mod tests {
         let times = HealthTimes { retries: Some(2), ..HealthTimes::default() };
         let mut it = service(FromImage { health: Some(times), stop_signal: true, ports: true });
         pin(&mut it, &image());
-        let health = it.spec.health.unwrap();
+        let health = it.spec.health.clone().unwrap();
         assert_eq!((health.retries, health.interval), (2, Duration::from_secs(7)));
         assert_eq!(health.start_interval, Duration::from_secs(1));
         assert_eq!(it.stop.signal, 3);
         assert_eq!(it.spec.ports, [5432, 80]);
+        assert_eq!(it.spec.mounts.len(), 1);
+        assert_eq!(it.order(), keel_model::Order::StopFirst, "it owns data");
         assert_eq!(it.ports.iter().map(|port| port.target).collect::<Vec<_>>(), [5432, 80]);
         assert_eq!(it.spec.container.unwrap().image_id.as_deref(), Some("sha256:ab"));
     }

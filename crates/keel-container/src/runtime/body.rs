@@ -40,6 +40,8 @@ pub(super) struct Setting<'s> {
     pub files: &'s [PathBuf],
     /// Places of volumes of this machine for those that are mounted with a subpath, where the engine can't do that.
     pub subpaths: &'s BTreeMap<PathBuf, PathBuf>,
+    /// Volumes for the mounts that the file gives none, by target.
+    pub unnamed: &'s BTreeMap<PathBuf, String>,
 }
 
 /// What to create, and the networks that it is connected to afterwards: old engines take only one with the creation.
@@ -375,7 +377,7 @@ fn mounts(launch: &Launch, setting: &Setting<'_>) -> (Vec<bollard::models::Mount
                 }
                 binds.push(text);
             }
-            _ => mounts.push(mounted(launch, mount, options)),
+            _ => mounts.push(mounted(mount, options, setting)),
         }
     }
     for (file, place) in launch.spec.files.iter().zip(setting.files) {
@@ -394,7 +396,7 @@ fn bind(source: &Path, target: &Path, read_only: bool) -> bollard::models::Mount
     }
 }
 
-fn mounted(launch: &Launch, mount: &Mount, options: &MountOptions) -> bollard::models::Mount {
+fn mounted(mount: &Mount, options: &MountOptions, setting: &Setting<'_>) -> bollard::models::Mount {
     let text = |path: &PathBuf| path.display().to_string();
     let mut all = bollard::models::Mount {
         target: Some(text(&mount.target)),
@@ -413,7 +415,7 @@ fn mounted(launch: &Launch, mount: &Mount, options: &MountOptions) -> bollard::m
         }
         MountSource::Anonymous => {
             all.typ = Some(MountType::VOLUME);
-            all.source = Some(labels::anonymous_volume(&launch.id, &mount.target));
+            all.source = setting.unnamed.get(&mount.target).cloned();
             all.volume_options = Some(MountVolumeOptions {
                 no_copy: options.no_copy.then_some(true),
                 ..Default::default()

@@ -9,7 +9,7 @@ use bollard::query_parameters::{
     LogsOptionsBuilder, RemoveVolumeOptions, StatsOptionsBuilder,
 };
 use futures_util::{Stream, StreamExt as _};
-use keel_model::{Hook, InstanceId, MountSource, StackName};
+use keel_model::{Hook, InstanceId, StackName};
 use keel_runtime::{
     Error as RuntimeError, ExecOutput, ExecRequest, ExecSpec, ForeignProcess, Launch, Resources,
 };
@@ -143,6 +143,7 @@ pub(super) async fn run_hook(
         shared: &std::collections::BTreeMap::new(),
         files: &made.files,
         subpaths: &made.subpaths,
+        unnamed: &std::collections::BTreeMap::new(),
     };
     let mut recipe = body::recipe(&launch, &setting);
     if let Some(host) = &mut recipe.body.host_config {
@@ -224,20 +225,6 @@ pub(super) async fn resources(inner: &Inner, id: &InstanceId) -> Result<Resource
 }
 
 impl Inner {
-    /// Takes the volumes away that an instance had without the file naming them.
-    pub(super) async fn remove_anonymous(&self, launch: &Launch) {
-        let Ok(client) = self.engine.client().await else { return };
-        for mount in &launch.spec.mounts {
-            if mount.source == MountSource::Anonymous {
-                let name = labels::anonymous_volume(&launch.id, &mount.target);
-                if let Err(error) = client.remove_volume(&name, None::<RemoveVolumeOptions>).await {
-                    let error = self.engine.failed(&error);
-                    tracing::info!(instance = %launch.id, name, %error, "a volume stays");
-                }
-            }
-        }
-    }
-
     /// Takes the networks of a stack away once its last instance is gone.
     pub(super) async fn remove_networks(&self, launch: &Launch) {
         let stack = &launch.stack;

@@ -3,7 +3,9 @@
 //! The engine knows what a container does; which attempt of which instance that was, only this record says. It is
 //! written before the engine is asked for anything, so that whoever finds the two after a crash can tell how far it came.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use keel_model::{Content, Exit, InstanceId, PortBinding, Timestamp};
 use keel_runtime::{ForeignProcess, Launch, Seen};
@@ -28,6 +30,9 @@ pub(super) struct Kept {
     pub address: Option<IpAddr>,
     pub started_at: Timestamp,
     pub exit: Option<Exit>,
+    /// Volumes that it has without the file naming them, by target.
+    #[serde(default)]
+    pub unnamed: BTreeMap<PathBuf, String>,
     pub not_enforced: Vec<String>,
 }
 

@@ -1,11 +1,8 @@
 //! By what the platform knows its containers, networks and volumes again.
 
 use std::collections::HashMap;
-use std::path::Path;
 
-use keel_model::InstanceId;
 use keel_runtime::Launch;
-use sha2::{Digest, Sha256};
 
 /// Which server something belongs to.
 pub(crate) const SERVER: &str = "dev.evenkeel.server";
@@ -31,11 +28,4 @@ pub(super) fn of(launch: &Launch, tag: &str) -> HashMap<String, String> {
         labels.insert(key.to_owned(), value.to_owned());
     }
     labels
-}
-
-/// The name of the volume that an instance has at `target` without the file naming it.
-pub(super) fn anonymous_volume(id: &InstanceId, target: &Path) -> String {
-    let digest = Sha256::digest(target.as_os_str().as_encoded_bytes());
-    let short: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-    format!("{id}-{short}")
 }

@@ -12,6 +12,7 @@ mod logs;
 mod look;
 mod start;
 mod surroundings;
+mod unnamed;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,7 +24,7 @@ use async_trait::async_trait;
 use bollard::query_parameters::{
     KillContainerOptionsBuilder, ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder,
 };
-use keel_model::{Exit, Hook, InstanceId};
+use keel_model::{Exit, Hook, InstanceId, StackName};
 use keel_runtime::{
     Capabilities, Capability, Error as RuntimeError, ExecOutput, ExecRequest, ExecSpec, Launch,
     LogLine, LogQuery, Origin, Resources, Runtime, Seen, StartError, Started, VolumeInfo, record,
@@ -56,6 +57,8 @@ struct Inner {
     changed: watch::Sender<u64>,
     /// Held by whoever makes or takes away networks.
     networks: tokio::sync::Mutex<()>,
+    /// Volumes without a name in the file that are taken by an instance whose start is under way.
+    claims: Mutex<BTreeMap<String, InstanceId>>,
 }
 
 /// Runs instances as containers; see the module.
@@ -96,6 +99,7 @@ impl ContainerRuntime {
             gates: Mutex::default(),
             changed: watch::Sender::new(0),
             networks: tokio::sync::Mutex::default(),
+            claims: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner), follower: Mutex::default() })
     }
@@ -250,7 +254,6 @@ impl Inner {
         };
         let removed = self.remove_container(&kept.container).await;
         removed.map_err(|error| refused(id, "its container can't be removed", &error))?;
-        self.remove_anonymous(&kept.launch).await;
         self.forget(id)?;
         self.remove_networks(&kept.launch).await;
         Ok(())
@@ -373,13 +376,15 @@ impl Runtime for ContainerRuntime {
     async fn volumes(&self) -> Result<Vec<VolumeInfo>, RuntimeError> {
         // Without an engine there are none; nobody who has no containers wants to hear of it.
         let Ok(client) = self.inner.engine.client().await else { return Ok(Vec::new()) };
-        let ours = std::collections::HashMap::from([("label", vec![labels::STACK])]);
+        let ours = format!("{}={}", labels::SERVER, self.inner.tag);
+        let ours = std::collections::HashMap::from([("label", vec![ours.as_str()])]);
         let options = ListVolumesOptionsBuilder::default().filters(&ours).build();
         let listed = client.list_volumes(Some(options)).await.map_err(|error| {
             let error = std::io::Error::other(self.inner.engine.failed(&error).to_string());
             RuntimeError::system("can't list the volumes of the container engine")(error)
         })?;
         let info = |volume: bollard::models::Volume| VolumeInfo {
+            stack: volume.labels.get(labels::STACK).and_then(|it| StackName::new(it.clone()).ok()),
             name: volume.name,
             path: PathBuf::from(volume.mountpoint),
         };

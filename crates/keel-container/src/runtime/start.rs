@@ -12,6 +12,7 @@ use keel_runtime::{ForeignProcess, Launch, StartError, Started, record, stamp};
 
 use super::body::{self, Reach, Setting};
 use super::kept::{FILE, Kept, without_content};
+use super::unnamed::Claimed;
 use super::{Entry, Inner, labels, look};
 use crate::{EngineInfo, Error};
 
@@ -46,8 +47,8 @@ pub(super) async fn start(inner: &Arc<Inner>, launch: Launch) -> Result<Started,
     let client = inner.engine.client().await.map_err(|error| failed(&launch, error))?;
     let info = inner.engine.info().await.map_err(|error| failed(&launch, error))?;
     let at = Attempt { inner, client, info: &info, launch };
-    let container = at.container().await?;
-    at.run(container).await
+    let (container, claimed) = at.container().await?;
+    at.run(container, claimed).await
 }
 
 /// One attempt under way.
@@ -77,20 +78,23 @@ impl Attempt<'_> {
     }
 
     /// The container of the attempt before, so that a restart finds the files that it left, or a new one.
-    async fn container(&self) -> Result<Ready, StartError> {
+    async fn container(&self) -> Result<(Ready, Claimed<'_>), StartError> {
         let name = self.launch.id.as_str();
         match self.inner.inspect(&self.client, name).await {
-            Ok(there) => match self.fate(&there)? {
-                Some(ready) => return Ok(ready),
-                None => {
-                    let id = there.id.unwrap_or_default();
-                    self.inner.remove_container(&id).await.map_err(|error| self.failed(error))?;
+            Ok(there) => {
+                if let Some(ready) = self.fate(&there)?
+                    && let Some(claimed) = self.inner.claim_again(&self.launch)
+                {
+                    return Ok((ready, claimed));
                 }
-            },
+                let id = there.id.unwrap_or_default();
+                self.inner.remove_container(&id).await.map_err(|error| self.failed(error))?;
+            }
             Err(Error::NotFound { .. }) => {}
             Err(error) => return Err(self.failed(error)),
         }
-        self.create().await
+        let claimed = self.inner.claim(&self.launch);
+        Ok((self.create(&claimed).await?, claimed))
     }
 
     /// What becomes of the container that has the instance's name: it is started again, or (`None`) replaced.
@@ -114,8 +118,10 @@ impl Attempt<'_> {
         }))
     }
 
-    async fn create(&self) -> Result<Ready, StartError> {
+    async fn create(&self, claimed: &Claimed<'_>) -> Result<Ready, StartError> {
         let launch = &self.launch;
+        let made = self.inner.make_unnamed(&self.client, launch, claimed).await;
+        made.map_err(|message| self.failed(message))?;
         let made = self.inner.surround(&self.client, self.info, launch).await;
         let made = made.map_err(|message| self.failed(message))?;
         let shared = self.shared().map_err(|message| self.failed(message))?;
@@ -125,6 +131,7 @@ impl Attempt<'_> {
             shared: &shared,
             files: &made.files,
             subpaths: &made.subpaths,
+            unnamed: &claimed.volumes,
         };
         let recipe = body::recipe(launch, &setting);
         let options =
@@ -182,7 +189,7 @@ impl Attempt<'_> {
     }
 
     /// Starts the container and finds out where it answers.
-    async fn run(&self, ready: Ready) -> Result<Started, StartError> {
+    async fn run(&self, ready: Ready, claimed: Claimed<'_>) -> Result<Started, StartError> {
         let id = &self.launch.id;
         let mut kept = Kept {
             launch: without_content(&self.launch),
@@ -195,6 +202,7 @@ impl Attempt<'_> {
             // The engine's own time of it is later than the first lines of its output.
             started_at: stamp::now(),
             exit: None,
+            unnamed: claimed.volumes.clone(),
             not_enforced: Vec::new(),
         };
         let before = self.inner.entries().get(id).map(|entry| entry.kept.clone());

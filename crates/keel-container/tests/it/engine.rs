@@ -131,3 +131,48 @@ async fn an_engine_that_is_absent_is_named_with_a_remedy() {
     let error = started.expect("it is said at once").unwrap_err();
     assert!(error.message.contains("/run/keel-test-no-such.sock"), "{error}");
 }
+
+/// What is written into a volume that the file does not name is there for the next container of the service, and
+/// two that run never share it.
+#[tokio::test]
+async fn unnamed_volumes_belong_to_the_service() {
+    let Some(containers) = docker().await else { return };
+    let runtime = containers.get();
+    let instance = |number: u32| {
+        let script = "cat /data/who 2>/dev/null || echo nobody; echo $KEEL_INSTANCE >> /data/who; sleep 1000";
+        let mut launch = containers.launch("unnamed", script);
+        launch.id =
+            keel_model::InstanceId::numbered(&launch.stack, &launch.service, u64::from(number));
+        launch.spec.mounts.push(keel_model::Mount {
+            source: keel_model::MountSource::Anonymous,
+            target: "/data".into(),
+            read_only: false,
+            options: None,
+        });
+        launch
+    };
+    let (first, second, third) = (instance(1), instance(2), instance(3));
+    let (one, two) = tokio::join!(runtime.start(first.clone()), runtime.start(second.clone()));
+    one.unwrap();
+    two.unwrap();
+    for id in [&first.id, &second.id] {
+        assert_eq!(logged(&*runtime, id, 1).await, ["nobody"]);
+    }
+    runtime.stop(&first.id, 9, PATIENCE).await.unwrap();
+    runtime.start(third.clone()).await.unwrap();
+    assert_eq!(logged(&*runtime, &third.id, 1).await, [first.id.as_str()]);
+    // The one whose volume is another's now gets a new one when it comes back.
+    let again = Launch { attempt: 2, ..first.clone() };
+    runtime.start(again).await.unwrap();
+    assert_eq!(logged(&*runtime, &first.id, 1).await, ["nobody"]);
+    for id in [&first.id, &second.id, &third.id] {
+        runtime.remove(id).await.unwrap();
+    }
+    let volumes = runtime.volumes().await.unwrap();
+    assert_eq!(volumes.len(), 3, "{volumes:?}");
+    for volume in volumes {
+        assert_eq!(volume.stack.as_ref(), Some(&first.stack));
+        runtime.remove_volume(&volume.name).await.unwrap();
+    }
+    assert_eq!(runtime.volumes().await.unwrap(), []);
+}

@@ -440,7 +440,7 @@ impl Runtime for ProcessRuntime {
             for entry in fs::read_dir(dir)? {
                 let entry = entry?;
                 let name = entry.file_name().to_string_lossy().into_owned();
-                all.push(VolumeInfo { name, path: entry.path() });
+                all.push(VolumeInfo { name, path: entry.path(), stack: None });
             }
             all.sort_by(|a, b| a.name.cmp(&b.name));
             Ok(all)
