@@ -34,7 +34,7 @@ fn started(kept: &Kept) -> Started {
 }
 
 /// Starts one attempt. The caller holds the instance's gate.
-pub(super) async fn start(inner: &Arc<Inner>, launch: Launch) -> Result<Started, StartError> {
+pub(super) async fn start(inner: &Arc<Inner>, mut launch: Launch) -> Result<Started, StartError> {
     if let Ok(kept) = inner.running(&launch.id) {
         if kept.launch.attempt == launch.attempt {
             return Ok(started(&kept));
@@ -46,6 +46,12 @@ pub(super) async fn start(inner: &Arc<Inner>, launch: Launch) -> Result<Started,
     }
     let client = inner.engine.client().await.map_err(|error| failed(&launch, error))?;
     let info = inner.engine.info().await.map_err(|error| failed(&launch, error))?;
+    // A port of the host can be one instance's only.
+    if inner.has_sibling(&launch)
+        && let Some(container) = &mut launch.spec.container
+    {
+        container.publish_udp.retain(|port| port.published.is_none());
+    }
     let at = Attempt { inner, client, info: &info, launch };
     let (container, claimed) = at.container().await?;
     at.run(container, claimed).await
@@ -270,6 +276,16 @@ impl Attempt<'_> {
 }
 
 impl Inner {
+    /// Whether another instance of the service runs.
+    fn has_sibling(&self, launch: &Launch) -> bool {
+        self.entries().iter().any(|(id, entry)| {
+            let other = &entry.kept.launch;
+            *id != launch.id
+                && entry.kept.exit.is_none()
+                && (&other.stack, &other.service) == (&launch.stack, &launch.service)
+        })
+    }
+
     /// Remembers an instance, in memory and on the disk.
     pub(super) fn put(&self, kept: &Kept, starting: bool) -> Result<(), String> {
         let id = &kept.launch.id;

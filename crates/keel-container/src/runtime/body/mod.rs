@@ -1,20 +1,19 @@
 //! From a [`Launch`] to what the engine is asked to create. Decides, and asks nobody.
 
+mod mounts;
+mod resources;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bollard::models::{
-    ContainerCreateBody, DeviceMapping, DeviceRequest, EndpointIpamConfig, EndpointSettings,
-    HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, MountBindOptions,
-    MountBindOptionsPropagationEnum, MountImageOptions, MountTmpfsOptions, MountType,
-    MountVolumeOptions, NetworkingConfig, PortBinding as HostPort, ResourcesBlkioWeightDevice,
-    ResourcesUlimits, ThrottleDevice,
+    ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HealthConfig, HostConfig,
+    HostConfigCgroupnsModeEnum, HostConfigLogConfig, NetworkingConfig, PortBinding as HostPort,
 };
-use keel_model::{
-    Attachment, ContainerNetwork, ContainerSpec, Limits, LogPolicy, Mount, MountOptions,
-    MountSource, Spec,
-};
+use keel_model::{Attachment, ContainerNetwork, ContainerSpec, LogPolicy, Spec};
 use keel_runtime::Launch;
 
 use super::labels;
@@ -100,7 +99,11 @@ fn environment(launch: &Launch) -> Vec<String> {
     }
     all.extend(launch.environment.clone());
     all.extend(launch.spec.environment.clone());
-    all.into_iter().map(|(key, value)| format!("{key}={value}")).collect()
+    let set = all.iter().map(|(key, value)| format!("{key}={value}"));
+    // A name alone takes the image's variable away.
+    let container = launch.spec.container.as_deref();
+    let unset = container.into_iter().flat_map(|container| &container.unset);
+    set.chain(unset.filter(|key| !all.contains_key(*key)).cloned()).collect()
 }
 
 fn exposed(spec: &Spec, container: &ContainerSpec) -> Vec<String> {
@@ -184,11 +187,8 @@ fn host(
     let spec = &launch.spec;
     let owns_network = matches!(container.network, ContainerNetwork::Attached(_));
     let mode = |text: &Option<String>| text.as_ref().map(|mode| shared(mode, setting.shared));
-    let (mounts, binds) = mounts(launch, setting);
     let mut host = HostConfig {
         network_mode,
-        mounts: some(&mounts),
-        binds: some(&binds),
         init: spec.init.then_some(true),
         group_add: some(&spec.groups),
         privileged: container.privileged.then_some(true),
@@ -196,6 +196,8 @@ fn host(
         cap_add: some(&container.cap_add),
         cap_drop: some(&container.cap_drop),
         security_opt: some(&container.security_opt),
+        links: some(&container.links),
+        volumes_from: some(&container.volumes_from),
         sysctls: map(&container.sysctls),
         annotations: map(&container.annotations),
         storage_opt: map(&container.storage_opt),
@@ -217,9 +219,22 @@ fn host(
     if owns_network {
         resolve_names(&mut host, launch, container);
     }
-    limit(&mut host, &spec.limits, container);
-    devices(&mut host, container);
+    mounts::put(&mut host, launch, setting);
+    resources::limit(&mut host, &spec.limits, container);
+    resources::devices(&mut host, container);
+    unmask(&mut host);
     host
+}
+
+/// `systempaths=unconfined` is an option of the client: the engine is told that nothing is hidden.
+fn unmask(host: &mut HostConfig) {
+    let Some(options) = &mut host.security_opt else { return };
+    let before = options.len();
+    options.retain(|option| option != "systempaths=unconfined");
+    if options.len() < before {
+        host.masked_paths = Some(Vec::new());
+        host.readonly_paths = Some(Vec::new());
+    }
 }
 
 /// Names: by the platform's DNS, and without it by the container's own `/etc/hosts`.
@@ -279,187 +294,4 @@ fn log(policy: &LogPolicy, container: &ContainerSpec) -> HostConfigLogConfig {
         options.entry("max-file".into()).or_insert_with(|| policy.max_files.to_string());
     }
     HostConfigLogConfig { typ: Some(driver.to_owned()), config: Some(options) }
-}
-
-fn limit(host: &mut HostConfig, limits: &Limits, container: &ContainerSpec) {
-    host.nano_cpus = limits.cpu_milli.map(|milli| signed(milli.saturating_mul(1_000_000)));
-    host.cpu_shares = limits.cpu_shares.map(signed);
-    host.cpuset_cpus = limits.cpuset.clone();
-    host.memory = limits.memory.map(signed);
-    host.memory_swap = limits.memory_swap.map(signed);
-    host.pids_limit = limits.pids.map(signed);
-    host.oom_score_adj = limits.oom_score_adj.map(i64::from);
-    let ulimit = |(name, (soft, hard)): (&String, &(u64, u64))| ResourcesUlimits {
-        name: Some(name.clone()),
-        soft: Some(unlimited(*soft)),
-        hard: Some(unlimited(*hard)),
-    };
-    host.ulimits = some(&limits.ulimits.iter().map(ulimit).collect::<Vec<_>>());
-    let own = &container.resources;
-    host.shm_size = container.shm_size.map(signed);
-    host.memory_reservation = own.memory_reservation.map(signed);
-    host.memory_swappiness = own.swappiness.map(signed);
-    host.oom_kill_disable = own.oom_kill_disable.then_some(true);
-    host.cpu_realtime_period = own.realtime_period.map(signed);
-    host.cpu_realtime_runtime = own.realtime_runtime.map(signed);
-    host.blkio_weight = own.io_weight;
-    let weight = |(path, weight): (&String, &u16)| ResourcesBlkioWeightDevice {
-        path: Some(path.clone()),
-        weight: Some(usize::from(*weight)),
-    };
-    host.blkio_weight_device = some(&own.io_weight_device.iter().map(weight).collect::<Vec<_>>());
-    host.blkio_device_read_bps = throttle(&own.read_bytes);
-    host.blkio_device_write_bps = throttle(&own.write_bytes);
-    host.blkio_device_read_iops = throttle(&own.read_operations);
-    host.blkio_device_write_iops = throttle(&own.write_operations);
-}
-
-/// The engine writes "no limit" as -1.
-fn unlimited(limit: u64) -> i64 {
-    i64::try_from(limit).unwrap_or(-1)
-}
-
-fn throttle(rates: &BTreeMap<String, u64>) -> Option<Vec<ThrottleDevice>> {
-    let device = |(path, rate): (&String, &u64)| ThrottleDevice {
-        path: Some(path.clone()),
-        rate: Some(signed(*rate)),
-    };
-    some(&rates.iter().map(device).collect::<Vec<_>>())
-}
-
-fn devices(host: &mut HostConfig, container: &ContainerSpec) {
-    // `vendor/class=name` is a device that the container device interface describes.
-    let (described, plain): (Vec<_>, Vec<_>) =
-        container.devices.iter().partition(|device| device.source.contains('='));
-    let mapping = |device: &&keel_model::Device| DeviceMapping {
-        path_on_host: Some(device.source.clone()),
-        path_in_container: Some(device.target.clone()),
-        cgroup_permissions: Some(device.permissions.clone()),
-    };
-    host.devices = some(&plain.iter().map(mapping).collect::<Vec<_>>());
-    host.device_cgroup_rules = some(&container.device_cgroup_rules);
-    let mut requests: Vec<_> = container
-        .device_requests
-        .iter()
-        .map(|request| DeviceRequest {
-            driver: Some(request.driver.clone()),
-            count: request.count,
-            device_ids: some(&request.ids),
-            capabilities: Some(vec![request.capabilities.clone()]),
-            options: map(&request.options),
-        })
-        .collect();
-    if !described.is_empty() {
-        let ids = described.iter().map(|device| device.source.clone()).collect();
-        let driver = Some("cdi".to_owned());
-        requests.push(DeviceRequest { driver, device_ids: Some(ids), ..Default::default() });
-    }
-    host.device_requests = some(&requests);
-}
-
-/// The mounts, and those that the engine knows only in the old form, with options after colons.
-fn mounts(launch: &Launch, setting: &Setting<'_>) -> (Vec<bollard::models::Mount>, Vec<String>) {
-    let (mut mounts, mut binds) = (Vec::new(), Vec::new());
-    for mount in &launch.spec.mounts {
-        let none = MountOptions::default();
-        let options = mount.options.as_deref().unwrap_or(&none);
-        if let Some(place) = setting.subpaths.get(&mount.target) {
-            mounts.push(bind(place, &mount.target, mount.read_only));
-            continue;
-        }
-        match (&mount.source, &options.selinux) {
-            (MountSource::Bind { path, .. }, Some(label)) => {
-                let access = if mount.read_only { "ro" } else { "rw" };
-                let mut text =
-                    format!("{}:{}:{access},{label}", path.display(), mount.target.display());
-                if let Some(propagation) = &options.propagation {
-                    text = format!("{text},{propagation}");
-                }
-                binds.push(text);
-            }
-            _ => mounts.push(mounted(mount, options, setting)),
-        }
-    }
-    for (file, place) in launch.spec.files.iter().zip(setting.files) {
-        mounts.push(bind(place, &file.target, true));
-    }
-    (mounts, binds)
-}
-
-fn bind(source: &Path, target: &Path, read_only: bool) -> bollard::models::Mount {
-    bollard::models::Mount {
-        typ: Some(MountType::BIND),
-        source: Some(source.display().to_string()),
-        target: Some(target.display().to_string()),
-        read_only: read_only.then_some(true),
-        ..Default::default()
-    }
-}
-
-fn mounted(mount: &Mount, options: &MountOptions, setting: &Setting<'_>) -> bollard::models::Mount {
-    let text = |path: &PathBuf| path.display().to_string();
-    let mut all = bollard::models::Mount {
-        target: Some(text(&mount.target)),
-        read_only: mount.read_only.then_some(true),
-        ..Default::default()
-    };
-    match &mount.source {
-        MountSource::Volume { name, subpath } => {
-            all.typ = Some(MountType::VOLUME);
-            all.source = Some(name.clone());
-            all.volume_options = Some(MountVolumeOptions {
-                no_copy: options.no_copy.then_some(true),
-                subpath: subpath.as_ref().map(text),
-                ..Default::default()
-            });
-        }
-        MountSource::Anonymous => {
-            all.typ = Some(MountType::VOLUME);
-            all.source = setting.unnamed.get(&mount.target).cloned();
-            all.volume_options = Some(MountVolumeOptions {
-                no_copy: options.no_copy.then_some(true),
-                ..Default::default()
-            });
-        }
-        MountSource::Bind { path, .. } => {
-            all.typ = Some(MountType::BIND);
-            all.source = Some(text(path));
-            all.bind_options = Some(MountBindOptions {
-                propagation: options.propagation.as_deref().and_then(propagation),
-                non_recursive: (options.recursive.as_deref() == Some("disabled")).then_some(true),
-                read_only_non_recursive: (options.recursive.as_deref() == Some("writable"))
-                    .then_some(true),
-                read_only_force_recursive: (options.recursive.as_deref() == Some("readonly"))
-                    .then_some(true),
-                ..Default::default()
-            });
-        }
-        MountSource::Tmpfs { size, mode } => {
-            all.typ = Some(MountType::TMPFS);
-            all.tmpfs_options = Some(MountTmpfsOptions {
-                size_bytes: size.map(signed),
-                mode: Some(i64::from(mode.unwrap_or(0o1777))),
-                ..Default::default()
-            });
-        }
-        MountSource::Image { name, subpath } => {
-            all.typ = Some(MountType::IMAGE);
-            all.source = Some(name.clone());
-            all.image_options = Some(MountImageOptions { subpath: subpath.as_ref().map(text) });
-        }
-    }
-    all
-}
-
-fn propagation(text: &str) -> Option<MountBindOptionsPropagationEnum> {
-    use MountBindOptionsPropagationEnum as Known;
-    Some(match text {
-        "private" => Known::PRIVATE,
-        "rprivate" => Known::RPRIVATE,
-        "shared" => Known::SHARED,
-        "rshared" => Known::RSHARED,
-        "slave" => Known::SLAVE,
-        "rslave" => Known::RSLAVE,
-        _ => return None,
-    })
 }
