@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    Acme, ContainerSpec, Content, Entrypoint, EntrypointName, HealthCheck, Network, Readiness,
-    RevisionId, Route, ServiceName, StackName, TrafficPolicy,
+    Acme, ContainerNetwork, ContainerSpec, Content, Entrypoint, EntrypointName, HealthCheck,
+    Network, Readiness, RevisionId, Route, ServiceName, StackName, TrafficPolicy,
 };
 
 /// One Compose project.
@@ -559,6 +559,27 @@ impl Spec {
 }
 
 impl Service {
+    /// Why no two of its instances can run on one machine, if they can't.
+    #[must_use]
+    pub fn is_alone_because(&self) -> Option<String> {
+        let container = self.spec.container.as_deref()?;
+        match &container.network {
+            ContainerNetwork::Host if !self.spec.ports.is_empty() => {
+                let ports: Vec<_> = self.spec.ports.iter().map(u16::to_string).collect();
+                Some(format!("each would have port {} of the host", ports.join(" and ")))
+            }
+            ContainerNetwork::Attached(all) => {
+                let fixed = all.iter().find_map(|to| {
+                    let address = to.ipv4.or(to.ipv6).map(|address| address.to_string());
+                    address.or_else(|| to.mac_address.clone())
+                });
+                let fixed = fixed.or_else(|| container.mac_address.clone())?;
+                Some(format!("each would have the address {fixed}"))
+            }
+            _ => None,
+        }
+    }
+
     /// What comes first when one of its instances is replaced.
     ///
     /// Start-first loses no request, but two copies of a program that owns data corrupt it: a single replica with

@@ -380,6 +380,25 @@ async fn scale_stop_start_and_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_containers_can_not_have_one_port_of_the_host() {
+    let server = Server::new().await;
+    let mut stack = stack(&[("cart", 1)], "1");
+    let spec = &mut stack.services.get_mut("cart").unwrap().spec;
+    spec.runtime = keel_model::RuntimeKind::Container;
+    spec.ports = vec![80];
+    spec.container = Some(Box::new(keel_model::ContainerSpec {
+        image_id: Some("sha256:1".into()),
+        network: keel_model::ContainerNetwork::Host,
+        ..keel_model::ContainerSpec::default()
+    }));
+    server.apply(stack).await;
+    server.settled().await;
+    let wanted = ScaleRequest { replicas: BTreeMap::from([(service("cart"), 2)]) };
+    let refusal = server.changes.scale(&name(), &wanted).await.unwrap_err();
+    assert!(refusal.to_string().contains("each would have port 80 of the host"), "{refusal}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_revision_that_fails_is_rolled_back() {
     let server = Server::new().await;
     server.apply(stack(&[("cart", 2)], "1")).await;

@@ -93,7 +93,7 @@ pub(super) fn applied(stack: &StackState, request: &ApplyRequest) -> Result<Stac
         next.stack.services.contains_key(service) && *intent != Intent::default()
     });
     for (service, definition) in &next.stack.services {
-        check_replicas(service, definition.scale)?;
+        check_replicas(service, definition)?;
     }
     Ok(next)
 }
@@ -111,12 +111,20 @@ fn keep_entrypoints(stack: &mut Stack, old: Option<&StackRecord>, service: &Serv
     }
 }
 
-pub(super) fn check_replicas(service: &ServiceName, scale: Scale) -> Result<(), Refusal> {
-    match scale {
+fn check_replicas(service: &ServiceName, definition: &Service) -> Result<(), Refusal> {
+    match definition.scale {
         Scale::Replicated(n) | Scale::Job(n) if n > MAX_REPLICAS => Err(Refusal::new(
             "invalid",
             format!("service `{service}`: {n} instances are more than the limit of {MAX_REPLICAS}"),
         )),
+        Scale::Replicated(n) if n > 1 => match definition.is_alone_because() {
+            Some(why) => {
+                let message = format!("service `{service}` can't have {n} instances: {why}");
+                Err(Refusal::new("invalid", message)
+                    .hint("attach it to a network without a fixed address, or run one instance"))
+            }
+            None => Ok(()),
+        },
         _ => Ok(()),
     }
 }
@@ -141,7 +149,7 @@ pub(super) fn scaled(
                 return Err(Refusal::new("invalid", message));
             }
         };
-        check_replicas(service, definition.scale)?;
+        check_replicas(service, definition)?;
         words.push(format!("{service}={replicas}"));
     }
     next.change = format!("scale {}", words.join(" "));
