@@ -68,9 +68,9 @@ lacks! {
         haproxy: Some("refused (400): a head has to fit into one buffer of 16 KiB"),
         nginx: None;
     /// Spellings of one path.
-    PathReadings: "refusing paths that services read differently (`%2F`, `;`)",
-        haproxy: Some("taken in one reading: `%2F` and `;x` belong to their segment"),
-        nginx: Some("taken in one reading: `%2F` parts segments, `;x` belongs to its segment");
+    PathReadings: "telling what a regular expression, or a very long rule, makes of the other readings of a path (`%2F`, `%5C`, `;`)",
+        haproxy: Some("a request whose path has other readings is refused (400) where this route is asked"),
+        nginx: Some("a request whose path has other readings is refused (400) where this route is asked");
     /// Rule too wide.
     RuleSize: "rules with more than 64 alternatives or 40 tests",
         haproxy: Some("the route is left out; split it"),
