@@ -213,6 +213,7 @@ impl Lower<'_> {
         let scale = self.scale(name, node);
         let context = Context { name, node, span, runtime, scale, settings };
         self.unsupported_keys(&context);
+        self.check_upstream_tls(node);
         let ports = self.ports(&context);
         let mut spec = self.spec(&context, &ports)?;
         let service_name = ServiceName::new(name).ok()?;
