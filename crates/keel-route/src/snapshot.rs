@@ -384,6 +384,9 @@ pub struct EndpointNotice {
     pub for_ms: Option<u64>,
     /// How many milliseconds ago that was.
     pub ago_ms: u64,
+    /// It is neither: no TLS handshake with it succeeds.
+    #[serde(default)]
+    pub no_tls: bool,
 }
 
 /// What a proxy counts that belongs to no cluster.

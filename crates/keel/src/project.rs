@@ -96,7 +96,7 @@ impl Lines for Disk {
 }
 
 /// Which phases of loading are wanted; all, unless `keel config` leaves some out.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Phases {
     /// Replace variables.
     pub interpolate: bool,
@@ -111,7 +111,7 @@ pub struct Phases {
 }
 
 /// All phases.
-const ALL: Phases = Phases {
+pub const ALL: Phases = Phases {
     interpolate: true,
     normalize: true,
     resolve_paths: true,
@@ -128,6 +128,16 @@ pub fn load_with(ctx: &Context, services: &[String], phases: Phases) -> Result<P
     let project = read(ctx, &disk, services, phases)?;
     tell(ctx, project.warnings(), &disk);
     Ok(project)
+}
+
+/// Makes sure that `up` would take the files; everything that is wrong with them is told.
+///
+/// # Errors
+/// As [`load_with`].
+pub fn check(ctx: &Context, services: &[String]) -> Result<(), Failure> {
+    let disk = Disk::new()?;
+    let project = read(ctx, &disk, services, ALL)?;
+    convert(ctx, &disk, &project).map(drop)
 }
 
 /// The stack that the command line means, with all of its active services, even if only some are named: what is not

@@ -107,6 +107,26 @@ fn config_prints_the_canonical_document() {
 }
 
 #[test]
+fn a_check_refuses_what_up_would_refuse_and_the_document_is_printed_all_the_same() {
+    for (settings, expected) in [
+        ("routes: [{host: a.de, entrypoints: nowhere}]", "there is no entrypoint `nowhere`"),
+        ("routes: [{host: a.de, port: 9}]", "has no port 9"),
+        ("routes: [{host: a.de, tls: {cert: c.pem, key: k.pem}}]", "there is no file"),
+        ("routes: [{host: a.de, name: x}, {host: b.de, name: x}]", "is defined at"),
+    ] {
+        let file = format!(
+            "services:\n  web:\n    command: ./web\n    expose: [80]\n    x-keel: {{{settings}}}\n"
+        );
+        let sandbox = with(&file);
+        let checked = sandbox.run(&["config", "-q"]);
+        assert_eq!(checked.code, 3, "{settings}: {}", checked.all());
+        assert!(checked.stderr.contains(expected), "{settings}: {}", checked.all());
+        assert!(checked.stderr.contains("compose.yaml:5:"), "{}", checked.all());
+        assert!(sandbox.run(&["config"]).ok().contains("command:"), "{settings}");
+    }
+}
+
+#[test]
 fn config_prints_parts() {
     let sandbox = with(GOOD);
     assert_eq!(sandbox.run(&["config", "--services"]).ok(), "db\nweb\n");

@@ -16,6 +16,9 @@ pub fn event(
     let (service, port) = rest.split_once(':').unwrap_or((rest, ""));
     let reason = &notice.reason;
     let (kind, what) = match (notice.is_out, notice.for_ms) {
+        _ if notice.no_tls => {
+            (EventKind::EndpointFailed, format!("gets no requests at port {port}"))
+        }
         (true, Some(for_ms)) => {
             let time = Duration::from_millis(for_ms);
             (EventKind::EndpointEjected, format!("gets no requests at port {port} for {time:?}"))
@@ -49,7 +52,11 @@ mod tests {
             reason: "so it is".to_owned(),
             for_ms,
             ago_ms,
+            no_tls: false,
         };
+        let no_tls = EndpointNotice { no_tls: true, ..notice(false, None, 0) };
+        assert_eq!(event(&no_tls).0, EventKind::EndpointFailed);
+        assert_eq!(event(&no_tls).3, "gets no requests at port 80: so it is");
         for (notice, kind, message) in [
             (
                 notice(true, Some(10_000), 9_999),

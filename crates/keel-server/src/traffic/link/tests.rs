@@ -101,6 +101,7 @@ async fn what_the_proxy_says_is_told_once() {
         reason: "all is well".to_owned(),
         for_ms: None,
         ago_ms: 0,
+        no_tls: false,
     };
     let notices = Notices { endpoints: vec![notice], lost: 3 };
     link.hear(&mut session, FromProxy::Stats(Stats { notices, ..Stats::default() }));
