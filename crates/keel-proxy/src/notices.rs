@@ -95,7 +95,8 @@ impl Notices {
         notices.sort_by_key(|(at_ms, _)| *at_ms);
         let aged =
             |(at_ms, notice)| EndpointNotice { ago_ms: now_ms.saturating_sub(at_ms), ..notice };
-        Told { endpoints: notices.into_iter().map(aged).collect(), lost }
+        let endpoints = notices.into_iter().map(aged).collect();
+        Told { endpoints, lost, ..Told::default() }
     }
 }
 

@@ -167,6 +167,10 @@ lacks! {
     ActiveCheck: "active health checks",
         haproxy: None,
         nginx: Some("the open source version has none; the probes of the platform still apply");
+    /// All endpoints fail their checks.
+    AllChecksFail: "serving on when every endpoint fails its check",
+        haproxy: Some("requests are refused (503) until a check succeeds"),
+        nginx: None;
     /// Outliers.
     Outlier: "leaving out endpoints that answer with errors",
         haproxy: Some("HAProxy would leave out the last endpoint as well; failed requests are tried elsewhere instead"),

@@ -358,6 +358,8 @@ pub struct Notices {
     pub endpoints: Vec<EndpointNotice>,
     /// How many more there were.
     pub lost: u64,
+    /// What happened to the engine in the proxy's place, for people.
+    pub engine: Vec<String>,
 }
 
 impl Notices {

@@ -8,7 +8,9 @@ use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use keel_compose::{Diagnostic, FileSource, LoadOptions, PathKind, Project, ReadError};
+use keel_compose::{
+    CertificateUse, Code, Diagnostic, FileSource, LoadOptions, PathKind, Project, ReadError,
+};
 use keel_model::{Stack, StackName};
 
 use crate::context::Context;
@@ -259,13 +261,20 @@ fn environment() -> std::collections::BTreeMap<String, String> {
 fn convert(ctx: &Context, disk: &Disk, project: &Project) -> Result<Stack, Failure> {
     match project.to_stack(disk) {
         Ok(lowered) => {
-            let all: Vec<Diagnostic> =
+            let mut all: Vec<Diagnostic> =
                 project.warnings().iter().chain(&lowered.notes).cloned().collect();
+            all.extend(lowered.certificates.iter().filter_map(flawed));
             tell(ctx, &all, disk);
             Ok(lowered.stack)
         }
         Err(diagnostics) => Err(refuse(ctx, &diagnostics, disk)),
     }
+}
+
+/// What clients will have against a certificate. It is no mistake of the file, and may be mended while it is in use.
+fn flawed(used: &CertificateUse) -> Option<Diagnostic> {
+    let flaw = keel_server::certificate_flaw(&used.cert, &used.key, &used.rule)?;
+    Some(Diagnostic::warning(Code::File, flaw).at(&used.span))
 }
 
 fn tell(ctx: &Context, diagnostics: &[Diagnostic], disk: &Disk) {

@@ -7,8 +7,8 @@ use keel_model::{
     AcmeChallenge, Route, RouteKind, RouteTls, Rule, Service, ServiceName, Split, Stack, Transport,
 };
 
-use super::Lower;
 use super::entrypoints::Needs;
+use super::{CertificateUse, Lower};
 use crate::diagnostic::{Code, Span, nearest};
 use crate::loader::join;
 use crate::routes::{Draft, Located};
@@ -217,6 +217,10 @@ impl Lower<'_> {
                 for path in [cert, key] {
                     self.check_file(path, &tls.span);
                 }
+                let at = |path: &Path| join(&self.project.directory, &path.to_string_lossy());
+                let (cert, key) = (at(cert), at(key));
+                let (rule, span) = (draft.rule.clone(), tls.span.clone());
+                self.certificates.push(CertificateUse { cert, key, rule, span });
             }
             RouteTls::Acme => {
                 needs.acme = true;

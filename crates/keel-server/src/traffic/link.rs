@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use keel_model::{EventKind, Generation, Goal, InstanceId, NodeName, Phase, ZoneName};
+use keel_model::{EventKind, Generation, Goal, InstanceId, NodeName, Phase, Timestamp, ZoneName};
 use keel_route::access_log::AccessLog;
 use keel_route::codec::{Decoder, encode};
 use keel_route::snapshot::{
@@ -31,8 +31,10 @@ use tokio::time::Instant;
 
 use self::begin::{Begun, Place, START_TIME, Succession, pause};
 use self::held::Held;
+use super::notices::LeftOut;
 use super::snapshot::{Sources, drained, snapshot};
 use super::{Credentials, callers};
+use crate::api::types::ProxyView;
 use crate::board::Board;
 use crate::clock;
 use crate::events::EventLog;
@@ -55,16 +57,33 @@ const MAX_QUESTIONS: usize = 8;
 const HANGS: Duration = Duration::from_secs(10);
 /// The same for one that drives an engine, which serves on meanwhile and may take its time for a change.
 const DRIVER_HANGS: Duration = Duration::from_secs(55);
+/// How often is looked whether a proxy of an earlier server has ended, and the pause between two looks.
+const GONE_LOOKS: u32 = 20;
+const GONE_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes read at a time.
 const READ_SIZE: usize = 64 << 10;
 
 /// What is known of the proxy.
 #[derive(Clone, Debug, Default)]
 pub struct ProxyState {
+    /// Those that this server started last.
+    pub children: VecDeque<u32>,
     /// Its process id while it is linked.
     pub pid: Option<u32>,
+    /// The last one that was linked.
+    pub known: Option<u32>,
     /// That of the last one that this server started, while it runs.
     pub started: Option<u32>,
+    /// Since when it is linked, and how often one was started since this server knows of any.
+    pub since: Option<Timestamp>,
+    /// How often one was started where another had ended.
+    pub restarts: u64,
+    /// Since when there is none that answers, and why, for people.
+    pub down: Option<(Timestamp, String)>,
+    /// Endpoints that it leaves out, as far as it has told.
+    pub left_out: LeftOut,
+    /// Why the one that is wanted did not take the place of the one that serves.
+    pub not_taken_over: Option<String>,
     /// The generation that it uses.
     pub acknowledged: Generation,
     /// Listeners that it could not open.
@@ -82,6 +101,37 @@ pub struct ProxyState {
 }
 
 impl ProxyState {
+    /// A proxy is there.
+    fn begin(&mut self, pid: u32, now: Timestamp) {
+        if self.known != Some(pid) {
+            self.since = Some(crate::metrics::started(pid).unwrap_or(now));
+            self.restarts += u64::from(self.known.is_some());
+            self.left_out.clear();
+        }
+        (self.pid, self.known, self.down) = (Some(pid), Some(pid), None);
+    }
+
+    /// There is none; the first reason is the one that matters, unless a later one says more.
+    fn lack(&mut self, now: Timestamp, why: String) {
+        self.pid = None;
+        let since = self.down.take().map_or(now, |(since, _)| since);
+        self.down = Some((since, why));
+    }
+
+    /// What people are told of it.
+    pub fn view(&self) -> ProxyView {
+        let driven = self.version.split_once(" with ").map_or("keel", |(_, engine)| engine);
+        ProxyView {
+            pid: self.pid,
+            serves: self.pid.map(|_| driven.to_owned()),
+            since: self.since.filter(|_| self.pid.is_some()),
+            restarts: self.restarts,
+            down_since: self.down.as_ref().map(|(since, _)| *since),
+            down_because: self.down.as_ref().map(|(_, why)| why.clone()),
+            not_taken_over: self.not_taken_over.clone(),
+        }
+    }
+
     /// Which sockets of this machine are the proxy's.
     pub fn own(&self) -> Own {
         let told = self.snapshot.iter().flat_map(|snapshot| &snapshot.listeners);
@@ -217,7 +267,7 @@ impl Link {
                     held.linked();
                     let mut session = Session { succession, held, ..Session::default() };
                     let reason = self.session(&mut session, stream, &mut generation).await;
-                    self.state.send_modify(|state| state.pid = None);
+                    self.lost(&reason);
                     self.board.set_drained(BTreeSet::new());
                     (succession, held) = (session.succession, session.held);
                     if linked.elapsed() >= HEALTHY {
@@ -232,9 +282,33 @@ impl Link {
                     succession.begun = self.start(Place::Empty, &held);
                 }
             }
-            held.unlinked();
+            if held.unlinked() {
+                let message = "no proxy for 10 s: its sockets are closed, connections are refused";
+                self.events.add(EventKind::Platform, None, None, None, message.to_owned());
+            }
             tokio::time::sleep(RECONNECT).await;
         }
+    }
+
+    /// The link has ended. One that was started by this server is waited for, and told of where that is done.
+    fn lost(&self, reason: &str) {
+        let pid = self.state.borrow().pid;
+        self.state.send_modify(|state| state.lack(clock::now(), reason.to_owned()));
+        let Some(pid) = pid.filter(|pid| !self.state.borrow().children.contains(pid)) else {
+            return;
+        };
+        let events = Arc::clone(&self.events);
+        // It may be about to end, but this is not its parent.
+        tokio::spawn(async move {
+            for _ in 0..GONE_LOOKS {
+                if !Path::new(&format!("/proc/{pid}")).exists() {
+                    let message = format!("the proxy (process {pid}) ended");
+                    events.add(EventKind::Platform, None, None, None, message);
+                    return;
+                }
+                tokio::time::sleep(GONE_PAUSE).await;
+            }
+        });
     }
 
     /// Serves one connection; why it ended.

@@ -1,10 +1,12 @@
 //! Starting a proxy: where none is, or beside one that is to be replaced.
 
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::held::Held;
 use super::{Link, RECONNECT};
+use crate::clock;
 
 /// A proxy that was started gets this long before another is, unless it ends; one that ends again and again is started
 /// anew at most this seldom.
@@ -29,6 +32,11 @@ const SUCCESSION_PAUSE: Duration = Duration::from_secs(60);
 const NOT_INHERITED: &str = "KEEL_ACCESS_LOG";
 /// A log of the proxy larger than this, in bytes, is begun anew with the next proxy.
 const MAX_LOG: u64 = 10 << 20;
+
+/// The last line of a proxy's log is at most so many bytes long.
+const MAX_LINE: u64 = 512;
+/// Proxies that are remembered as started by this server.
+const MAX_CHILDREN: usize = 16;
 
 /// Whether a proxy is started where none is, or beside one that is to be replaced.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -110,7 +118,7 @@ impl Link {
         if full && let Err(error) = std::fs::remove_file(&path) {
             tracing::warn!(%error, "the proxy's log can't be begun anew");
         }
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(&path);
         let mut command = tokio::process::Command::new(&self.program);
         command
             .arg("proxy")
@@ -132,6 +140,7 @@ impl Link {
             command.arg("--engine").arg(engine);
         }
         let given = self.inherit(place, held, &mut command);
+        let logged = std::fs::metadata(&path).map_or(0, |log| log.len());
         match command.spawn() {
             Ok(mut child) => {
                 if let Some((stream, snapshot)) = given {
@@ -145,7 +154,11 @@ impl Link {
                 let pid = child.id().unwrap_or_default();
                 let message = format!("{what} started{how} (process {pid})");
                 self.events.add(EventKind::Platform, None, None, None, message);
-                self.state.send_modify(|state| state.started = child.id());
+                self.state.send_modify(|state| {
+                    state.started = child.id();
+                    state.children.truncate(MAX_CHILDREN - 1);
+                    state.children.push_front(pid);
+                });
                 let (state, events) = (self.state.clone(), Arc::clone(&self.events));
                 // Waited for so that it leaves no zombie.
                 let life = tokio::spawn(async move {
@@ -153,22 +166,40 @@ impl Link {
                     state.send_if_modified(|state| {
                         state.started.take_if(|started| *started == pid).is_some()
                     });
-                    if let (Place::Taken, Ok(status)) = (place, ended)
-                        && status.code().is_some_and(|code| code != 0)
-                    {
-                        let message = format!(
-                            "the {what} (process {pid}) did not take over: {status}; proxy.log says why, \
-                             the one before goes on"
-                        );
-                        events.add(EventKind::Platform, None, None, None, message);
-                    }
+                    let Some(status) = ended.ok().filter(|status| !status.success()) else {
+                        return;
+                    };
+                    let why = how_it_ended(status, &path, logged);
+                    let linked = state.borrow().known == Some(pid);
+                    let message = match place {
+                        Place::Taken if !linked => format!(
+                            "the {what} (process {pid}) did not take over: {why}; the one before goes on"
+                        ),
+                        _ => format!("the {what} (process {pid}) ended {why}"),
+                    };
+                    state.send_if_modified(|state| {
+                        if place == Place::Taken && !linked {
+                            state.not_taken_over = Some(why.clone());
+                        } else if state.pid.is_none() {
+                            state.lack(clock::now(), format!("process {pid} ended {why}"));
+                        }
+                        false
+                    });
+                    events.add(EventKind::Platform, None, None, None, message);
                 });
                 Some(Begun { pid, at: Instant::now(), life })
             }
             Err(error) => {
-                let message = format!("the proxy can't be started: {error}");
+                let program = self.program.display();
+                let message = format!("the proxy can't be started: {program}: {error}");
                 tracing::error!("{message}");
-                self.events.add(EventKind::Platform, None, None, None, message);
+                // Each try fails alike.
+                let known =
+                    self.state.borrow().down.as_ref().is_some_and(|(_, why)| *why == message);
+                self.state.send_modify(|state| state.lack(clock::now(), message.clone()));
+                if !known {
+                    self.events.add(EventKind::Platform, None, None, None, message);
+                }
                 None
             }
         }
@@ -199,6 +230,29 @@ impl Link {
         let wanted = self.engine.as_deref();
         let driven = version.split_once(" with ").map(|(_, engine)| engine);
         wanted != driven
+    }
+}
+
+/// How a proxy ended, with the last line that it has logged since its log was `logged` bytes long.
+fn how_it_ended(status: ExitStatus, log: &Path, logged: u64) -> String {
+    let how = match (status.signal(), status.code()) {
+        (Some(signal), _) => format!("by signal {signal}"),
+        (None, code) => format!("with code {}", code.unwrap_or_default()),
+    };
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = std::fs::File::open(log)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(logged.max(length.saturating_sub(MAX_LINE))))?;
+        let mut bytes = Vec::new();
+        file.take(MAX_LINE).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = read().unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    // A proxy that is killed says nothing; what it said long before is not the reason.
+    match text.lines().rev().map(str::trim).find(|line| !line.is_empty()) {
+        Some(line) if status.code().is_some() => format!("{how}: {line}"),
+        _ => how,
     }
 }
 

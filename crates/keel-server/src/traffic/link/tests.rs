@@ -103,7 +103,8 @@ async fn what_the_proxy_says_is_told_once() {
         ago_ms: 0,
         no_tls: false,
     };
-    let notices = Notices { endpoints: vec![notice], lost: 3 };
+    let engine = vec!["haproxy (process 7) ended by signal 9; it is started again".to_owned()];
+    let notices = Notices { endpoints: vec![notice], lost: 3, engine };
     link.hear(&mut session, FromProxy::Stats(Stats { notices, ..Stats::default() }));
     assert!(link.state.borrow().stats.notices.is_empty());
 
@@ -123,6 +124,7 @@ async fn what_the_proxy_says_is_told_once() {
             Some("shop"),
             "gets requests at port 80 again: all is well",
         ),
+        (EventKind::Platform, None, "haproxy (process 7) ended by signal 9; it is started again"),
         (EventKind::EndpointEjected, None, "3 more endpoints were left out or let in again"),
     ];
     assert_eq!(told, expected);
