@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +13,15 @@ use std::time::Duration;
 use keel_model::EventKind;
 use keel_route::snapshot::Snapshot;
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::held::Held;
-use super::{Link, RECONNECT};
+use super::{Link, ProxyState, RECONNECT};
 use crate::clock;
+use crate::events::EventLog;
 
 /// A proxy that was started gets this long before another is, unless it ends; one that ends again and again is started
 /// anew at most this seldom.
@@ -111,6 +113,51 @@ impl Succession {
     }
 }
 
+/// A proxy that this server has started.
+struct Life {
+    /// What it is, for people.
+    what: String,
+    pid: u32,
+    place: Place,
+    log: PathBuf,
+    /// How long its log was before.
+    logged: u64,
+}
+
+impl Life {
+    /// Waits for its end, so that it leaves no zombie, and tells how that was unless it was told to end.
+    async fn lived(
+        self,
+        mut child: Child,
+        state: watch::Sender<ProxyState>,
+        events: Arc<EventLog>,
+    ) {
+        let Self { what, pid, place, log, logged } = self;
+        let ended = child.wait().await;
+        state.send_if_modified(|state| state.started.take_if(|it| *it == pid).is_some());
+        let Some(status) = ended.ok().filter(|status| !status.success()) else { return };
+        let why = how_it_ended(status, &log, logged);
+        let was_linked = state.borrow().known == Some(pid);
+        let message = match place {
+            Place::Taken if !was_linked => {
+                format!(
+                    "the {what} (process {pid}) did not take over: {why}; the one before goes on"
+                )
+            }
+            _ => format!("the {what} (process {pid}) ended {why}"),
+        };
+        state.send_if_modified(|state| {
+            if place == Place::Taken && !was_linked {
+                state.not_taken_over = Some(why.clone());
+            } else if state.pid.is_none() {
+                state.lack(clock::now(), format!("process {pid} ended {why}"));
+            }
+            false
+        });
+        events.add(EventKind::Platform, None, None, None, message);
+    }
+}
+
 impl Link {
     pub(super) fn start(&self, place: Place, held: &Held) -> Option<Begun> {
         let path = self.state_dir.join("proxy.log");
@@ -142,7 +189,7 @@ impl Link {
         let given = self.inherit(place, held, &mut command);
         let logged = std::fs::metadata(&path).map_or(0, |log| log.len());
         match command.spawn() {
-            Ok(mut child) => {
+            Ok(child) => {
                 if let Some((stream, snapshot)) = given {
                     held.give(stream, snapshot);
                 }
@@ -159,50 +206,32 @@ impl Link {
                     state.children.truncate(MAX_CHILDREN - 1);
                     state.children.push_front(pid);
                 });
+                let life = Life { what, pid, place, log: path, logged };
                 let (state, events) = (self.state.clone(), Arc::clone(&self.events));
-                // Waited for so that it leaves no zombie.
-                let life = tokio::spawn(async move {
-                    let ended = child.wait().await;
-                    state.send_if_modified(|state| {
-                        state.started.take_if(|started| *started == pid).is_some()
-                    });
-                    let Some(status) = ended.ok().filter(|status| !status.success()) else {
-                        return;
-                    };
-                    let why = how_it_ended(status, &path, logged);
-                    let linked = state.borrow().known == Some(pid);
-                    let message = match place {
-                        Place::Taken if !linked => format!(
-                            "the {what} (process {pid}) did not take over: {why}; the one before goes on"
-                        ),
-                        _ => format!("the {what} (process {pid}) ended {why}"),
-                    };
-                    state.send_if_modified(|state| {
-                        if place == Place::Taken && !linked {
-                            state.not_taken_over = Some(why.clone());
-                        } else if state.pid.is_none() {
-                            state.lack(clock::now(), format!("process {pid} ended {why}"));
-                        }
-                        false
-                    });
-                    events.add(EventKind::Platform, None, None, None, message);
-                });
+                let life = tokio::spawn(life.lived(child, state, events));
                 Some(Begun { pid, at: Instant::now(), life })
             }
             Err(error) => {
-                let program = self.program.display();
-                let message = format!("the proxy can't be started: {program}: {error}");
-                tracing::error!("{message}");
-                // Each try fails alike.
-                let known =
-                    self.state.borrow().down.as_ref().is_some_and(|(_, why)| *why == message);
-                self.state.send_modify(|state| state.lack(clock::now(), message.clone()));
-                if !known {
-                    self.events.add(EventKind::Platform, None, None, None, message);
-                }
+                self.not_started(place, &error);
                 None
             }
         }
+    }
+
+    fn not_started(&self, place: Place, error: &std::io::Error) {
+        let message = format!("the proxy can't be started: {}: {error}", self.program.display());
+        tracing::error!("{message}");
+        if place == Place::Taken {
+            self.state.send_modify(|state| state.not_taken_over = Some(message.clone()));
+        } else {
+            // Each try fails alike.
+            let known = self.state.borrow().down.as_ref().is_some_and(|(_, why)| *why == message);
+            self.state.send_modify(|state| state.lack(clock::now(), message.clone()));
+            if known {
+                return;
+            }
+        }
+        self.events.add(EventKind::Platform, None, None, None, message);
     }
 
     /// Has a new proxy get what one that died left.
