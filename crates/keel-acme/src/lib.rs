@@ -24,7 +24,7 @@ mod share;
 mod showcase;
 mod vault;
 
-pub use examine::{Examined, examine};
+pub use examine::{Examined, examine, flaw};
 pub use notice::Notice;
 pub use plan::{Due, Plan, RENEWAL_CHECK, Step, backoff, is_covered, plan, renew_at};
 pub use records::{Attempts, CertificateId, Issued, Pause, PendingOrder, Records, Window};

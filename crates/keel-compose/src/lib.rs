@@ -45,7 +45,7 @@ pub use discover::{FILE_NAMES, OVERRIDE_NAMES};
 pub use keys::{KeyRow, NESTED_KEYS, SERVICE_KEYS, Support, TOP_KEYS, support_table_markdown};
 pub use labels::{LABELS, LabelRow, label_table_markdown};
 pub use load::{LoadOptions, load};
-pub use lower::{Lowered, WatchAction, WatchRule};
+pub use lower::{CertificateUse, Lowered, WatchAction, WatchRule};
 pub use project::Project;
 pub use source::{FileSource, MemorySource, PathKind, ReadError};
 pub use template::Variable;

@@ -17,7 +17,10 @@ fn lower(compose: &str) -> Result<Lowered, Vec<Diagnostic>> {
         .with("/app/compose.yaml", compose)
         .with("/app/tls/cert.pem", "")
         .with("/app/tls/key.pem", "")
-        .with("/app/ca.pem", "")
+        .with("/app/ca.pem", "-----BEGIN CERTIFICATE-----")
+        .with("/app/c.pem", "-----BEGIN CERTIFICATE-----")
+        .with("/app/k.pem", "-----BEGIN PRIVATE KEY-----")
+        .with("/app/junk.pem", "junk")
         .with("/app/users", format!("# who\n{BCRYPT}\n"));
     load(&LoadOptions::new("/app", BTreeMap::new()), &source)?.to_stack(&source)
 }
@@ -262,7 +265,7 @@ fn default_entrypoints_are_there_when_routes_use_them() {
     };
     assert_eq!(
         own("{web: 8080, websecure: ':8443'}", "{routes: {host: a.de, tls: true}}"),
-        ["web 0.0.0.0:8080", "websecure 0.0.0.0:8443 tls"]
+        ["web 0.0.0.0:8080 -> websecure", "websecure 0.0.0.0:8443 tls"]
     );
     assert_eq!(own("{spare: '[::1]:90'}", "{}"), ["spare [::1]:90"]);
     assert_eq!(
@@ -874,4 +877,81 @@ fn labels_without_effect_are_told() {
     let found = warnings(&labelled(&both));
     assert!(found[0].contains("not served at `web`"), "{found:?}");
     assert!(warnings(&labelled(&[rule, "team=x", "x=traefik.y"])).is_empty());
+}
+
+#[test]
+fn an_empty_list_is_no_list_of_everything() {
+    for key in ["allow", "basic_auth", "host", "client", "method", "rate_limit", "entrypoints"] {
+        let found = errors(&with(&format!("{{routes: [{{path: /, {key}: []}}]}}")));
+        assert_eq!(found.len(), 1, "{key}: {found:?}");
+        assert!(found[0].contains("this list is empty | write what belongs into it"), "{found:?}");
+        assert!(found[0].starts_with("1:"), "{found:?}");
+    }
+    assert!(errors(&with("{routes: [{path: []}]}"))[0].contains("this list is empty"));
+}
+
+#[test]
+fn files_for_tls_with_services_are_looked_at() {
+    let tls = |settings: &str| with(&format!("{{traffic: {{tls: {settings}}}}}"));
+    stack(&tls("{ca: ca.pem}"));
+    for (settings, expected) in [
+        ("{ca: missing.pem}", "there is no file /app/missing.pem"),
+        ("{ca: junk.pem}", "/app/junk.pem holds no certificate in PEM form"),
+        ("{cert: ca.pem, key: ca.pem}", "/app/ca.pem holds no private key in PEM form"),
+        ("{cert: junk.pem, key: none.pem}", "/app/junk.pem holds no certificate"),
+        ("{cert: ca.pem, key: none.pem}", "there is no file /app/none.pem"),
+    ] {
+        let found = errors(&tls(settings));
+        assert!(found[0].contains(expected) && found[0].starts_with("1:"), "{settings}: {found:?}");
+    }
+}
+
+#[test]
+fn one_mistake_is_one_error_with_what_to_write() {
+    for (settings, expected) in [
+        ("{outlier: true}", "it is on unless it is `false`"),
+        ("{check: true}", "write for example `check: /healthz`"),
+        ("{balance: maglev}", "write `{maglev: source}`"),
+        ("{balance: ring_hash}", "`header:NAME`, `cookie:NAME`"),
+    ] {
+        let found = errors(&with(&format!("{{traffic: {settings}}}")));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains(expected), "{settings}: {found:?}");
+    }
+}
+
+#[test]
+fn a_star_in_a_path_is_told() {
+    let found = warnings(&with("{routes: [{path: '/api/*'}]}"));
+    assert!(found[0].contains("the `*` in `/api/*` stands for itself"), "{found:?}");
+    let rule = "traefik.http.routers.r.rule=PathPrefix(`/api/*`)";
+    assert!(warnings(&labelled(&[rule]))[0].contains("stands for itself"));
+    assert!(warnings(&with("{routes: [{path: /api}, {host: '*.a.de'}]}")).is_empty());
+}
+
+#[test]
+fn a_middleware_that_no_router_names_is_told() {
+    let rule = "traefik.http.routers.r.rule=Host(`a.de`)";
+    let prefix = "traefik.http.middlewares.m.addprefix.prefix=/x";
+    let found = warnings(&labelled(&[rule, prefix]));
+    assert_eq!(found.len(), 1);
+    assert!(found[0].contains("the middleware `m` has no effect: no router names it"), "{found:?}");
+    let chain = "traefik.http.middlewares.c.chain.middlewares=m";
+    let named = "traefik.http.routers.r.middlewares=c";
+    assert!(warnings(&labelled(&[rule, prefix, chain, named])).is_empty());
+}
+
+#[test]
+fn entrypoints_of_the_file_redirect_to_tls_like_the_default_ones() {
+    let at = |entrypoints: &str, route: &str| {
+        let file = format!(
+            "x-keel: {{entrypoints: {entrypoints}}}\n\
+             services: {{a: {{command: ./a, expose: [80], x-keel: {{routes: [{route}]}}}}}}"
+        );
+        self::entrypoints(&stack(&file))
+    };
+    let both = "{web: ':18080', websecure: {bind: ':18443', tls: true}}";
+    assert_eq!(at(both, "{host: a.de, tls: true}")[0], "web 0.0.0.0:18080 -> websecure");
+    assert_eq!(at(both, "{host: a.de, tls: true, entrypoints: websecure}")[0], "web 0.0.0.0:18080");
+    assert_eq!(at(both, "{host: a.de}")[0], "web 0.0.0.0:18080");
 }

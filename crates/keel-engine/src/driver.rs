@@ -15,7 +15,9 @@ use std::time::Duration;
 use keel_link::{ControlSocket, Elder, LOCK_PATIENCE, SUCCESSION_PATIENCE};
 use keel_model::{Generation, InstanceId};
 use keel_render::Engine;
-use keel_route::snapshot::{FromProxy, Lacking, ListenerFailure, Snapshot, Stats, ToProxy};
+use keel_route::snapshot::{
+    FromProxy, Lacking, ListenerFailure, Notices, Snapshot, Stats, ToProxy,
+};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -23,8 +25,8 @@ use self::driven::{Driven, ended};
 use crate::control::{self, Server};
 use crate::files;
 use crate::limits::{
-    ACCEPT_PAUSE, DRAIN, IN_FLIGHT_LOOK, RELOAD_PAUSE, RESTART, RESTART_MOST, RETRY, SAVE_DELAY,
-    SETTLED,
+    ACCEPT_PAUSE, DRAIN, IN_FLIGHT_LOOK, MAX_NOTICES, RELOAD_PAUSE, RESTART, RESTART_MOST, RETRY,
+    SAVE_DELAY, SETTLED,
 };
 use crate::listeners;
 use crate::place::Place;
@@ -151,6 +153,8 @@ struct Driver {
     handing_over: Option<Instant>,
     /// A successor accepts; to be acted on.
     retires: bool,
+    /// What people are to be told, until the server asks.
+    notices: Vec<String>,
 }
 
 impl Driver {
@@ -172,6 +176,7 @@ impl Driver {
             elder: None,
             handing_over: None,
             retires: false,
+            notices: Vec::new(),
         }
     }
 
@@ -255,7 +260,9 @@ impl Driver {
                     Driven::Haproxy(haproxy) => haproxy.stats().await,
                     Driven::Nginx(_) => BTreeMap::new(),
                 };
-                let stats = Stats { clusters, ..Stats::default() };
+                let engine = std::mem::take(&mut self.notices);
+                let notices = Notices { engine, ..Notices::default() };
+                let stats = Stats { clusters, notices, ..Stats::default() };
                 return self.server.send(&FromProxy::Stats(stats)).await;
             }
             ToProxy::TakeOver => return self.hand_over().await,
@@ -373,7 +380,16 @@ impl Driver {
     /// The engine has ended by itself: it is started again with the last configuration, at once the first time.
     async fn restart(&mut self) {
         let engine = self.options.engine.command();
-        tracing::error!("{engine} ended unexpectedly; it is started again");
+        let (pid, how) = match self.driven.process() {
+            Some(process) => (process.pid().as_raw_nonzero().get(), process.how().await),
+            None => (0, None),
+        };
+        let how = how.unwrap_or_default();
+        let message = format!("{engine} (process {pid}) ended{how}; it is started again");
+        tracing::error!("{message}");
+        if self.notices.len() < MAX_NOTICES {
+            self.notices.push(message);
+        }
         self.driven.forget().await;
         if self.told.is_some_and(|told| told.elapsed() > SETTLED) {
             self.pause = RESTART;

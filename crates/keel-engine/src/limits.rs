@@ -53,3 +53,7 @@ pub const MAX_CONNECTIONS: u64 = 50_000;
 pub const SPARE_DESCRIPTORS: u64 = 512;
 /// Places that are told of each thing that an engine can't do.
 pub const MAX_PLACES: usize = 1000;
+/// Things to tell people that are kept until the server asks for them.
+pub const MAX_NOTICES: usize = 16;
+/// How an engine ended is known at most this long after it has.
+pub const REAPED: Duration = Duration::from_millis(200);

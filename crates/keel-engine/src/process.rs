@@ -3,20 +3,23 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::files;
-use crate::limits::{LOG_TAIL, MAX_LOG};
+use crate::limits::{LOG_TAIL, MAX_LOG, REAPED};
 
 /// A process that is not necessarily our child.
 #[derive(Debug)]
 pub struct Process {
     pid: Pid,
     has_ended: watch::Receiver<bool>,
+    /// How it ended, if it is our child.
+    status: Option<watch::Receiver<Option<ExitStatus>>>,
 }
 
 impl Process {
@@ -33,11 +36,24 @@ impl Process {
             while poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
             ended.send_replace(true);
         })?;
-        Ok(Self { pid, has_ended })
+        Ok(Self { pid, has_ended, status: None })
     }
 
     pub fn pid(&self) -> Pid {
         self.pid
+    }
+
+    /// How it has ended, as the end of a sentence, if that is to be known. Its end is seen a little before that.
+    pub async fn how(&self) -> Option<String> {
+        use std::os::unix::process::ExitStatusExt as _;
+        let mut status = self.status.clone()?;
+        let known = timeout(REAPED, status.wait_for(Option::is_some)).await;
+        let status = (*known.ok()?.ok()?)?;
+        Some(match (status.signal(), status.code()) {
+            (Some(signal), _) => format!(" by signal {signal}"),
+            (None, Some(code)) => format!(" with code {code}"),
+            (None, None) => return None,
+        })
     }
 
     /// Whether it has ended.
@@ -94,9 +110,11 @@ impl Files {
         let mut child = tokio::process::Command::from(command).kill_on_drop(false).spawn()?;
         let pid = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
         let pid = pid.ok_or_else(|| io::Error::other("it ended at once"))?;
-        let process = Process::watch(pid)?;
+        let mut process = Process::watch(pid)?;
         // Waited for so that it leaves no zombie.
-        tokio::spawn(async move { child.wait().await });
+        let (how, status) = watch::channel(None);
+        tokio::spawn(async move { how.send_replace(child.wait().await.ok()) });
+        process.status = Some(status);
         let note = format!("{} {}", pid.as_raw_nonzero(), started_at(pid).unwrap_or_default());
         files::put(&self.note, note.as_bytes(), files::PLAIN)?;
         Ok(process)

@@ -30,6 +30,8 @@ pub enum EventKind {
     EndpointEjected,
     /// The proxy's own checks have let it in again.
     EndpointReadmitted,
+    /// The proxy can't speak with it: the TLS handshake fails. It is not left out for that.
+    EndpointFailed,
     /// It could not be started.
     InstanceFailed,
     /// It is started again.

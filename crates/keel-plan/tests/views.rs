@@ -234,3 +234,29 @@ fn nothing_secret_is_shown() {
         ]
     );
 }
+
+#[test]
+fn an_entrypoint_that_only_redirects_is_part_of_what_it_leads_to() {
+    let mut old = record([("web", service(2, "good"))]);
+    old.stack
+        .services
+        .get_mut(&name("web"))
+        .unwrap()
+        .routes
+        .push(keel_model::Route { entrypoints: vec!["websecure".to_owned()], ..route("a.de") });
+    let entrypoint = |bind: &str, to: Option<&str>| -> keel_model::Entrypoint {
+        let value = serde_json::json!({"bind": bind, "tls": to.is_none(), "redirect_to": to});
+        serde_json::from_value(value).unwrap()
+    };
+    old.stack.entrypoints.insert("websecure".to_owned(), entrypoint("0.0.0.0:443", None));
+    let mut new = old.clone();
+    new.stack.entrypoints.insert("web".to_owned(), entrypoint("0.0.0.0:80", Some("websecure")));
+    assert_eq!(diff(Some(&old), &old), []);
+    let change = diff(Some(&old), &new).remove(0);
+    assert_eq!(change.replaces, None);
+    assert!(
+        lines(&change).contains(&"entrypoints.web.redirect_to: - > websecure".to_owned()),
+        "{change:?}"
+    );
+    assert!(!diff(Some(&new), &old).is_empty());
+}

@@ -10,6 +10,9 @@ use keel_route::snapshot::{ClusterId, EndpointNotice, Notices as Told};
 
 use crate::limits::MAX_NOTICES;
 
+/// That there is no TLS with endpoints of a cluster is said again after this time, in milliseconds.
+const NO_TLS_MS: u64 = 60_000;
+
 /// What was not asked for yet.
 #[derive(Debug, Default)]
 pub struct Notices(Mutex<Kept>);
@@ -21,6 +24,8 @@ struct Kept {
     lost: u64,
     /// What is to be told of endpoints that are left out, and when: their time is over then.
     later: Vec<(u64, EndpointNotice)>,
+    /// Clusters of which was told that TLS fails, and when.
+    no_tls: Vec<(ClusterId, u64)>,
 }
 
 impl Kept {
@@ -47,6 +52,34 @@ impl Notices {
         kept.add(now_ms, notice);
     }
 
+    /// No TLS with an endpoint: told once in [`NO_TLS_MS`] for a cluster, however many requests meet it. Whether it was.
+    pub fn no_tls(
+        &self,
+        now_ms: u64,
+        cluster: &ClusterId,
+        instance: &InstanceId,
+        error: &dyn std::fmt::Display,
+    ) -> bool {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.no_tls.retain(|(_, told_ms)| now_ms.saturating_sub(*told_ms) < NO_TLS_MS);
+        let known = kept.no_tls.iter().any(|(known, _)| known == cluster);
+        if known || kept.no_tls.len() >= MAX_NOTICES {
+            return false;
+        }
+        kept.no_tls.push((cluster.clone(), now_ms));
+        let notice = EndpointNotice {
+            cluster: cluster.clone(),
+            instance: instance.clone(),
+            is_out: false,
+            reason: error.to_string(),
+            for_ms: None,
+            ago_ms: 0,
+            no_tls: true,
+        };
+        kept.add(now_ms, notice);
+        true
+    }
+
     /// Takes what there is. An endpoint whose time is over is told of if it `is_there`; that is looked at only here, so
     /// that it costs no request anything.
     pub fn take(&self, now_ms: u64, is_there: impl Fn(&ClusterId, &InstanceId) -> bool) -> Told {
@@ -62,7 +95,8 @@ impl Notices {
         notices.sort_by_key(|(at_ms, _)| *at_ms);
         let aged =
             |(at_ms, notice)| EndpointNotice { ago_ms: now_ms.saturating_sub(at_ms), ..notice };
-        Told { endpoints: notices.into_iter().map(aged).collect(), lost }
+        let endpoints = notices.into_iter().map(aged).collect();
+        Told { endpoints, lost, ..Told::default() }
     }
 }
 
@@ -93,6 +127,7 @@ pub fn left_out(
         reason,
         for_ms: Some(out.for_ms),
         ago_ms: 0,
+        no_tls: false,
     }
 }
 
@@ -117,6 +152,7 @@ pub fn checked(
         reason,
         for_ms: None,
         ago_ms: 0,
+        no_tls: false,
     }
 }
 
@@ -177,6 +213,22 @@ mod tests {
         let told = notices.take(700, |_, _| true);
         let lost = u64::try_from(MAX_NOTICES).unwrap() + 4;
         assert_eq!((told.endpoints.len(), told.lost), (MAX_NOTICES, lost));
+    }
+
+    #[test]
+    fn that_tls_fails_is_told_once_in_a_while() {
+        let notices = Notices::default();
+        let failed = |now_ms, cluster: &str| {
+            notices.no_tls(now_ms, &cluster.to_owned(), &instance(), &"an unknown authority")
+        };
+        assert!(failed(0, "shop/cart:80"));
+        assert!(!failed(1, "shop/cart:80"));
+        assert!(failed(1, "shop/web:80"));
+        assert!(!failed(NO_TLS_MS - 1, "shop/cart:80"));
+        assert!(failed(NO_TLS_MS, "shop/cart:80"));
+        let told = notices.take(NO_TLS_MS, |_, _| true).endpoints;
+        assert_eq!(told.len(), 3);
+        assert!(told.iter().all(|notice| notice.no_tls && notice.reason == "an unknown authority"));
     }
 
     #[test]

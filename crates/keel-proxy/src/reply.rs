@@ -112,6 +112,9 @@ impl Reply {
         let text = match why {
             Unavailable::NoEndpoint => format!("{service} has no running instance."),
             Unavailable::HeldTooLong => format!("{service} had no ready instance in time."),
+            Unavailable::NoTls => {
+                format!("The TLS handshake with {service} failed.")
+            }
             Unavailable::TooManyHeld => {
                 format!("Too many requests are waiting for {service} to become ready.")
             }

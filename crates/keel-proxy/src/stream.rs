@@ -68,6 +68,8 @@ pub async fn write_both(
 pub enum ConnectError {
     /// The endpoint's.
     Refused,
+    /// The endpoint's or that of the policy: they do not agree on TLS, and will not by trying again.
+    NoTls,
     /// Nobody's: it has as many connections as it may have.
     Full,
     /// Ours: no file descriptors, ports or memory left.

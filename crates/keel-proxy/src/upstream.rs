@@ -17,7 +17,7 @@ use crate::deadline::Deadline;
 use crate::http2::Lane;
 use crate::limits::{CONNECT, REFUSED_GRACE, REFUSED_PAUSE, REFUSED_PAUSE_MOST};
 use crate::stream::{self, ConnectError};
-use crate::tls;
+use crate::tls::{self, HandshakeError};
 use crate::waiting::{self, Ticket};
 use crate::worker::Worker;
 
@@ -101,7 +101,8 @@ async fn dial(
         written.map_err(|_| ConnectError::Refused)?;
     }
     if let Some(tls) = &policy.tls {
-        conn = begin_tls(request, conn, tls, protocols, &deadline).await?;
+        let begun = begin_tls(request, conn, tls, protocols, &deadline).await;
+        conn = begun.map_err(|error| no_tls(request, endpoint, &error))?;
     }
     Ok(conn.with_place(place))
 }
@@ -112,18 +113,44 @@ async fn begin_tls(
     tls: &UpstreamTls,
     protocols: &[&[u8]],
     deadline: &Deadline,
-) -> Result<Conn, ConnectError> {
-    let cluster = request.cluster.id();
-    let refused = |error: &dyn std::fmt::Display| {
-        tracing::warn!(cluster, %error, "no TLS with an endpoint");
-        ConnectError::Refused
-    };
+) -> Result<Conn, NoTls> {
     let config = request.session.worker.shared.upstreams.config(tls, protocols);
-    let config = config.map_err(|error| refused(&error))?;
-    let name = tls::server_name(tls, request.cluster.service()).map_err(|error| refused(&error))?;
-    let tcp = conn.into_plain().ok_or(ConnectError::Refused)?;
-    let made = tls::connect(tcp, config, name, deadline).await;
-    made.map(Conn::from).map_err(|error| refused(&error))
+    let config = config.map_err(|error| NoTls::for_good(&error))?;
+    let name = tls::server_name(tls, request.cluster.service());
+    let name = name.map_err(|error| NoTls::for_good(&error))?;
+    let tcp = conn.into_plain().ok_or(NoTls { why: String::new(), for_good: false })?;
+    match tls::connect(tcp, config, name, deadline).await {
+        Ok(tls) => Ok(Conn::from(tls)),
+        Err(error @ HandshakeError::Refused(_)) => Err(NoTls::for_good(&error)),
+        Err(error) => Err(NoTls { why: error.to_string(), for_good: false }),
+    }
+}
+
+/// Why there is no TLS with an endpoint.
+struct NoTls {
+    why: String,
+    /// Trying again does not help, as it does with an endpoint that is just restarting.
+    for_good: bool,
+}
+
+impl NoTls {
+    fn for_good(error: &dyn std::fmt::Display) -> Self {
+        Self { why: error.to_string(), for_good: true }
+    }
+}
+
+/// Tells people of a handshake that fails: once in a while, as each request meets it.
+fn no_tls(request: &Counted, endpoint: &WorkerEndpoint, error: &NoTls) -> ConnectError {
+    let NoTls { why, for_good } = error;
+    let cluster = request.cluster.id();
+    let shared = &request.session.worker.shared;
+    let (now_ms, instance) = (shared.now_ms(), &endpoint.shared.instance);
+    if *for_good && shared.notices.no_tls(now_ms, cluster, instance, why) {
+        tracing::warn!(cluster, error = %why, "no TLS with an endpoint");
+    } else {
+        tracing::debug!(cluster, error = %why, "no TLS with an endpoint");
+    }
+    if *for_good { ConnectError::NoTls } else { ConnectError::Refused }
 }
 
 /// A line to an endpoint, and the request's place in its count.
@@ -153,6 +180,8 @@ pub enum Unavailable {
     NoEndpoint,
     /// None came in time, or all refused.
     HeldTooLong,
+    /// The TLS handshake failed with all that came in time.
+    NoTls,
     /// Too many are waiting already.
     TooManyHeld,
     /// The client has left meanwhile.
@@ -165,6 +194,7 @@ impl Unavailable {
         match self {
             Self::NoEndpoint => "no_endpoint",
             Self::HeldTooLong => "held_too_long",
+            Self::NoTls => "no_tls",
             Self::TooManyHeld => "too_many_held",
             Self::ClientGone => "client_gone",
         }
@@ -180,6 +210,8 @@ pub struct Placement<'a> {
     connects: u32,
     pauses: u32,
     held: Option<(Pass, Instant)>,
+    /// With the last endpoint that was asked there was no TLS.
+    no_tls: bool,
     /// In the line of an endpoint that may have no more connections for now.
     ticket: Option<Box<Ticket>>,
     /// The endpoint that broke may be dying: its successor, or news of it, is worth a moment.
@@ -254,12 +286,14 @@ impl<'a> Placement<'a> {
             return Some(Upstream { line, in_flight, reused: true });
         }
         self.connects += 1;
-        match Box::pin(L::open(request, endpoint, self.ticket.as_deref())).await {
+        let opened = Box::pin(L::open(request, endpoint, self.ticket.as_deref())).await;
+        self.no_tls = matches!(opened, Err(ConnectError::NoTls));
+        match opened {
             Ok(line) => {
                 endpoint.shared.accepted();
                 return Some(Upstream { line, in_flight, reused: false });
             }
-            Err(ConnectError::Refused) => {
+            Err(ConnectError::Refused | ConnectError::NoTls) => {
                 self.ticket = None;
                 endpoint.shared.refused(worker.shared.now_ms());
                 // When the queue is full the server has been told enough.
@@ -286,6 +320,8 @@ impl<'a> Placement<'a> {
         let changed = cluster.changed.notified();
         let longest = cluster.times().hold;
         let hold = match (cluster.expected(), refused || self.pauses > 0) {
+            // Nobody gets a certificate in this time.
+            (true, true) if self.no_tls => REFUSED_GRACE.min(longest),
             (true, _) => longest,
             (false, true) => REFUSED_GRACE.min(longest),
             (false, false) => return Err(Unavailable::NoEndpoint),
@@ -299,7 +335,7 @@ impl<'a> Placement<'a> {
         let since = self.held.as_ref().map_or_else(Instant::now, |(_, since)| *since);
         let left = hold.saturating_sub(since.elapsed());
         if left.is_zero() {
-            return Err(Unavailable::HeldTooLong);
+            return Err(if self.no_tls { Unavailable::NoTls } else { Unavailable::HeldTooLong });
         }
         let pause = if refused { self.next_pause().min(left) } else { left };
         // In the line of one that takes nothing more there is nothing to wait for.

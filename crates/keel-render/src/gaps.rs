@@ -68,9 +68,9 @@ lacks! {
         haproxy: Some("refused (400): a head has to fit into one buffer of 16 KiB"),
         nginx: None;
     /// Spellings of one path.
-    PathReadings: "refusing paths that services read differently (`%2F`, `;`)",
-        haproxy: Some("taken in one reading: `%2F` and `;x` belong to their segment"),
-        nginx: Some("taken in one reading: `%2F` parts segments, `;x` belongs to its segment");
+    PathReadings: "telling what a regular expression, or a very long rule, makes of the other readings of a path (`%2F`, `%5C`, `;`)",
+        haproxy: Some("a request whose path has other readings is refused (400) where this route is asked"),
+        nginx: Some("a request whose path has other readings is refused (400) where this route is asked");
     /// Rule too wide.
     RuleSize: "rules with more than 64 alternatives or 40 tests",
         haproxy: Some("the route is left out; split it"),
@@ -167,6 +167,10 @@ lacks! {
     ActiveCheck: "active health checks",
         haproxy: None,
         nginx: Some("the open source version has none; the probes of the platform still apply");
+    /// All endpoints fail their checks.
+    AllChecksFail: "serving on when every endpoint fails its check",
+        haproxy: Some("requests are refused (503) until a check succeeds"),
+        nginx: None;
     /// Outliers.
     Outlier: "leaving out endpoints that answer with errors",
         haproxy: Some("HAProxy would leave out the last endpoint as well; failed requests are tried elsewhere instead"),

@@ -116,8 +116,13 @@ pub(crate) fn of_cluster(cluster: &Cluster) -> Vec<Lack> {
         (sticky.is_some(), Lack::Sticky),
         (slow_start.is_some(), Lack::SlowStart),
         (*prefer_zone, Lack::Zones),
-        (*outlier != keel_model::Outlier::default(), Lack::Outlier),
+        // Where it is switched off nothing is lacking.
+        (
+            outlier.consecutive_errors > 0 && *outlier != keel_model::Outlier::default(),
+            Lack::Outlier,
+        ),
         (check.is_some(), Lack::ActiveCheck),
+        (check.is_some(), Lack::AllChecksFail),
         (retry.budget_percent != plain.budget_percent, Lack::RetryBudget),
         (retry.per_try_timeout.is_some(), Lack::PerTryTimeout),
         (timeouts.request.is_some(), Lack::RequestTimeout),

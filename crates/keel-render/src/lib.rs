@@ -18,6 +18,7 @@ mod origin;
 mod path;
 mod pattern;
 mod plan;
+mod readings;
 mod rules;
 mod tls;
 mod users;

@@ -5,7 +5,7 @@
 //! slashes as one and dot segments resolved (RFC 3986, 6.2.2).
 
 /// Whether a character may stand in a path as it is (RFC 3986, 3.3).
-fn is_plain(byte: u8) -> bool {
+pub(crate) fn is_plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/".contains(&byte)
 }
 
@@ -14,7 +14,7 @@ fn is_unreserved(byte: u8) -> bool {
 }
 
 /// The byte that a percent-encoded triplet at the start of `bytes` stands for.
-fn triplet(bytes: &[u8]) -> Option<u8> {
+pub(crate) fn triplet(bytes: &[u8]) -> Option<u8> {
     let digit = |at: usize| bytes.get(at).and_then(|byte| char::from(*byte).to_digit(16));
     let [b'%', ..] = bytes else { return None };
     u8::try_from(digit(1)? * 16 + digit(2)?).ok()

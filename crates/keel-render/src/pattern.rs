@@ -121,6 +121,11 @@ pub(crate) fn decoded(text: &str) -> String {
     out
 }
 
+/// An expression for the percent-encoding of a byte.
+pub(crate) fn triplet(byte: u8) -> String {
+    format!("%{}{}", hex_class(byte >> 4), hex_class(byte & 15))
+}
+
 fn hex_class(nibble: u8) -> String {
     let digit = char::from(b"0123456789ABCDEF"[usize::from(nibble & 15)]);
     match digit {

@@ -9,7 +9,7 @@ use keel_route::snapshot::{Listener, RouteEntry, RouteTable, Snapshot, TableId};
 use crate::gaps::{Gap, Lack};
 use crate::names::Names;
 use crate::rules::{self, Alternative, Layer, Unfit};
-use crate::{Engine, Options, Rendered, lacks};
+use crate::{Engine, Options, Rendered, lacks, readings};
 
 /// What a configuration is made from, and where what is found on the way is noted.
 #[derive(Debug)]
@@ -133,6 +133,9 @@ impl<'a> Plan<'a> {
                     continue;
                 }
             };
+            if rules::of_paths(&alternatives).any(|tests| readings::is_vague(tests.iter())) {
+                self.note(Lack::PathReadings, &place);
+            }
             for lack in lacks::of_route(entry) {
                 self.note(lack, &place);
             }

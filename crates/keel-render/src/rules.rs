@@ -11,6 +11,7 @@ use keel_model::Rule;
 
 use crate::path;
 use crate::pattern::{self, Case, Pattern};
+use crate::readings;
 
 /// Alternatives of one rule.
 pub(crate) const MAX_ALTERNATIVES: usize = 64;
@@ -24,6 +25,8 @@ pub(crate) enum Field {
     Host,
     /// The path, normalized.
     Path,
+    /// All readings of the path. Such an atom holds if its tests do not come to the same for all of them.
+    Readings,
     Method,
     /// A header, by its name in lower case.
     Header(String),
@@ -124,6 +127,27 @@ fn expand(rule: &Rule, layer: Layer, holds: bool) -> Result<Vec<Alternative>, Un
             })
         }
     }
+}
+
+/// When a request with a doubtful path is refused before `alternative` is asked: the readings differ for one of its tests
+/// of the path, and the others hold.
+pub(crate) fn doubts(alternative: &Alternative) -> Vec<Alternative> {
+    let of_path = |literal: &&Literal| literal.atom.field == Field::Path;
+    let others = alternative.iter().filter(|literal| !of_path(literal));
+    let others: Alternative = others.cloned().collect();
+    let doubtful = alternative.iter().filter(of_path).filter_map(|literal| {
+        readings::differ(literal.atom.tests.iter())?;
+        let atom = Atom { field: Field::Readings, tests: literal.atom.tests.clone() };
+        let doubt = Literal { atom, holds: true };
+        Some(others.iter().cloned().chain([doubt]).collect())
+    });
+    doubtful.collect()
+}
+
+/// The tests of paths of each atom in these alternatives.
+pub(crate) fn of_paths(alternatives: &[Alternative]) -> impl Iterator<Item = &BTreeSet<Test>> {
+    let literals = alternatives.iter().flatten().filter(|l| l.atom.field == Field::Path);
+    literals.map(|literal| &literal.atom.tests)
 }
 
 fn both(left: &[Alternative], right: &[Alternative]) -> Result<Vec<Alternative>, Unfit> {

@@ -358,6 +358,8 @@ pub struct Notices {
     pub endpoints: Vec<EndpointNotice>,
     /// How many more there were.
     pub lost: u64,
+    /// What happened to the engine in the proxy's place, for people.
+    pub engine: Vec<String>,
 }
 
 impl Notices {
@@ -384,6 +386,9 @@ pub struct EndpointNotice {
     pub for_ms: Option<u64>,
     /// How many milliseconds ago that was.
     pub ago_ms: u64,
+    /// It is neither: no TLS handshake with it succeeds.
+    #[serde(default)]
+    pub no_tls: bool,
 }
 
 /// What a proxy counts that belongs to no cluster.

@@ -136,7 +136,8 @@ fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Refusal> {
 }
 
 async fn version(State(api): Shared) -> Json<ServerInfo> {
-    Json(ServerInfo { lacks: api.viewer.proxy.borrow().lacks.clone(), ..api.info.clone() })
+    let state = api.viewer.proxy.borrow();
+    Json(ServerInfo { lacks: state.lacks.clone(), proxy: state.view(), ..api.info.clone() })
 }
 
 async fn shutdown(State(api): Shared) -> Json<serde_json::Value> {

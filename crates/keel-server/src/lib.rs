@@ -34,3 +34,4 @@ mod world;
 
 pub use error::Error;
 pub use serve::{ServerOptions, run, socket_path};
+pub use traffic::certificate_flaw;

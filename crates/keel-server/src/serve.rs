@@ -20,7 +20,7 @@ use tokio::sync::{Mutex, Notify, watch};
 use tokio::task::JoinSet;
 
 use crate::agent::Context;
-use crate::api::types::ServerInfo;
+use crate::api::types::{ProxyView, ServerInfo};
 use crate::board::Board;
 use crate::changes::Changes;
 use crate::controller::Controller;
@@ -361,5 +361,6 @@ fn info(
         proxy_engine: options.proxy_engine.clone(),
         lacks: Vec::new(),
         limitations,
+        proxy: ProxyView::default(),
     }
 }

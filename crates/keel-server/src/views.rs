@@ -20,7 +20,7 @@ use crate::board::{Board, BoardView};
 use crate::controller;
 use crate::error::Refusal;
 use crate::network::Network;
-use crate::traffic::{ProxyState, is_served, lacks_of_stack};
+use crate::traffic::{LeftOut, ProxyState, is_served, lacks_of_stack};
 use crate::world::{StackState, World, WorldReader};
 
 /// Longest command shown.
@@ -189,7 +189,7 @@ impl Viewer {
                 .rollouts
                 .get(name)
                 .map(|rollout| keel_model::Rollout::clone(&rollout.value)),
-            instances: instances(stack, board, name),
+            instances: instances(stack, board, name, &self.proxy.borrow().left_out),
         }
     }
 
@@ -266,7 +266,12 @@ fn state(state: ServiceState) -> &'static str {
     }
 }
 
-fn instances(stack: &StackState, board: &BoardView, name: &ServiceName) -> Vec<InstanceView> {
+fn instances(
+    stack: &StackState,
+    board: &BoardView,
+    name: &ServiceName,
+    left_out: &LeftOut,
+) -> Vec<InstanceView> {
     let mut views: Vec<InstanceView> = stack
         .assignments
         .values()
@@ -284,6 +289,7 @@ fn instances(stack: &StackState, board: &BoardView, name: &ServiceName) -> Vec<I
                 reason: assignment.reason.clone(),
                 phase: status.map(|status| status.phase),
                 ready: status.is_some_and(|status| status.ready),
+                left_out: left_out.iter().any(|(_, instance)| *instance == assignment.id),
                 health: status.map_or(Health::None, |status| status.health),
                 attempts: assignment.attempt,
                 created_at: assignment.created_at,

@@ -240,6 +240,7 @@ impl<'a> Session<'a> {
                 | EventKind::InstanceRestarting
                 | EventKind::EndpointEjected
                 | EventKind::EndpointReadmitted
+                | EventKind::EndpointFailed
                 | EventKind::Rollout
                 | EventKind::Platform
         );

@@ -8,7 +8,10 @@ use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use keel_compose::{Diagnostic, FileSource, LoadOptions, Lowered, PathKind, Project, ReadError};
+use keel_compose::{
+    CertificateUse, Code, Diagnostic, FileSource, LoadOptions, Lowered, PathKind, Project,
+    ReadError,
+};
 use keel_model::{Stack, StackName};
 
 use crate::context::Context;
@@ -96,7 +99,7 @@ impl Lines for Disk {
 }
 
 /// Which phases of loading are wanted; all, unless `keel config` leaves some out.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Phases {
     /// Replace variables.
     pub interpolate: bool,
@@ -111,7 +114,7 @@ pub struct Phases {
 }
 
 /// All phases.
-const ALL: Phases = Phases {
+pub const ALL: Phases = Phases {
     interpolate: true,
     normalize: true,
     resolve_paths: true,
@@ -128,6 +131,16 @@ pub fn load_with(ctx: &Context, services: &[String], phases: Phases) -> Result<P
     let project = read(ctx, &disk, services, phases)?;
     tell(ctx, project.warnings(), &disk);
     Ok(project)
+}
+
+/// Makes sure that `up` would take the files; everything that is wrong with them is told.
+///
+/// # Errors
+/// As [`load_with`].
+pub fn check(ctx: &Context, services: &[String]) -> Result<(), Failure> {
+    let disk = Disk::new()?;
+    let project = read(ctx, &disk, services, ALL)?;
+    convert(ctx, &disk, &project).map(drop)
 }
 
 /// The stack that the command line means, with all of its active services, even if only some are named: what is not
@@ -257,13 +270,20 @@ fn environment() -> std::collections::BTreeMap<String, String> {
 fn convert(ctx: &Context, disk: &Disk, project: &Project) -> Result<Lowered, Failure> {
     match project.to_stack(disk) {
         Ok(lowered) => {
-            let all: Vec<Diagnostic> =
+            let mut all: Vec<Diagnostic> =
                 project.warnings().iter().chain(&lowered.notes).cloned().collect();
+            all.extend(lowered.certificates.iter().filter_map(flawed));
             tell(ctx, &all, disk);
             Ok(lowered)
         }
         Err(diagnostics) => Err(refuse(ctx, &diagnostics, disk)),
     }
+}
+
+/// What clients will have against a certificate. It is no mistake of the file, and may be mended while it is in use.
+fn flawed(used: &CertificateUse) -> Option<Diagnostic> {
+    let flaw = keel_server::certificate_flaw(&used.cert, &used.key, &used.rule)?;
+    Some(Diagnostic::warning(Code::File, flaw).at(&used.span))
 }
 
 fn tell(ctx: &Context, diagnostics: &[Diagnostic], disk: &Disk) {

@@ -107,6 +107,58 @@ fn config_prints_the_canonical_document() {
 }
 
 #[test]
+fn a_check_refuses_what_up_would_refuse_and_the_document_is_printed_all_the_same() {
+    for (settings, expected) in [
+        ("routes: [{host: a.de, entrypoints: nowhere}]", "there is no entrypoint `nowhere`"),
+        ("routes: [{host: a.de, port: 9}]", "has no port 9"),
+        ("routes: [{host: a.de, tls: {cert: c.pem, key: k.pem}}]", "there is no file"),
+        ("routes: [{host: a.de, name: x}, {host: b.de, name: x}]", "is defined at"),
+    ] {
+        let file = format!(
+            "services:\n  web:\n    command: ./web\n    expose: [80]\n    x-keel: {{{settings}}}\n"
+        );
+        let sandbox = with(&file);
+        let checked = sandbox.run(&["config", "-q"]);
+        assert_eq!(checked.code, 3, "{settings}: {}", checked.all());
+        assert!(checked.stderr.contains(expected), "{settings}: {}", checked.all());
+        assert!(checked.stderr.contains("compose.yaml:5:"), "{}", checked.all());
+        assert!(sandbox.run(&["config"]).ok().contains("command:"), "{settings}");
+    }
+}
+
+#[test]
+fn a_certificate_that_clients_refuse_is_a_warning_at_its_place() {
+    let sandbox = with(
+        "services:\n  web:\n    command: ./web\n    expose: [80]\n    x-keel: {routes: [{host: a.de, tls: {cert: c.pem, key: k.pem}}]}\n",
+    );
+    let write = |name: &str, year: i32| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new([name.to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        sandbox.write("c.pem", &params.self_signed(&key).unwrap().pem());
+        sandbox.write("k.pem", &key.serialize_pem());
+    };
+    let check = || {
+        let done = sandbox.run(&["config", "-q"]);
+        assert_eq!(done.code, 0, "{}", done.all());
+        done.stderr
+    };
+    write("a.de", 4000);
+    assert_eq!(check(), "");
+    for (name, year, expected) in
+        [("a.de", 2001, "it expired on 2001-01-01"), ("b.de", 4000, "it does not cover a.de")]
+    {
+        write(name, year);
+        let told = check();
+        assert!(told.contains(expected) && told.contains("compose.yaml:5:"), "{told}");
+    }
+    sandbox.write("k.pem", "junk");
+    assert!(check().contains("there is no private key in it"));
+    sandbox.write("k.pem", &rcgen::KeyPair::generate().unwrap().serialize_pem());
+    assert!(check().contains("does not belong to the certificate"));
+}
+
+#[test]
 fn config_prints_parts() {
     let sandbox = with(GOOD);
     assert_eq!(sandbox.run(&["config", "--services"]).ok(), "db\nweb\n");

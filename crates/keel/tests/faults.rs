@@ -86,6 +86,22 @@ fn a_killed_proxy_is_replaced_and_serves_again() {
     }
     let events = keel.run(&["events"]).ok();
     assert!(!events.contains("can't listen"), "{events}");
+    let all = proxies(&keel);
+    for proxy in &all[..3] {
+        let ended = format!("the proxy (process {proxy}) ended by signal 9");
+        assert_eq!(events.matches(&ended).count(), 1, "{events}");
+    }
+    let status = keel.json(&["server", "status"]);
+    assert_eq!(status["proxy"]["pid"].as_u64(), all.last().map(|pid| u64::from(*pid)));
+    assert_eq!(
+        (&status["proxy"]["restarts"], &status["proxy"]["serves"]),
+        (&3.into(), &"keel".into())
+    );
+    let rows = keel.run(&["server", "status"]).ok();
+    assert!(
+        rows.lines().any(|row| row.starts_with("proxy") && row.ends_with("3 restarts")),
+        "{rows}"
+    );
 }
 
 #[test]
@@ -127,6 +143,14 @@ fn connections_are_refused_when_no_proxy_comes_for_long() {
     wait_for("to be refused", || {
         std::net::TcpStream::connect(("127.0.0.1", port)).is_err().then_some(())
     });
+    let events = keel.run(&["events"]).ok();
+    assert!(events.contains("/app/keel: No such file"), "{events}");
+    assert_eq!(events.matches("the proxy can't be started").count(), 1, "{events}");
+    wait_for("it to be told", || {
+        keel.run(&["events"]).ok().contains("its sockets are closed").then_some(())
+    });
+    let rows = keel.run(&["server", "status"]).ok();
+    assert!(rows.contains("down for") && rows.contains("No such file"), "{rows}");
     // The program is there again, and so is the service.
     std::fs::copy(env!("CARGO_BIN_EXE_keel"), &program).unwrap();
     wait_for("an answer", || (get(port).as_deref() == Some("here")).then_some(()));

@@ -1,5 +1,6 @@
 //! Middlewares: what each does to requests and answers, and how several of them come together in one route.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use keel_model::{
 
 use super::entry::Entry;
 use super::{Labels, Named, Section};
-use crate::diagnostic::{Code, Diagnostic};
+use crate::diagnostic::{Code, Diagnostic, Span};
 use crate::number::parse_duration;
 use crate::routes::{AuthDraft, Draft, Located, credentials, forms};
 use crate::rule::parse_network;
@@ -42,8 +43,18 @@ pub(super) enum Step {
     Broken(Vec<Diagnostic>),
 }
 
+/// One middleware of a project.
+#[derive(Debug)]
+pub(super) struct Middleware {
+    step: Step,
+    /// A router or another middleware names it.
+    named: Cell<bool>,
+    /// Where it is defined, unless by a service that does not run.
+    place: Option<Span>,
+}
+
 /// The middlewares of a project by name.
-pub(super) type Middlewares = BTreeMap<String, Step>;
+pub(super) type Middlewares = BTreeMap<String, Middleware>;
 
 impl Labels<'_> {
     pub(super) fn middlewares(
@@ -61,9 +72,31 @@ impl Labels<'_> {
                     step = Step::Broken(errors);
                 }
             }
-            middlewares.insert(name, step);
+            let place = named.entries.first().filter(|_| active.contains(named.owner));
+            let place = place.map(|entry| entry.key_place.clone());
+            middlewares.insert(name, Middleware { step, named: Cell::new(false), place });
         }
         middlewares
+    }
+
+    /// A router of a service that does not run names these.
+    pub(super) fn named_elsewhere(names: &[Node], known: &Middlewares) {
+        for name in names.iter().filter_map(Node::as_str) {
+            let name = name.split('@').next().unwrap_or_default();
+            if let Some(middleware) = known.get(name) {
+                middleware.named.set(true);
+            }
+        }
+    }
+
+    /// Tells of middlewares that no router comes to.
+    pub(super) fn unnamed(&mut self, middlewares: &Middlewares) {
+        for (name, middleware) in middlewares {
+            if let (false, Some(place)) = (middleware.named.get(), &middleware.place) {
+                let message = format!("the middleware `{name}` has no effect: no router names it");
+                self.notes.push(Diagnostic::warning(Code::Unsupported, message).at(place));
+            }
+        }
     }
 
     fn middleware(&mut self, name: &str, named: &Named<'_>) -> Option<Step> {
@@ -308,7 +341,9 @@ impl Labels<'_> {
         let name =
             text.strip_suffix("@docker").or_else(|| text.strip_suffix("@swarm")).unwrap_or(text);
         let found = known.get(name);
-        if found.is_none() {
+        if let Some(middleware) = found {
+            middleware.named.set(true);
+        } else {
             let message = format!("no label defines the middleware `{text}`");
             let near = crate::diagnostic::nearest(name, known.keys().map(String::as_str));
             self.reader.error(Code::UndefinedReference, &node.span, message).help =
@@ -317,7 +352,7 @@ impl Labels<'_> {
                     |near| format!("did you mean `{near}`?"),
                 ));
         }
-        found
+        found.map(|middleware| &middleware.step)
     }
 
     fn add(&mut self, step: &Step, node: &Node, draft: &mut Draft) {

@@ -140,8 +140,13 @@ impl<'p> Labels<'p> {
             for (name, router) in routers {
                 if active.contains(router.owner) {
                     self.router(&name, &router, &known);
+                    continue;
+                }
+                for entry in router.entries.iter().filter(|e| e.option() == "middlewares") {
+                    Self::named_elsewhere(&entry.list(), &known.middlewares);
                 }
             }
+            self.unnamed(&known.middlewares);
         }
     }
 

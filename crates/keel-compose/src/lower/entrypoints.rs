@@ -121,6 +121,11 @@ impl Lower<'_> {
             let target = all.contains_key(WEBSECURE).then(|| WEBSECURE.to_owned());
             let web = all.entry(WEB.to_owned()).or_insert_with(|| default_entrypoint(WEB));
             web.redirect_to = target;
+        } else if needs.redirect && all.contains_key(WEBSECURE) {
+            // So it is where their addresses are the file's own.
+            if let Some(web) = all.get_mut(WEB).filter(|web| !web.tls) {
+                web.redirect_to.get_or_insert_with(|| WEBSECURE.to_owned());
+            }
         }
         self.check_binds(&all, top);
         stack.entrypoints = all;

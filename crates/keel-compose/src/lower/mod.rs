@@ -25,9 +25,10 @@ mod volumes;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use keel_model::{
-    Balance, ImageSource, Retry, RuntimeKind, Scale, Service, ServiceName, Stack, StackName,
+    Balance, ImageSource, Retry, Rule, RuntimeKind, Scale, Service, ServiceName, Stack, StackName,
     TrafficPolicy,
 };
 
@@ -53,8 +54,23 @@ pub struct Lowered {
     pub further_images: BTreeMap<String, ImageSource>,
     /// What to do when source files change (`develop.watch`).
     pub watch: BTreeMap<ServiceName, Vec<WatchRule>>,
+    /// Files with certificates that routes name, for whoever can look into them.
+    pub certificates: Vec<CertificateUse>,
     /// What has no effect or may surprise.
     pub notes: Vec<Diagnostic>,
+}
+
+/// A route with a certificate in files.
+#[derive(Clone, Debug)]
+pub struct CertificateUse {
+    /// Path of the certificate.
+    pub cert: PathBuf,
+    /// Path of its key.
+    pub key: PathBuf,
+    /// For which requests.
+    pub rule: Rule,
+    /// Where it is written.
+    pub span: Span,
 }
 
 /// Lowers a project.
@@ -68,6 +84,7 @@ pub(crate) fn lower(
         images: BTreeMap::new(),
         further_images: BTreeMap::new(),
         watch: BTreeMap::new(),
+        certificates: Vec::new(),
         notes: Vec::new(),
         errors: Vec::new(),
     };
@@ -80,6 +97,7 @@ pub(crate) fn lower(
             images: lower.images,
             further_images: lower.further_images,
             watch: lower.watch,
+            certificates: lower.certificates,
             notes: lower.notes,
         }),
         _ => Err(lower.errors),
@@ -93,6 +111,7 @@ pub(crate) struct Lower<'l> {
     images: BTreeMap<ServiceName, ImageSource>,
     further_images: BTreeMap<String, ImageSource>,
     watch: BTreeMap<ServiceName, Vec<WatchRule>>,
+    certificates: Vec<CertificateUse>,
     notes: Vec<Diagnostic>,
     errors: Vec<Diagnostic>,
 }
@@ -214,6 +233,7 @@ impl Lower<'_> {
         let scale = self.scale(name, node);
         let context = Context { name, node, span, runtime, scale, settings };
         self.unsupported_keys(&context);
+        self.check_upstream_tls(node);
         let ports = self.ports(&context);
         let mut spec = self.spec(&context, &ports)?;
         let service_name = ServiceName::new(name).ok()?;

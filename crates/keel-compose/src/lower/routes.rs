@@ -7,12 +7,13 @@ use keel_model::{
     AcmeChallenge, Route, RouteKind, RouteTls, Rule, Service, ServiceName, Split, Stack, Transport,
 };
 
-use super::Lower;
 use super::entrypoints::Needs;
+use super::{CertificateUse, Lower};
 use crate::diagnostic::{Code, Span, nearest};
 use crate::loader::join;
 use crate::routes::{Draft, Located};
 use crate::source::PathKind;
+use crate::value::Node;
 use crate::xkeel::{XTop, default_acme};
 
 /// The drafts of each service.
@@ -70,6 +71,12 @@ impl Lower<'_> {
     ) -> Option<Route> {
         let definition = stack.services.get(service)?;
         self.check_port(service, definition, &draft);
+        if let Some(path) = starred(&draft.rule) {
+            let message = format!(
+                "the `*` in `{path}` stands for itself: a path takes what is below it without one"
+            );
+            self.warn(&draft.span, message);
+        }
         let split = self.split(service, &draft.split, stack);
         let mut tls = draft.tls.clone();
         let entrypoints = self.served_at(&draft, &mut tls, top, needs)?;
@@ -170,11 +177,36 @@ impl Lower<'_> {
     }
 
     /// Makes sure that a file that is named at `span` is there.
-    pub(super) fn check_file(&mut self, path: &Path, span: &Span) {
+    pub(super) fn check_file(&mut self, path: &Path, span: &Span) -> bool {
         let path = join(&self.project.directory, &path.to_string_lossy());
         if self.source.kind(&path) != PathKind::File {
             let message = format!("there is no file {}", path.display());
             self.error(Code::File, span, message, "create it, or correct its path");
+            return false;
+        }
+        true
+    }
+
+    /// Makes sure of the files with which services are spoken to over TLS.
+    pub(super) fn check_upstream_tls(&mut self, service: &Node) {
+        let Some(tls) = service.at(&["x-keel", "traffic", "tls"]) else { return };
+        for key in ["ca", "cert", "key"] {
+            let Some(node) = tls.get(key) else { continue };
+            let Some(path) = node.as_str() else { continue };
+            if !self.check_file(Path::new(path), &node.span) {
+                continue;
+            }
+            let path = join(&self.project.directory, path);
+            let (what, begin) = match key {
+                "key" => ("private key", "PRIVATE KEY-----"),
+                _ => ("certificate", "-----BEGIN CERTIFICATE-----"),
+            };
+            let problem = match self.source.read(&path) {
+                Ok(content) if String::from_utf8_lossy(&content).contains(begin) => continue,
+                Ok(_) => format!("{} holds no {what} in PEM form", path.display()),
+                Err(error) => format!("{} can't be read: {error}", path.display()),
+            };
+            self.error(Code::File, &node.span, problem, format!("name a PEM file with a {what}"));
         }
     }
 
@@ -185,6 +217,10 @@ impl Lower<'_> {
                 for path in [cert, key] {
                     self.check_file(path, &tls.span);
                 }
+                let at = |path: &Path| join(&self.project.directory, &path.to_string_lossy());
+                let (cert, key) = (at(cert), at(key));
+                let (rule, span) = (draft.rule.clone(), tls.span.clone());
+                self.certificates.push(CertificateUse { cert, key, rule, span });
             }
             RouteTls::Acme => {
                 needs.acme = true;
@@ -224,6 +260,16 @@ fn default_names<'n>(
 ) -> impl Iterator<Item = String> + 'n {
     let numbered = (2_u32..).map(move |number| format!("{service}#{number}"));
     std::iter::once(service.to_string()).chain(numbered).filter(|name| !given.contains(name))
+}
+
+/// A path of a rule that ends as if `*` meant anything.
+fn starred(rule: &Rule) -> Option<&str> {
+    match rule {
+        Rule::All(rules) | Rule::Any(rules) => rules.iter().find_map(starred),
+        Rule::Not(rule) => starred(rule),
+        Rule::Path(path) | Rule::PathPrefix(path) => path.ends_with('*').then_some(path),
+        _ => None,
+    }
 }
 
 /// The hosts that a rule names, except behind a `!`.

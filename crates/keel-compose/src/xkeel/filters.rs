@@ -65,7 +65,7 @@ impl Reader {
             "cors" => filters.cors = self.cors(value),
             "basic_auth" => draft.auth = self.basic_auth(value),
             "rate_limit" => {
-                let items = value.as_seq().unwrap_or(std::slice::from_ref(value));
+                let items = self.items(value);
                 filters.rate_limits =
                     items.iter().filter_map(|item| self.rate_limit(item)).collect();
             }
@@ -165,7 +165,7 @@ impl Reader {
             "replace" => PathRewrite::Replace(self.path(node)?),
             "add_prefix" => PathRewrite::AddPrefix(self.path(node)?),
             "strip_prefix" => {
-                let items = node.as_seq().unwrap_or(std::slice::from_ref(node));
+                let items = self.items(node);
                 let prefixes: Vec<String> =
                     items.iter().filter_map(|item| self.path(item)).collect();
                 return (!prefixes.is_empty()).then_some(PathRewrite::StripPrefix(prefixes));

@@ -6,7 +6,7 @@ use super::reader::Reader;
 use crate::diagnostic::{Code, Span};
 use crate::routes::{Draft, Located};
 use crate::rule::{self, Protocol, joined};
-use crate::value::{Node, Value};
+use crate::value::{Map, Node, Value};
 
 /// Forms of a path.
 pub(crate) const PATH_KEYS: [&str; 3] = ["prefix", "exact", "regex"];
@@ -49,7 +49,7 @@ impl Reader {
                 names.iter().filter_map(|name| self.server_name(name)).collect()
             }
             "path" => {
-                let items = value.as_seq().unwrap_or(std::slice::from_ref(value));
+                let items = self.items(value);
                 items.iter().filter_map(|item| self.path_rule(item)).collect()
             }
             "method" => {
@@ -102,6 +102,7 @@ impl Reader {
             return None;
         };
         let mut rules = Vec::new();
+        self.filled(map, node);
         for (name, value) in map.iter() {
             let span = map.key_span(name).unwrap_or(&node.span);
             let Some(name) = self.header_name(name, span) else { continue };
@@ -123,6 +124,14 @@ impl Reader {
         (!rules.is_empty()).then(|| joined(rules, Rule::All))
     }
 
+    /// A condition without content would hold for everything.
+    fn filled(&mut self, map: &Map, node: &Node) {
+        if map.iter().next().is_none() {
+            self.error(Code::InvalidValue, &node.span, "this mapping is empty".to_owned()).help =
+                Some("write what belongs into it, or leave the key out".to_owned());
+        }
+    }
+
     fn query(&mut self, node: &Node) -> Option<Rule> {
         let Value::Map(map) = &node.value else {
             self.wrong(
@@ -133,6 +142,7 @@ impl Reader {
             return None;
         };
         let mut rules = Vec::new();
+        self.filled(map, node);
         for (name, value) in map.iter() {
             let wanted = if value.is_null() { None } else { Some(self.text(value, "a value")?) };
             rules.push(Rule::Query(name.to_owned(), wanted));

@@ -198,9 +198,20 @@ impl Reader {
         text
     }
 
+    /// The items of a list, or the one thing that stands for a list of itself. An empty list is a mistake: it says
+    /// nothing, and could be meant for all as well as for none.
+    pub fn items<'n>(&mut self, node: &'n Node) -> &'n [Node] {
+        let items = node.as_seq().unwrap_or(std::slice::from_ref(node));
+        if items.is_empty() {
+            self.error(Code::InvalidValue, &node.span, "this list is empty".to_owned()).help =
+                Some("write what belongs into it, or leave the key out".to_owned());
+        }
+        items
+    }
+
     /// One text or a list of them, each with its place.
     pub fn texts(&mut self, node: &Node, wanted: &str) -> Vec<Located<String>> {
-        let items = node.as_seq().unwrap_or(std::slice::from_ref(node));
+        let items = self.items(node);
         let mut texts = Vec::with_capacity(items.len());
         for item in items {
             let text = self.text(item, wanted);
@@ -217,7 +228,7 @@ impl Reader {
     /// One network or a list of them.
     pub fn networks(&mut self, node: &Node) -> Vec<IpNet> {
         let mut networks = Vec::new();
-        for item in node.as_seq().unwrap_or(std::slice::from_ref(node)) {
+        for item in self.items(node) {
             match item.as_str().and_then(parse_network) {
                 Some(network) => networks.push(network),
                 None => self.wrong(item, "a network", "write for example 10.0.0.0/8 or 192.0.2.7"),

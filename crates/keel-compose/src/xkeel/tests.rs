@@ -217,6 +217,17 @@ fn parser_and_schema_agree_on_filters() {
             true,
         ),
         (route(json!({"path": "/", "compress": {"encodings": ["lz4"]}})), false),
+        (route(json!({"path": "/", "allow": []})), false),
+        (route(json!({"path": "/", "basic_auth": []})), false),
+        (route(json!({"path": "/", "rate_limit": []})), false),
+        (route(json!({"path": "/", "client": []})), false),
+        (route(json!({"path": "/", "method": []})), false),
+        (route(json!({"path": "/", "host": []})), false),
+        (route(json!({"path": []})), false),
+        (route(json!({"path": "/", "headers": {}})), false),
+        (route(json!({"path": "/", "query": {}})), false),
+        (route(json!({"path": "/", "entrypoints": []})), false),
+        (route(json!({"path": "/", "cors": []})), false),
     ]);
 }
 
@@ -234,6 +245,9 @@ fn parser_and_schema_agree_on_traffic() {
         (traffic(json!({"balance": {"maglev": "cookie:id"}})), true),
         (traffic(json!({"balance": {"maglev": "all"}})), false),
         (traffic(json!({"balance": "least"})), false),
+        (traffic(json!({"balance": "maglev"})), false),
+        (traffic(json!({"outlier": true})), false),
+        (traffic(json!({"check": true})), false),
         (
             traffic(
                 json!({"sticky": {"cookie": "c", "ttl": "1h", "secure": true, "same_site": "lax"}}),

@@ -86,6 +86,13 @@ impl Reader {
 
     fn balance(&mut self, node: &Node) -> Option<Balance> {
         if node.as_map().is_none() {
+            if let Some(hash @ ("ring_hash" | "maglev")) = node.as_str() {
+                let help = format!(
+                    "write `{{{hash}: source}}`, or in place of `source` one of `path`, `header:NAME`, `cookie:NAME`"
+                );
+                self.wrong(node, &format!("a mapping that says by what `{hash}` goes"), &help);
+                return None;
+            }
             return self.word(
                 node,
                 &[
@@ -150,6 +157,11 @@ impl Reader {
             outlier.consecutive_errors = 0;
             return outlier;
         }
+        if node.value == Value::Bool(true) {
+            let help = "leave it out: it is on unless it is `false`";
+            self.wrong(node, "`false`, or a mapping with what is to be otherwise", help);
+            return outlier;
+        }
         for (key, value) in self.keys(node, "x-keel.traffic.outlier", &OUTLIER_KEYS) {
             match key {
                 "consecutive_errors" => {
@@ -179,6 +191,11 @@ impl Reader {
         match &node.value {
             Value::Bool(false) | Value::Null => return None,
             Value::String(_) => check.path = self.target(node)?,
+            Value::Bool(true) => {
+                let help = "write for example `check: /healthz`";
+                self.wrong(node, "the path that is asked for, or a mapping with it", help);
+                return None;
+            }
             _ => {
                 for (key, value) in self.keys(node, "x-keel.traffic.check", &CHECK_KEYS) {
                     match key {

@@ -147,6 +147,15 @@ impl Driver {
         until("the driver ends", || self.child.try_wait().unwrap())
     }
 
+    /// What people are to be told of the engine.
+    pub fn notices(&mut self) -> Vec<String> {
+        self.server.send(&ToProxy::Stats);
+        self.server.until("notices", |message| match message {
+            FromProxy::Stats(stats) => Some(stats.notices.engine.clone()),
+            _ => None,
+        })
+    }
+
     pub fn stats(&mut self) -> ClusterStats {
         self.server.send(&ToProxy::Stats);
         self.server.until("statistics", |message| match message {

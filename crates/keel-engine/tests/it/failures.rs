@@ -29,6 +29,12 @@ fn a_killed_engine_is_started_again() {
             until("another engine serves", || {
                 (driver.engine_pid() != before && get(bind).ok()? == "a").then_some(())
             });
+            let told = driver.notices();
+            let expected = format!(
+                "{} (process {before}) ended by signal 9; it is started again",
+                engine.command()
+            );
+            assert_eq!(told, [expected], "{engine:?}");
         }
         // The server hears of nothing, and its next change is taken.
         let other = Endpoint::new("b");

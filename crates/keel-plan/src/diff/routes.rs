@@ -1,5 +1,7 @@
 //! Routes of a service as a tree that people can compare.
 
+use std::collections::BTreeSet;
+
 use keel_model::{ClientKey, RateLimit, Route, RouteTls, Service, Stack};
 use serde_json::{Map, Value, json};
 
@@ -41,10 +43,18 @@ fn shown_labels(service: &Service) -> Map<String, Value> {
     labels.map(|(key, value)| (key.clone(), Value::String(value.clone()))).collect()
 }
 
-/// The labels of `deploy`, the entrypoints that the routes of a service use, and who issues their certificates.
+/// The labels of `deploy`, the entrypoints that the routes of a service use or that send to them, and who issues their certificates.
 pub(super) fn surroundings(service: &Service, stack: &Stack) -> Map<String, Value> {
-    let used = service.routes.iter().flat_map(|route| &route.entrypoints);
+    let used: BTreeSet<&String> =
+        service.routes.iter().flat_map(|route| &route.entrypoints).collect();
+    let sending = stack.entrypoints.iter().filter(|(_, entrypoint)| {
+        entrypoint.redirect_to.as_ref().is_some_and(|target| used.contains(target))
+    });
+    let sending = sending.map(|(name, _)| name);
     let entrypoints: Map<String, Value> = used
+        .iter()
+        .copied()
+        .chain(sending)
         .filter_map(|name| {
             Some((name.clone(), serde_json::to_value(stack.entrypoints.get(name)?).ok()?))
         })

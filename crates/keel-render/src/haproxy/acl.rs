@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::words::word;
 use crate::pattern;
+use crate::readings;
 use crate::rules::{Alternative, Atom, Field, Test, canonical};
 
 /// Patterns on one line. HAProxy reads at most 64 words.
@@ -68,9 +69,14 @@ impl Acls {
     }
 
     fn define(&mut self, name: &str, atom: &Atom) {
+        if atom.field == Field::Readings {
+            self.add(name, "var(txn.doubt) -m str hard");
+            let differ = readings::differ(atom.tests.iter()).map(|text| format!(r"\A{text}"));
+            return self.add_patterns(name, "var(txn.path) -m reg", differ.as_slice());
+        }
         let fetch = match (&atom.field, self.view) {
             (Field::Host, _) => "var(txn.host)".to_owned(),
-            (Field::Path, _) => "var(txn.path)".to_owned(),
+            (Field::Path | Field::Readings, _) => "var(txn.path)".to_owned(),
             (Field::Method, _) => "method".to_owned(),
             (Field::Header(header), _) => format!("req.fhdr({header})"),
             (Field::Query, _) => "query".to_owned(),

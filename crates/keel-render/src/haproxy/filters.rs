@@ -11,7 +11,8 @@ use crate::change;
 use crate::gaps::Lack;
 use crate::lacks::{MAX_LIMITS, REDIRECTS};
 use crate::plan::{Group, PlannedRoute};
-use crate::rules::{is_host, is_plain_name};
+use crate::readings::{DOUBTFUL, HARD, REFUSAL, UNREADABLE};
+use crate::rules::{self, is_host, is_plain_name};
 
 /// The path as rules see it, in a variable; the service gets it as it was sent, with dot segments resolved.
 const NORMALIZE: [&str; 10] = [
@@ -26,6 +27,8 @@ const NORMALIZE: [&str; 10] = [
     "http-request set-var(txn.path) path",
     "http-request set-path %[var(txn.sent)] if { var(txn.sent) -m found }",
 ];
+/// The answer to a request whose path leads to different places.
+const REFUSE: &str = "http-request return status 400 content-type text/plain string";
 /// How much of the answer to a request that no route wants.
 const NOT_FOUND: &str =
     "http-request return status 404 content-type text/plain string 'no route' if !routed";
@@ -79,6 +82,10 @@ impl<'a> Writer<'a> {
         let mut chosen = Vec::new();
         for route in &routes {
             for alternative in &route.alternatives {
+                for doubt in rules::doubts(alternative) {
+                    let condition = acls.condition(&doubt);
+                    chosen.push(format!("{REFUSE} '{REFUSAL}' if doubtful !routed {condition}"));
+                }
                 let condition = acls.condition(alternative);
                 let name = &route.name;
                 let line =
@@ -101,6 +108,9 @@ impl<'a> Writer<'a> {
         if acls.look_at_path() || routes.iter().any(looks_at_path) {
             self.frontends.lines(NORMALIZE);
         }
+        if acls.look_at_path() {
+            self.doubts();
+        }
         self.frontends.lines(acls.lines);
         self.frontends.lines(rules.acls);
         self.frontends.lines(chosen);
@@ -109,6 +119,18 @@ impl<'a> Writer<'a> {
         self.frontends.lines(rules.response);
         self.frontends.lines(rules.uses);
         self.default_of_table(redirect_https, &group.listener.cluster);
+    }
+
+    /// Finds paths that services read in different ways.
+    fn doubts(&mut self) {
+        for (state, expression) in [("soft", DOUBTFUL), ("hard", HARD)] {
+            let test = format!("var(txn.path) -m reg {}", word(expression));
+            let action = format!("http-request set-var(txn.doubt) str({state})");
+            self.frontends.line(format!("{action} if {{ {test} }}"));
+        }
+        self.frontends.line("acl doubtful var(txn.doubt) -m found");
+        let test = format!("var(txn.path) -m reg {}", word(UNREADABLE));
+        self.frontends.line(format!("{REFUSE} '{REFUSAL}' if doubtful {{ {test} }}"));
     }
 
     fn challenges(&mut self) {

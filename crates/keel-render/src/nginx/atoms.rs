@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::words::{Blocks, matching};
 use crate::rules::{Alternative, Atom, Field, Test, canonical};
-use crate::{path, pattern};
+use crate::{path, pattern, readings};
 
 /// The host for which a server block stands.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,6 +85,12 @@ impl Atoms {
         let source = match &atom.field {
             Field::Host => "$host".to_owned(),
             Field::Path => "$keel_uri".to_owned(),
+            Field::Readings => {
+                let mut lines = vec!["default 0".to_owned(), format!("{} 1", matching(r"\A2"))];
+                let differ = readings::differ(atom.tests.iter());
+                lines.extend(differ.map(|text| format!("{} 1", matching(&format!(r"\A1{text}")))));
+                return self.maps.block(format!("map $keel_doubt$request_uri {name}"), &lines);
+            }
             Field::Method => "$request_method".to_owned(),
             Field::Header(header) => header_variable(header),
             Field::Query => "$args".to_owned(),

@@ -20,8 +20,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use keel_route::snapshot::Snapshot;
 
 use self::atoms::Atoms;
-use self::words::{Blocks, Directive, quoted};
+use self::words::{Blocks, Directive, matching, quoted};
 use crate::plan::Plan;
+use crate::readings::{DOUBTFUL, HARD, UNREADABLE};
 use crate::tls::{self, Usable};
 use crate::{Engine, Options, Rendered, StreamModule};
 
@@ -242,6 +243,10 @@ fn request_variables() -> Blocks {
         &["default $request_uri", "1 $keel_uri$is_args$args"],
     );
     map(&mut maps, "map $keel_sent $keel_path", &["default /", r#""~\A([^?]+)" $1"#]);
+    let doubt = [(UNREADABLE, 3), (HARD, 2), (DOUBTFUL, 1)]
+        .map(|(expression, state)| format!("{} {state}", matching(expression)));
+    let doubt: Vec<&str> = std::iter::once("default 0").chain(doubt.iter().map(|l| &**l)).collect();
+    map(&mut maps, "map $request_uri $keel_doubt", &doubt);
     // 64 bits of a network are what an IPv6 client has at least.
     let network = r#""~\A([\x00-\xFF]{8})[\x00-\xFF]{8}\z" $1"#;
     map(

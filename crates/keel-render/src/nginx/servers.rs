@@ -11,7 +11,8 @@ use super::words::{Blocks, Directive, clean, quoted};
 use super::{Writer, files_of};
 use crate::gaps::Lack;
 use crate::plan::{Group, PlannedRoute, Speaks, place_of};
-use crate::rules::{Alternative, Atom, Field, Literal, Test};
+use crate::readings::REFUSAL;
+use crate::rules::{self, Alternative, Atom, Field, Literal, Test};
 use crate::tls;
 
 /// Where internal locations are. No request gets there by its own path: every path is replaced first.
@@ -204,6 +205,7 @@ impl<'a> Writer<'a> {
                 locations.insert(path, lines);
             }
         }
+        let refused = format!("{INTERNAL}/refused");
         for route in routes {
             let left: BTreeSet<Alternative> =
                 route.alternatives.iter().filter_map(|all| known_host(all, host)).collect();
@@ -213,10 +215,17 @@ impl<'a> Writer<'a> {
             let (target, of_route) = self.route(route);
             locations.extend(of_route);
             let always = left.contains(&Alternative::new());
-            candidates.extend(left.into_iter().map(|alternative| (alternative, target.clone())));
+            for alternative in left {
+                let doubts = rules::doubts(&alternative).into_iter();
+                candidates.extend(doubts.map(|doubt| (doubt, refused.clone())));
+                candidates.push((alternative, target.clone()));
+            }
             if always {
                 break;
             }
+        }
+        if candidates.iter().any(|(_, target)| *target == refused) {
+            locations.insert(refused, vec![format!("return 400 \"{REFUSAL}\"").into()]);
         }
         let otherwise = format!("{INTERNAL}/otherwise");
         let lines = match redirect_https {
@@ -231,9 +240,14 @@ impl<'a> Writer<'a> {
         let name = self.variable("go");
         let go = self.atoms.choice(&name[1..], &candidates, &otherwise);
         block.line("set $keel_uri $uri");
-        block.open("if ($keel_unfit)");
-        block.line("return 400");
-        block.close();
+        let by_path =
+            |route: &PlannedRoute<'_>| rules::of_paths(&route.alternatives).next().is_some();
+        let unreadable = routes.iter().any(by_path).then_some("if ($keel_doubt = 3)");
+        for doubt in std::iter::once("if ($keel_unfit)").chain(unreadable) {
+            block.open(doubt);
+            block.line("return 400");
+            block.close();
+        }
         block.line(format!("rewrite ^ {go} last"));
         locations::write(block, &locations);
     }

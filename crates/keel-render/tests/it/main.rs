@@ -9,6 +9,7 @@ mod engine;
 mod make;
 mod policies;
 mod protocols;
+mod readings;
 mod reported;
 mod secured;
 mod served;

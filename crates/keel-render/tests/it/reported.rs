@@ -180,7 +180,9 @@ fn what_is_asked_of_services() {
         Lack::Adaptive,
         Lack::Zones,
     ];
-    assert_eq!(reported(Engine::Haproxy, &snapshot), BTreeSet::from(both));
+    let mut haproxy = BTreeSet::from(both);
+    haproxy.insert(Lack::AllChecksFail);
+    assert_eq!(reported(Engine::Haproxy, &snapshot), haproxy);
     let mut nginx = BTreeSet::from(both);
     nginx.extend([
         Lack::SendProxy,
@@ -190,6 +192,13 @@ fn what_is_asked_of_services() {
         Lack::Sticky,
     ]);
     assert_eq!(reported(Engine::Nginx, &snapshot), nginx);
+    let off = with_policy(cluster(&[("one", "127.0.0.1:1".parse().unwrap())]), |policy| {
+        policy.outlier.consecutive_errors = 0;
+    });
+    snapshot.clusters.insert(id("one"), off);
+    for engine in [Engine::Haproxy, Engine::Nginx] {
+        assert_eq!(reported(engine, &snapshot), BTreeSet::new(), "leaving out is switched off");
+    }
 }
 
 #[test]

@@ -60,6 +60,29 @@ pub struct ServerInfo {
     pub lacks: Vec<Lacking>,
     /// What this server cannot do here, and why (no rights, …).
     pub limitations: Vec<String>,
+    /// The process that handles traffic.
+    #[serde(default)]
+    pub proxy: ProxyView,
+}
+
+/// The process that handles traffic, as far as the server knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ProxyView {
+    /// Its process id, if it answers.
+    pub pid: Option<u32>,
+    /// What serves: `keel`, `haproxy` or `nginx`; absent without a proxy.
+    pub serves: Option<String>,
+    /// Since when it runs.
+    pub since: Option<Timestamp>,
+    /// How often another one came since this server runs.
+    pub restarts: u64,
+    /// Since when there is none that answers.
+    pub down_since: Option<Timestamp>,
+    /// Why.
+    pub down_because: Option<String>,
+    /// Why the engine that is wanted does not serve.
+    pub not_taken_over: Option<String>,
 }
 
 /// Answer to `GET /v1/stacks/{stack}/lacks`.
@@ -310,6 +333,9 @@ pub struct InstanceView {
     pub phase: Option<Phase>,
     /// Whether it takes requests.
     pub ready: bool,
+    /// The proxy leaves it out, for answers or checks that failed.
+    #[serde(default)]
+    pub left_out: bool,
     /// What its health check says.
     pub health: Health,
     /// Times it was started.

@@ -14,6 +14,7 @@ pub use exposition::Format;
 use exposition::{Exposition, Kind};
 pub use listen::{bind, start};
 use process::Usage;
+pub use process::started;
 
 /// Upper bounds of the histogram of times, in microseconds. Times are counted exactly to one part in eight
 /// ([`keel_route::histogram`]): a bound counts those that are at most the bound for sure, so that up to an eighth

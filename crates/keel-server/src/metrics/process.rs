@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use keel_model::Timestamp;
+
 use super::exposition::{Exposition, Kind};
 
 /// What a process uses.
@@ -45,6 +47,13 @@ impl Usage {
             most_files: None,
         })
     }
+}
+
+/// When the process `pid` started; `None` if it is gone.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a time is positive")]
+pub fn started(pid: u32) -> Option<Timestamp> {
+    let usage = Usage::of(pid)?;
+    Some(Timestamp((usage.started * 1000.0) as u64))
 }
 
 fn most_files(limits: &str) -> Option<u64> {

@@ -4,14 +4,15 @@
 //! when the server is started anew. Whoever renews a certificate writes two files one after the other; a pair that does not
 //! match is therefore told when that lasts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keel_model::{EventKind, RouteTls, ServiceName, StackName};
+use keel_model::{EventKind, RouteTls, Rule, ServiceName, StackName};
+use keel_route::rule_text::rule_hosts;
 use keel_route::snapshot::Certificate;
 use keel_store::Store;
 use rustls::crypto::aws_lc_rs::default_provider;
@@ -52,6 +53,8 @@ pub struct CertificateFiles {
 #[derive(Default)]
 struct Known {
     stamps: Option<(Stamp, Stamp)>,
+    /// For which hosts it was looked at.
+    hosts: BTreeSet<String>,
     good: Option<Certificate>,
     trouble: Option<Trouble>,
     /// The trouble that an earlier server has told, until it is known how it stands now.
@@ -105,9 +108,10 @@ impl CertificateFiles {
         for (pair, owner) in &wanted {
             let known = self.known.entry(pair.clone()).or_default();
             if known.is_new() {
-                known.told_before = recall(&self.events, pair, owner);
+                known.told_before = recall(&self.events, pair, &owner.owner);
             }
-            if let Some(message) = known.look(pair, now) {
+            let Wanted { owner, hosts } = owner;
+            if let Some(message) = known.look(pair, hosts, now) {
                 let (stack, service) = owner;
                 tracing::warn!("{message}");
                 let kind = EventKind::Platform;
@@ -165,16 +169,28 @@ fn recall(events: &EventLog, (cert, key): &Pair, (stack, service): &Owner) -> Op
     last.map(|event| event.message).filter(|message| message.starts_with(TROUBLE))
 }
 
-/// The files that routes name, each with one of those who name it.
-fn wanted(world: &World) -> BTreeMap<Pair, Owner> {
+/// What is wanted of a pair.
+struct Wanted {
+    /// One of those who name it.
+    owner: Owner,
+    /// The hosts of all their routes.
+    hosts: BTreeSet<String>,
+}
+
+/// The files that routes name.
+fn wanted(world: &World) -> BTreeMap<Pair, Wanted> {
     let mut pairs = BTreeMap::new();
     for (name, stack) in &world.stacks {
         let services = stack.record.iter().flat_map(|record| &record.value.stack.services);
         for (service, definition) in services {
             for route in &definition.routes {
                 if let Some(RouteTls::Files { cert, key }) = &route.tls {
-                    let owner = || (name.clone(), service.clone());
-                    pairs.entry((cert.clone(), key.clone())).or_insert_with(owner);
+                    let owner = (name.clone(), service.clone());
+                    let wanted = pairs
+                        .entry((cert.clone(), key.clone()))
+                        .or_insert_with(|| Wanted { owner, hosts: BTreeSet::new() });
+                    let hosts = rule_hosts(&route.rule).into_iter().filter(|host| *host != "*");
+                    wanted.hosts.extend(hosts.map(str::to_owned));
                 }
             }
         }
@@ -189,19 +205,37 @@ impl Known {
     }
 
     /// Reads the files if they changed; what people should be told, if anything.
-    fn look(&mut self, (cert, key): &Pair, now: Instant) -> Option<String> {
+    fn look(
+        &mut self,
+        (cert, key): &Pair,
+        hosts: &BTreeSet<String>,
+        now: Instant,
+    ) -> Option<String> {
         let stamps = Stamp::of(cert).zip(Stamp::of(key));
-        let changed = stamps.is_none() || stamps != self.stamps;
+        let changed = stamps.is_none() || stamps != self.stamps || *hosts != self.hosts;
         if changed {
             self.stamps = stamps;
-            match load(cert, key) {
+            self.hosts.clone_from(hosts);
+            match self.load(cert, key) {
                 Ok(certificate) => {
                     let renewed = self.good.as_ref().is_some_and(|old| *old != certificate);
                     let healed = self.trouble.take().is_some_and(|trouble| trouble.was_told)
                         | self.told_before.take().is_some();
+                    let is_new = self.good.as_ref() != Some(&certificate);
+                    let flaw = flaw(&certificate.chain, &self.hosts).filter(|_| is_new);
                     self.good = Some(certificate);
-                    return (renewed || healed)
-                        .then(|| format!("the certificate {} was read again", cert.display()));
+                    return flaw
+                        .map(|flaw| {
+                            let path = cert.display();
+                            format!(
+                                "the certificate {path} is used, but clients will refuse it: {flaw}"
+                            )
+                        })
+                        .or_else(|| {
+                            (renewed || healed).then(|| {
+                                format!("the certificate {} was read again", cert.display())
+                            })
+                        });
                 }
                 Err(reason) => {
                     let known = self.trouble.as_ref().is_some_and(|old| old.reason == reason);
@@ -225,6 +259,39 @@ impl Known {
         // Long messages of before are cut.
         let known = self.told_before.take().is_some_and(|before| message.starts_with(&before));
         (!known).then_some(message)
+    }
+}
+
+impl Known {
+    /// Reads the pair; an error if it can't be used, or is worse than what is in use.
+    fn load(&self, cert: &Path, key: &Path) -> Result<Certificate, String> {
+        let certificate = load(cert, key)?;
+        let better =
+            |good: &Certificate| *good != certificate && flaw(&good.chain, &self.hosts).is_none();
+        match flaw(&certificate.chain, &self.hosts) {
+            Some(flaw) if self.good.as_ref().is_some_and(better) => {
+                Err(format!("{}: {flaw}", cert.display()))
+            }
+            _ => Ok(certificate),
+        }
+    }
+}
+
+fn flaw(chain: &str, hosts: &BTreeSet<String>) -> Option<String> {
+    let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
+    keel_acme::flaw(chain, &hosts, crate::clock::now())
+}
+
+/// What speaks against a certificate in files for a route with this rule: it can't be used, or clients will refuse it.
+#[must_use]
+pub fn certificate_flaw(cert: &Path, key: &Path, rule: &Rule) -> Option<String> {
+    match load(cert, key) {
+        Err(reason) => Some(reason),
+        Ok(certificate) => {
+            let hosts = rule_hosts(rule).into_iter().filter(|host| *host != "*");
+            let flaw = flaw(&certificate.chain, &hosts.map(str::to_owned).collect())?;
+            Some(format!("{}: {flaw}", cert.display()))
+        }
     }
 }
 
@@ -334,32 +401,71 @@ mod tests {
         let ((cert, key), (other_cert, other_key)) = (made(), made());
         let mut known = Known::default();
         let mut now = Instant::now();
-        let told = known.look(&files.pair(), now).expect("nothing is there yet");
+        let told = known.look(&files.pair(), &BTreeSet::new(), now).expect("nothing is there yet");
         assert!(told.contains("cert.pem") && told.contains("self-signed"), "{told}");
-        assert_eq!(known.look(&files.pair(), now), None, "told once");
+        assert_eq!(known.look(&files.pair(), &BTreeSet::new(), now), None, "told once");
 
         files.write("cert.pem", &cert);
         files.write("key.pem", &key);
-        assert!(known.look(&files.pair(), now).unwrap().contains("was read again"));
+        assert!(
+            known.look(&files.pair(), &BTreeSet::new(), now).unwrap().contains("was read again")
+        );
         assert_eq!(known.good.as_ref().unwrap().chain, cert);
-        assert_eq!(known.look(&files.pair(), now), None, "nothing changed");
+        assert_eq!(known.look(&files.pair(), &BTreeSet::new(), now), None, "nothing changed");
 
         // Half of a renewal is no trouble unless it stays that way.
         files.write("cert.pem", &other_cert);
-        assert_eq!(known.look(&files.pair(), now), None);
+        assert_eq!(known.look(&files.pair(), &BTreeSet::new(), now), None);
         files.write("key.pem", &other_key);
-        assert!(known.look(&files.pair(), now).unwrap().contains("was read again"));
+        assert!(
+            known.look(&files.pair(), &BTreeSet::new(), now).unwrap().contains("was read again")
+        );
         assert_eq!(known.good.as_ref().unwrap().key, other_key);
 
         files.write("key.pem", &key);
-        assert_eq!(known.look(&files.pair(), now), None);
+        assert_eq!(known.look(&files.pair(), &BTreeSet::new(), now), None);
         now += POLL / 2;
-        assert_eq!(known.look(&files.pair(), now), None, "a change of a stack");
+        assert_eq!(known.look(&files.pair(), &BTreeSet::new(), now), None, "a change of a stack");
         now += POLL / 2;
-        let told = known.look(&files.pair(), now).unwrap();
+        let told = known.look(&files.pair(), &BTreeSet::new(), now).unwrap();
         assert!(told.contains("does not belong") && told.contains("stays in use"), "{told}");
         assert_eq!(known.good.as_ref().unwrap().key, other_key, "the last good one");
-        assert_eq!(known.look(&files.pair(), now), None, "told once");
+        assert_eq!(known.look(&files.pair(), &BTreeSet::new(), now), None, "told once");
+    }
+
+    #[test]
+    fn what_clients_would_refuse_takes_no_ones_place() {
+        let files = Files::new();
+        let made = |name: &str, year: i32| {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let mut params = rcgen::CertificateParams::new([name.to_owned()]).unwrap();
+            params.not_after = rcgen::date_time_ymd(year, 1, 1);
+            files.write("key.pem", &key.serialize_pem());
+            files.write("cert.pem", &params.self_signed(&key).unwrap().pem());
+        };
+        let hosts = BTreeSet::from(["a.de".to_owned()]);
+        let (mut known, mut now) = (Known::default(), Instant::now());
+        made("b.de", 4000);
+        let told = known.look(&files.pair(), &hosts, now).expect("the first one is used");
+        assert!(told.contains("is used, but clients will refuse it: it does not cover a.de"));
+        assert!(known.good.is_some());
+        made("a.de", 4000);
+        assert!(known.look(&files.pair(), &hosts, now).unwrap().contains("was read again"));
+        let good = known.good.clone();
+        for (name, year, reason) in [
+            ("a.de", 2001, "cert.pem: it expired on 2001-01-01; the one before stays in use"),
+            ("b.de", 4000, "cert.pem: it does not cover a.de; the one before stays in use"),
+        ] {
+            made(name, year);
+            assert_eq!(known.look(&files.pair(), &hosts, now), None);
+            now += POLL;
+            let told = known.look(&files.pair(), &hosts, now).unwrap();
+            assert!(told.ends_with(reason), "{told}");
+            assert_eq!(known.good, good);
+        }
+        let hosts = BTreeSet::from(["b.de".to_owned()]);
+        assert!(known.look(&files.pair(), &hosts, now).unwrap().contains("was read again"));
+        assert_ne!(known.good, good, "the route wants another host now");
     }
 
     #[tokio::test]

@@ -7,8 +7,9 @@
 mod begin;
 mod hear;
 mod held;
+mod state;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,11 +18,8 @@ use bytes::BytesMut;
 use keel_model::{EventKind, Generation, Goal, InstanceId, NodeName, Phase, ZoneName};
 use keel_route::access_log::AccessLog;
 use keel_route::codec::{Decoder, encode};
-use keel_route::snapshot::{
-    Cluster, ClusterId, FromProxy, Lacking, ListenerFailure, Snapshot, Stats, ToProxy,
-};
+use keel_route::snapshot::{Cluster, ClusterId, FromProxy, Snapshot, ToProxy};
 use keel_runtime::Runtime;
-use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Pid, Signal, getpid, kill_process};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -31,13 +29,13 @@ use tokio::time::Instant;
 
 use self::begin::{Begun, Place, START_TIME, Succession, pause};
 use self::held::Held;
+pub use self::state::ProxyState;
 use super::snapshot::{Sources, drained, snapshot};
 use super::{Credentials, callers};
 use crate::board::Board;
 use crate::clock;
 use crate::events::EventLog;
 use crate::network::Network;
-use crate::sockets::Own;
 use crate::world::WorldReader;
 
 /// Pause between two tries to reach the proxy.
@@ -55,54 +53,11 @@ const MAX_QUESTIONS: usize = 8;
 const HANGS: Duration = Duration::from_secs(10);
 /// The same for one that drives an engine, which serves on meanwhile and may take its time for a change.
 const DRIVER_HANGS: Duration = Duration::from_secs(55);
+/// How often is looked whether a proxy of an earlier server has ended, and the pause between two looks.
+const GONE_LOOKS: u32 = 20;
+const GONE_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes read at a time.
 const READ_SIZE: usize = 64 << 10;
-
-/// What is known of the proxy.
-#[derive(Clone, Debug, Default)]
-pub struct ProxyState {
-    /// Its process id while it is linked.
-    pub pid: Option<u32>,
-    /// That of the last one that this server started, while it runs.
-    pub started: Option<u32>,
-    /// The generation that it uses.
-    pub acknowledged: Generation,
-    /// Listeners that it could not open.
-    pub failed: Vec<ListenerFailure>,
-    /// What it lacks of what is wanted, if it drives an engine; until it has said so, what the one before lacked.
-    pub lacks: Vec<Lacking>,
-    /// Its version.
-    pub version: String,
-    /// Its last counters.
-    pub stats: Arc<Stats>,
-    /// When it was asked for them; they are not older.
-    pub asked: Option<Instant>,
-    /// What it was told last.
-    pub snapshot: Option<Arc<Snapshot>>,
-}
-
-impl ProxyState {
-    /// Which sockets of this machine are the proxy's.
-    pub fn own(&self) -> Own {
-        let told = self.snapshot.iter().flat_map(|snapshot| &snapshot.listeners);
-        let mut open: BTreeSet<_> = told.map(|listener| listener.bind).collect();
-        self.failed.iter().for_each(|failure| _ = open.remove(&failure.bind));
-        Own { proxy: self.pid, open }
-    }
-
-    /// Tells every proxy to end: the one that is linked, one that is still to take its place, and one that serves the
-    /// socket but is not linked, as it is about to give its place to another.
-    pub fn end(&self, state_dir: &Path) {
-        let serves = std::os::unix::net::UnixStream::connect(socket(state_dir)).ok();
-        let serves = serves.and_then(|stream| socket_peercred(stream).ok()).map(|peer| peer.pid);
-        let known = [self.pid, self.started].into_iter().flatten();
-        let known = known.filter_map(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
-        for pid in known.chain(serves).collect::<HashSet<_>>() {
-            // That it has ended meanwhile is no error.
-            let _ = kill_process(pid, Signal::TERM);
-        }
-    }
-}
 
 /// Where a proxy is spoken to.
 fn socket(state_dir: &Path) -> PathBuf {
@@ -217,7 +172,7 @@ impl Link {
                     held.linked();
                     let mut session = Session { succession, held, ..Session::default() };
                     let reason = self.session(&mut session, stream, &mut generation).await;
-                    self.state.send_modify(|state| state.pid = None);
+                    self.lost(&reason);
                     self.board.set_drained(BTreeSet::new());
                     (succession, held) = (session.succession, session.held);
                     if linked.elapsed() >= HEALTHY {
@@ -232,9 +187,33 @@ impl Link {
                     succession.begun = self.start(Place::Empty, &held);
                 }
             }
-            held.unlinked();
+            if held.unlinked() {
+                let message = "no proxy for 10 s: its sockets are closed, connections are refused";
+                self.events.add(EventKind::Platform, None, None, None, message.to_owned());
+            }
             tokio::time::sleep(RECONNECT).await;
         }
+    }
+
+    /// The link has ended. One that was started by this server is waited for, and told of where that is done.
+    fn lost(&self, reason: &str) {
+        let pid = self.state.borrow().pid;
+        self.state.send_modify(|state| state.lack(clock::now(), reason.to_owned()));
+        let Some(pid) = pid.filter(|pid| !self.state.borrow().children.contains(pid)) else {
+            return;
+        };
+        let events = Arc::clone(&self.events);
+        // It may be about to end, but this is not its parent.
+        tokio::spawn(async move {
+            for _ in 0..GONE_LOOKS {
+                if !Path::new(&format!("/proc/{pid}")).exists() {
+                    let message = format!("the proxy (process {pid}) ended");
+                    events.add(EventKind::Platform, None, None, None, message);
+                    return;
+                }
+                tokio::time::sleep(GONE_PAUSE).await;
+            }
+        });
     }
 
     /// Serves one connection; why it ended.

@@ -26,7 +26,7 @@ pub struct ConfigArgs {
     /// What to print instead of the document
     #[command(flatten)]
     pub only: Only,
-    /// Only check; print nothing
+    /// Only check, as `keel up` does; print nothing but mistakes
     #[arg(short, long)]
     pub quiet: bool,
     /// Do not replace variables
@@ -107,6 +107,9 @@ pub fn run(ctx: &Context, args: &ConfigArgs) -> Result<(), Failure> {
         consistency: !args.no_consistency,
         resolve_environment: !args.no_env_resolution,
     };
+    if args.quiet && phases == project::ALL {
+        return project::check(ctx, &args.services);
+    }
     let project = project::load_with(ctx, &args.services, phases)?;
     if args.quiet {
         return Ok(());

@@ -3,15 +3,14 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
-use keel_model::{NodeName, ZoneName};
+use clap::{Args, Subcommand, ValueEnum};
+use keel_model::{NodeName, Timestamp, ZoneName};
 use keel_render::Engine;
 use keel_server::api::client::{Client, Error};
-use keel_server::api::types::ServerInfo;
+use keel_server::api::types::{ProxyView, ServerInfo};
 use tokio::time::{Instant, sleep};
 
 use crate::access_log::AccessLogArgs;
-use crate::commands::render::EngineName;
 use crate::context::{Context, print, print_json};
 use crate::failure::{Failure, UNREACHABLE, split_hint};
 use crate::lacks;
@@ -71,10 +70,33 @@ pub struct RunArgs {
     pub access_log: AccessLogArgs,
     /// Load balancer that handles traffic in the place of keel's own (see docs/engines.md)
     #[arg(long, env = "KEEL_PROXY_ENGINE", hide_env_values = true, value_name = "ENGINE")]
-    pub proxy_engine: Option<EngineName>,
+    pub proxy_engine: Option<Proxy>,
     /// Leave the terminal; set by the command that starts a server in the background
     #[arg(long, hide = true)]
     pub background: bool,
+}
+
+/// What handles traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Proxy {
+    // The names say it all; doc comments would make the help long.
+    #[allow(missing_docs)]
+    Keel,
+    #[allow(missing_docs)]
+    Haproxy,
+    #[allow(missing_docs)]
+    Nginx,
+}
+
+impl Proxy {
+    /// The engine in the place of our own proxy.
+    fn engine(self) -> Option<Engine> {
+        match self {
+            Self::Keel => None,
+            Self::Haproxy => Some(Engine::Haproxy),
+            Self::Nginx => Some(Engine::Nginx),
+        }
+    }
 }
 
 /// An address with its port, or a port of the loopback address.
@@ -124,7 +146,7 @@ pub fn serve(ctx: &Context, args: &ServerArgs) -> Result<(), Failure> {
         node: args.node.clone(),
         zone: args.zone.clone(),
         network: args.vip_cidr.clone(),
-        proxy_engine: args.proxy_engine.map(|name| Engine::from(name).command().to_owned()),
+        proxy_engine: args.proxy_engine.and_then(Proxy::engine).map(|e| e.command().to_owned()),
         program,
         metrics: args.metrics_listen,
         access_log: args.access_log.settle()?,
@@ -176,8 +198,9 @@ async fn detach(ctx: &Context, args: &RunArgs) -> Result<(), Failure> {
         options.extend(["--metrics-listen".to_owned(), address.to_string()]);
     }
     options.extend(args.access_log.words()?);
-    if let Some(engine) = args.proxy_engine {
-        options.extend(["--proxy-engine".to_owned(), Engine::from(engine).command().to_owned()]);
+    if let Some(proxy) = args.proxy_engine {
+        let name = proxy.engine().map_or("keel", Engine::command);
+        options.extend(["--proxy-engine".to_owned(), name.to_owned()]);
     }
     let ours = spawn::start(ctx, &client, &options).await?;
     let info = client.info().await?;
@@ -270,10 +293,41 @@ async fn status(ctx: &Context) -> Result<(), Failure> {
     rows.extend(info.zone.iter().map(|zone| ("zone", zone.to_string())));
     rows.extend(info.metrics.map(|at| ("metrics", format!("http://{at}/metrics"))));
     rows.extend(info.access_log.iter().map(|path| ("access log", path.display().to_string())));
-    rows.extend(info.proxy_engine.iter().map(|engine| ("engine", engine.clone())));
+    rows.extend(proxy_row(&info.proxy).map(|row| ("proxy", row)));
+    rows.extend(engine_row(&info).map(|row| ("engine", row)));
     rows.extend(info.lacks.iter().map(|lacking| ("lacks", lacks::line(lacking))));
     rows.extend(info.limitations.iter().map(|limitation| ("limited", limitation.clone())));
     print(&listing(&rows))
+}
+
+/// The process that handles traffic, or since when there is none.
+fn proxy_row(proxy: &ProxyView) -> Option<String> {
+    let ago = |at: Timestamp| time::words(time::now().since(at)).to_lowercase();
+    let restarts = match proxy.restarts {
+        0 => String::new(),
+        1 => ", 1 restart".to_owned(),
+        more => format!(", {more} restarts"),
+    };
+    if let Some(pid) = proxy.pid {
+        let up = proxy.since.map_or_else(String::new, |since| format!(", up {}", ago(since)));
+        return Some(format!("process {pid}{up}{restarts}"));
+    }
+    let since = ago(proxy.down_since?);
+    let why = proxy.down_because.as_deref().unwrap_or("it is not known why");
+    Some(format!("down for {since}: {why}{restarts}"))
+}
+
+/// The engine that serves, and the one that is wanted if that is another.
+fn engine_row(info: &ServerInfo) -> Option<String> {
+    let wanted = info.proxy_engine.as_deref().unwrap_or("keel");
+    let serves = info.proxy.serves.as_deref().filter(|serves| *serves != wanted);
+    match (serves, &info.proxy.not_taken_over) {
+        (None, _) => info.proxy_engine.clone(),
+        (Some(serves), Some(why)) => {
+            Some(format!("{wanted} wanted; {serves} serves: {wanted} did not take over: {why}"))
+        }
+        (Some(serves), None) => Some(format!("{wanted} wanted; {serves} still serves")),
+    }
 }
 
 /// One line for each row, the values below each other.
@@ -297,6 +351,15 @@ fn json(info: &ServerInfo) -> serde_json::Value {
         "proxy_engine": info.proxy_engine,
         "lacks": info.lacks,
         "limitations": info.limitations,
+        "proxy": {
+            "pid": info.proxy.pid,
+            "serves": info.proxy.serves,
+            "since": info.proxy.since.map(time::rfc3339),
+            "restarts": info.proxy.restarts,
+            "down_since": info.proxy.down_since.map(time::rfc3339),
+            "down_because": info.proxy.down_because,
+            "not_taken_over": info.proxy.not_taken_over,
+        },
     })
 }
 
@@ -308,6 +371,25 @@ mod tests {
     fn values_stand_below_each_other() {
         let rows = [("pid", "7".to_owned()), ("access log", "/var/log/keel".to_owned())];
         assert_eq!(listing(&rows), "pid         7\naccess log  /var/log/keel\n");
+    }
+
+    #[test]
+    fn a_proxy_that_is_there_and_one_that_is_not() {
+        let minute = Timestamp(time::now().0 - 60_000);
+        let up = ProxyView { pid: Some(7), since: Some(minute), ..ProxyView::default() };
+        assert_eq!(proxy_row(&up).unwrap(), "process 7, up about a minute");
+        let again = ProxyView { restarts: 2, ..up };
+        assert_eq!(proxy_row(&again).unwrap(), "process 7, up about a minute, 2 restarts");
+        let down = ProxyView {
+            down_since: Some(minute),
+            down_because: Some("process 7 ended by signal 9".to_owned()),
+            ..ProxyView::default()
+        };
+        assert_eq!(
+            proxy_row(&down).unwrap(),
+            "down for about a minute: process 7 ended by signal 9"
+        );
+        assert_eq!(proxy_row(&ProxyView::default()), None);
     }
 
     #[test]

@@ -62,7 +62,8 @@ pub fn line(instance: &InstanceView, now: Timestamp) -> String {
         State::Stopping => "Stopping".to_owned(),
         State::Running => {
             let started = status.and_then(|s| s.started_at).unwrap_or(instance.created_at);
-            format!("Up {}{}", time::words(now.since(started)), note(instance))
+            let left_out = if instance.left_out { ", left out by the proxy" } else { "" };
+            format!("Up {}{}{left_out}", time::words(now.since(started)), note(instance))
         }
         State::Exited => status
             .and_then(|s| s.exit.as_ref())

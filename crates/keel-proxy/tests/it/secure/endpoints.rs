@@ -80,6 +80,8 @@ fn endpoints_that_prove_nothing_are_not() {
                 site.proxy.server.update(behind(&front, &endpoint, tls));
                 let answer = site.ask(version, "GET", "a.test/", &nothing()).await;
                 assert_eq!(answer.status, status, "{version:?} {}", answer.text());
+                let said = answer.text().contains("TLS handshake with");
+                assert_eq!(said, status == 503, "{version:?} {}", answer.text());
             }
         }
     });

@@ -1,22 +1,27 @@
 //! Starting a proxy: where none is, or beside one that is to be replaced.
 
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::process::Stdio;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use keel_model::EventKind;
 use keel_route::snapshot::Snapshot;
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::held::Held;
-use super::{Link, RECONNECT};
+use super::{Link, ProxyState, RECONNECT};
+use crate::clock;
+use crate::events::EventLog;
 
 /// A proxy that was started gets this long before another is, unless it ends; one that ends again and again is started
 /// anew at most this seldom.
@@ -29,6 +34,11 @@ const SUCCESSION_PAUSE: Duration = Duration::from_secs(60);
 const NOT_INHERITED: &str = "KEEL_ACCESS_LOG";
 /// A log of the proxy larger than this, in bytes, is begun anew with the next proxy.
 const MAX_LOG: u64 = 10 << 20;
+
+/// The last line of a proxy's log is at most so many bytes long.
+const MAX_LINE: u64 = 512;
+/// Proxies that are remembered as started by this server.
+const MAX_CHILDREN: usize = 16;
 
 /// Whether a proxy is started where none is, or beside one that is to be replaced.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -103,6 +113,51 @@ impl Succession {
     }
 }
 
+/// A proxy that this server has started.
+struct Life {
+    /// What it is, for people.
+    what: String,
+    pid: u32,
+    place: Place,
+    log: PathBuf,
+    /// How long its log was before.
+    logged: u64,
+}
+
+impl Life {
+    /// Waits for its end, so that it leaves no zombie, and tells how that was unless it was told to end.
+    async fn lived(
+        self,
+        mut child: Child,
+        state: watch::Sender<ProxyState>,
+        events: Arc<EventLog>,
+    ) {
+        let Self { what, pid, place, log, logged } = self;
+        let ended = child.wait().await;
+        state.send_if_modified(|state| state.started.take_if(|it| *it == pid).is_some());
+        let Some(status) = ended.ok().filter(|status| !status.success()) else { return };
+        let why = how_it_ended(status, &log, logged);
+        let was_linked = state.borrow().known == Some(pid);
+        let message = match place {
+            Place::Taken if !was_linked => {
+                format!(
+                    "the {what} (process {pid}) did not take over: {why}; the one before goes on"
+                )
+            }
+            _ => format!("the {what} (process {pid}) ended {why}"),
+        };
+        state.send_if_modified(|state| {
+            if place == Place::Taken && !was_linked {
+                state.not_taken_over = Some(why.clone());
+            } else if state.pid.is_none() {
+                state.lack(clock::now(), format!("process {pid} ended {why}"));
+            }
+            false
+        });
+        events.add(EventKind::Platform, None, None, None, message);
+    }
+}
+
 impl Link {
     pub(super) fn start(&self, place: Place, held: &Held) -> Option<Begun> {
         let path = self.state_dir.join("proxy.log");
@@ -110,7 +165,7 @@ impl Link {
         if full && let Err(error) = std::fs::remove_file(&path) {
             tracing::warn!(%error, "the proxy's log can't be begun anew");
         }
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(&path);
         let mut command = tokio::process::Command::new(&self.program);
         command
             .arg("proxy")
@@ -132,8 +187,9 @@ impl Link {
             command.arg("--engine").arg(engine);
         }
         let given = self.inherit(place, held, &mut command);
+        let logged = std::fs::metadata(&path).map_or(0, |log| log.len());
         match command.spawn() {
-            Ok(mut child) => {
+            Ok(child) => {
                 if let Some((stream, snapshot)) = given {
                     held.give(stream, snapshot);
                 }
@@ -145,33 +201,37 @@ impl Link {
                 let pid = child.id().unwrap_or_default();
                 let message = format!("{what} started{how} (process {pid})");
                 self.events.add(EventKind::Platform, None, None, None, message);
-                self.state.send_modify(|state| state.started = child.id());
-                let (state, events) = (self.state.clone(), Arc::clone(&self.events));
-                // Waited for so that it leaves no zombie.
-                let life = tokio::spawn(async move {
-                    let ended = child.wait().await;
-                    state.send_if_modified(|state| {
-                        state.started.take_if(|started| *started == pid).is_some()
-                    });
-                    if let (Place::Taken, Ok(status)) = (place, ended)
-                        && status.code().is_some_and(|code| code != 0)
-                    {
-                        let message = format!(
-                            "the {what} (process {pid}) did not take over: {status}; proxy.log says why, \
-                             the one before goes on"
-                        );
-                        events.add(EventKind::Platform, None, None, None, message);
-                    }
+                self.state.send_modify(|state| {
+                    state.started = child.id();
+                    state.children.truncate(MAX_CHILDREN - 1);
+                    state.children.push_front(pid);
                 });
+                let life = Life { what, pid, place, log: path, logged };
+                let (state, events) = (self.state.clone(), Arc::clone(&self.events));
+                let life = tokio::spawn(life.lived(child, state, events));
                 Some(Begun { pid, at: Instant::now(), life })
             }
             Err(error) => {
-                let message = format!("the proxy can't be started: {error}");
-                tracing::error!("{message}");
-                self.events.add(EventKind::Platform, None, None, None, message);
+                self.not_started(place, &error);
                 None
             }
         }
+    }
+
+    fn not_started(&self, place: Place, error: &std::io::Error) {
+        let message = format!("the proxy can't be started: {}: {error}", self.program.display());
+        tracing::error!("{message}");
+        if place == Place::Taken {
+            self.state.send_modify(|state| state.not_taken_over = Some(message.clone()));
+        } else {
+            // Each try fails alike.
+            let known = self.state.borrow().down.as_ref().is_some_and(|(_, why)| *why == message);
+            self.state.send_modify(|state| state.lack(clock::now(), message.clone()));
+            if known {
+                return;
+            }
+        }
+        self.events.add(EventKind::Platform, None, None, None, message);
     }
 
     /// Has a new proxy get what one that died left.
@@ -199,6 +259,29 @@ impl Link {
         let wanted = self.engine.as_deref();
         let driven = version.split_once(" with ").map(|(_, engine)| engine);
         wanted != driven
+    }
+}
+
+/// How a proxy ended, with the last line that it has logged since its log was `logged` bytes long.
+fn how_it_ended(status: ExitStatus, log: &Path, logged: u64) -> String {
+    let how = match (status.signal(), status.code()) {
+        (Some(signal), _) => format!("by signal {signal}"),
+        (None, code) => format!("with code {}", code.unwrap_or_default()),
+    };
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = std::fs::File::open(log)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(logged.max(length.saturating_sub(MAX_LINE))))?;
+        let mut bytes = Vec::new();
+        file.take(MAX_LINE).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = read().unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    // A proxy that is killed says nothing; what it said long before is not the reason.
+    match text.lines().rev().map(str::trim).find(|line| !line.is_empty()) {
+        Some(line) if status.code().is_some() => format!("{how}: {line}"),
+        _ => how,
     }
 }
 

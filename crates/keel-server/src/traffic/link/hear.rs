@@ -18,7 +18,13 @@ impl Link {
                 tracing::info!(pid, version, "linked to the proxy");
                 let is_other =
                     self.is_other_engine(&version) || is_other_binary(pid, &self.program);
-                self.state.send_modify(|state| (state.pid, state.version) = (Some(pid), version));
+                self.state.send_modify(|state| {
+                    state.begin(pid, clock::now());
+                    state.version = version;
+                    if !is_other {
+                        state.not_taken_over = None;
+                    }
+                });
                 if is_other || self.engine.is_some() {
                     session.held.clear();
                 }
@@ -39,7 +45,12 @@ impl Link {
                 }
                 // What was said on an earlier connection is nothing that this proxy said.
                 if let Some(lacks) = lacks.or_else(|| is_first.then(Vec::new)) {
-                    self.note_lacks(lacks);
+                    // What one that is to be replaced lacks is no news.
+                    if session.is_other {
+                        self.state.send_modify(|state| state.lacks = lacks);
+                    } else {
+                        self.note_lacks(lacks);
+                    }
                 }
                 self.tell_withdrawn(session);
                 self.note_failures(&failed);
@@ -106,10 +117,22 @@ impl Link {
     }
 
     fn tell_notices(&self, told: &Notices) {
+        let mut left_out = self.state.borrow().left_out.clone();
+        let snapshot = self.state.borrow().snapshot.clone().unwrap_or_default();
         for notice in &told.endpoints {
-            let (kind, stack, service, message) = notices::event(notice);
+            let (kind, stack, service, mut message) = notices::event(notice);
+            if notices::note(&mut left_out, notice, &snapshot) {
+                message.push_str(notices::ALL_LEFT_OUT);
+            }
             let (stack, service) = (stack.as_ref(), service.as_ref());
             self.events.add(kind, stack, service, Some(&notice.instance), message);
+        }
+        self.state.send_if_modified(|state| {
+            state.left_out = left_out;
+            false
+        });
+        for message in &told.engine {
+            self.events.add(EventKind::Platform, None, None, None, message.clone());
         }
         if told.lost > 0 {
             let message = format!("{} more endpoints were left out or let in again", told.lost);

@@ -97,12 +97,14 @@ impl Held {
         self.listening.clear();
     }
 
-    /// There is none: lets go of everything when that has lasted too long.
-    pub fn unlinked(&mut self) {
+    /// There is none: lets go of everything when that has lasted too long. Whether it has done so.
+    pub fn unlinked(&mut self) -> bool {
         if self.alone.get_or_insert_with(Instant::now).elapsed() >= PATIENCE && !self.is_empty() {
             tracing::warn!("no proxy for long: connections are refused from now on");
             self.sockets.clear();
+            return true;
         }
+        false
     }
 
     /// Gives them to a proxy that reads from the other end, with the state to begin with. They are kept: it may die too.

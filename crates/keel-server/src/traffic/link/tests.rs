@@ -1,7 +1,7 @@
 //! A link to a proxy that the test plays.
 
 use keel_acme::Published;
-use keel_route::snapshot::{Certificate, Challenges, Notices};
+use keel_route::snapshot::{Certificate, Challenges, Lacking, Notices, Stats};
 use keel_store::{RedbStore, Store};
 use tokio::net::UnixListener;
 
@@ -101,8 +101,10 @@ async fn what_the_proxy_says_is_told_once() {
         reason: "all is well".to_owned(),
         for_ms: None,
         ago_ms: 0,
+        no_tls: false,
     };
-    let notices = Notices { endpoints: vec![notice], lost: 3 };
+    let engine = vec!["haproxy (process 7) ended by signal 9; it is started again".to_owned()];
+    let notices = Notices { endpoints: vec![notice], lost: 3, engine };
     link.hear(&mut session, FromProxy::Stats(Stats { notices, ..Stats::default() }));
     assert!(link.state.borrow().stats.notices.is_empty());
 
@@ -122,9 +124,16 @@ async fn what_the_proxy_says_is_told_once() {
             Some("shop"),
             "gets requests at port 80 again: all is well",
         ),
+        (EventKind::Platform, None, "haproxy (process 7) ended by signal 9; it is started again"),
         (EventKind::EndpointEjected, None, "3 more endpoints were left out or let in again"),
     ];
     assert_eq!(told, expected);
+    // What one that is to be replaced lacks is kept, and told to nobody.
+    let replaced = Lacking { what: "trailers".to_owned(), ..lacking };
+    let mut session = Session { is_other: true, ..Session::default() };
+    link.hear(&mut session, ack(5, Some(vec![replaced.clone()])));
+    assert_eq!(link.state.borrow().lacks, [replaced]);
+    assert_eq!(link.events.after(0).len(), expected.len());
     // One that says nothing in its place lacks nothing.
     link.hear(&mut Session::default(), ack(5, None));
     assert_eq!(link.state.borrow().lacks, []);
