@@ -275,7 +275,9 @@ fn instances(stack: &StackState, board: &BoardView, name: &ServiceName) -> Vec<I
             let assignment = &stored.value;
             let status = board.statuses.get(&assignment.id);
             let definition = stack.definition(&assignment.service, &assignment.revision);
-            let command = definition.map(|d| d.spec.command.join(" ")).unwrap_or_default();
+            let (command, image) = definition
+                .map(|it| (it.spec.command.join(" "), it.spec.image.unwrap_or_default()))
+                .unwrap_or_default();
             InstanceView {
                 id: assignment.id.clone(),
                 revision: assignment.revision.clone(),
@@ -288,6 +290,7 @@ fn instances(stack: &StackState, board: &BoardView, name: &ServiceName) -> Vec<I
                 attempts: assignment.attempt,
                 created_at: assignment.created_at,
                 command: command.chars().take(MAX_COMMAND).collect(),
+                image,
                 status: status.map(|status| keel_model::InstanceStatus::clone(status)),
             }
         })
