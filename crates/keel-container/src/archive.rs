@@ -42,7 +42,7 @@ pub(crate) fn stream(work: impl FnOnce(Pipe) -> io::Result<()> + Send + 'static)
     pieces
 }
 
-/// The file or directory `source`, under the name `name` in the archive.
+/// The file or directory `source`, under the name `name` in the archive; without a name, what is in the directory.
 #[must_use]
 pub fn pack(source: PathBuf, name: PathBuf, owner: Owner) -> Pieces {
     stream(move |pipe| {
@@ -50,7 +50,11 @@ pub fn pack(source: PathBuf, name: PathBuf, owner: Owner) -> Pieces {
         for entry in WalkDir::new(&source).sort_by_file_name() {
             let entry = entry.map_err(io::Error::from)?;
             let below = entry.path().strip_prefix(&source).unwrap_or(Path::new(""));
-            append(&mut archive, entry.path(), &name.join(below), owner)?;
+            let whole = name.join(below);
+            let inside = if below.as_os_str().is_empty() { &name } else { &whole };
+            if !inside.as_os_str().is_empty() {
+                append(&mut archive, entry.path(), inside, owner)?;
+            }
         }
         archive.into_inner()?.finish()
     })

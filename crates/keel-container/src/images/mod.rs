@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
+pub use crate::archive::Pieces;
 pub use context::{Context, is_remote};
 pub use credentials::{Credentials, Secret};
 pub use error::Error;
