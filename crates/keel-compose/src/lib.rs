@@ -47,5 +47,6 @@ pub use labels::{LABELS, LabelRow, label_table_markdown};
 pub use load::{LoadOptions, load};
 pub use lower::{CertificateUse, Lowered, WatchAction, WatchRule};
 pub use project::Project;
+pub use shellwords::split as split_words;
 pub use source::{FileSource, MemorySource, PathKind, ReadError};
 pub use template::Variable;

@@ -4,7 +4,10 @@
 //! `<` and `>` outside quotes, and what follows is dropped: Docker does the same.
 
 /// The words of a line.
-pub(crate) fn split(line: &str) -> Result<Vec<String>, &'static str> {
+///
+/// # Errors
+/// When a quote is not closed.
+pub fn split(line: &str) -> Result<Vec<String>, &'static str> {
     read(line).map(|(words, _)| words)
 }
 

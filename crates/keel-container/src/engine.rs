@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use bollard::{API_DEFAULT_VERSION, Docker};
 
+use keel_runtime::ContainerExec;
+
 use crate::Error;
-use crate::place::{Place, Surroundings};
+use crate::place::{Place, Surroundings, Tls};
 
 /// How long the engine may take to begin an answer; what takes longer (pulls, builds, waits) is streamed.
 const ANSWER: Duration = Duration::from_secs(120);
@@ -77,6 +79,13 @@ impl Engine {
     #[must_use]
     pub fn at(place: Place) -> Self {
         Self { at: Some(place), ..Self::default() }
+    }
+
+    /// The engine of the container that `container` describes.
+    #[must_use]
+    pub fn of(container: &ContainerExec) -> Self {
+        let tls = container.tls.clone().map(|directory| Tls { directory });
+        Self::at(Place { url: container.engine.clone(), named_by: "the server".into(), tls })
     }
 
     /// Where the engine is; also when it does not answer.

@@ -2,6 +2,9 @@
 //!
 //! The engine is found when it is first needed ([`Engine`]), and may go away and come back at any time.
 
+pub mod archive;
+pub mod attach;
+pub mod copy;
 mod engine;
 mod error;
 pub mod images;

@@ -1,19 +1,23 @@
-//! A command inside a container with the caller's own terminal.
+//! The caller's own terminal as that of a container, or of a command inside one.
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::path::PathBuf;
 
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bollard::container::LogOutput;
 use bollard::exec::{CreateExecOptions, ResizeExecOptions, StartExecOptions, StartExecResults};
-use futures_util::StreamExt as _;
+use futures_util::{Stream, StreamExt as _};
 use keel_runtime::ContainerExec;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
-use tokio::io::AsyncWriteExt as _;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::{Engine, Error, Place, Tls};
+use crate::{Engine, Error};
 
 /// What is to be run.
 #[derive(Clone, Debug, Default)]
@@ -74,14 +78,112 @@ fn write(part: &LogOutput) -> io::Result<()> {
     }
 }
 
+/// Signals that are passed on instead of ending this process.
+pub(crate) struct Signals([(&'static str, Signal); 4]);
+
+impl Signals {
+    /// From now on.
+    pub(crate) fn listen() -> io::Result<Self> {
+        let on = |name, kind| Ok::<_, io::Error>((name, signal(kind)?));
+        Ok(Self([
+            on("SIGINT", SignalKind::interrupt())?,
+            on("SIGTERM", SignalKind::terminate())?,
+            on("SIGHUP", SignalKind::hangup())?,
+            on("SIGQUIT", SignalKind::quit())?,
+        ]))
+    }
+
+    async fn next(&mut self) -> &'static str {
+        let [(a, first), (b, second), (c, third), (d, fourth)] = &mut self.0;
+        tokio::select! {
+            _ = first.recv() => a,
+            _ = second.recv() => b,
+            _ = third.recv() => c,
+            _ = fourth.recv() => d,
+        }
+    }
+}
+
+/// The streams of the other side.
+pub(crate) struct Ends {
+    /// What it says.
+    pub output: Pin<Box<dyn Stream<Item = Result<LogOutput, bollard::errors::Error>> + Send>>,
+    /// What it listens to.
+    pub input: Option<Pin<Box<dyn AsyncWrite + Send>>>,
+    /// It has a terminal, which the caller's becomes.
+    pub terminal: bool,
+    /// What is passed on.
+    pub signals: Option<Signals>,
+    /// Keys with which the caller leaves; the engine ends the streams then.
+    pub leave: Vec<u8>,
+}
+
+/// Passes what is typed in and what is said out until the other side has said all. True if the last that was typed were
+/// the keys to leave.
+pub(crate) async fn converse(
+    ends: Ends,
+    resize: impl AsyncFn((u16, u16)),
+    send: impl AsyncFn(&str),
+) -> Result<bool, bollard::errors::Error> {
+    let Ends { mut output, input, terminal, mut signals, leave } = ends;
+    let size = async || {
+        if let Ok(size) = tcgetwinsize(io::stdin()) {
+            resize((size.ws_row, size.ws_col)).await;
+        }
+    };
+    let raw = (terminal && io::stdin().is_terminal()).then(Raw::begin).and_then(Result::ok);
+    if raw.is_some() {
+        size().await;
+    }
+    let left = Arc::new(AtomicBool::new(false));
+    let feed = input.map(|input| tokio::spawn(feed(input, leave, left.clone())));
+    let mut sizes = signal(SignalKind::window_change()).ok();
+    let changed = async |sizes: &mut Option<Signal>| match sizes {
+        Some(sizes) => sizes.recv().await,
+        None => std::future::pending().await,
+    };
+    let signalled = async |signals: &mut Option<Signals>| match signals {
+        Some(signals) => signals.next().await,
+        None => std::future::pending().await,
+    };
+    let result = loop {
+        tokio::select! {
+            part = output.next() => match part {
+                None => break Ok(()),
+                Some(Err(error)) => break Err(error),
+                // Nobody reads any more.
+                Some(Ok(part)) => if write(&part).is_err() { break Ok(()) },
+            },
+            _ = changed(&mut sizes), if raw.is_some() => size().await,
+            name = signalled(&mut signals) => send(name).await,
+        }
+    };
+    feed.iter().for_each(tokio::task::JoinHandle::abort);
+    drop(raw);
+    result.map(|()| left.load(Ordering::SeqCst))
+}
+
+async fn feed(mut input: Pin<Box<dyn AsyncWrite + Send>>, leave: Vec<u8>, left: Arc<AtomicBool>) {
+    let mut typed = typed();
+    let mut last: Vec<u8> = Vec::new();
+    while let Some(bytes) = typed.recv().await {
+        last.extend_from_slice(&bytes);
+        last.drain(..last.len().saturating_sub(leave.len()));
+        left.store(!leave.is_empty() && last == leave, Ordering::SeqCst);
+        if input.write_all(&bytes).await.is_err() || input.flush().await.is_err() {
+            return;
+        }
+    }
+    // Its end is the end of the command's input.
+    let _ = input.shutdown().await;
+}
+
 /// Runs a command inside the container that `into` describes, with this process's own streams. Its exit code.
 ///
 /// # Errors
 /// When it could not be run.
 pub async fn exec(into: &ContainerExec, command: Command) -> Result<i32, Error> {
-    let tls = into.tls.clone().map(|directory| Tls { directory });
-    let place = Place { url: into.engine.clone(), named_by: "the server".into(), tls };
-    let engine = Engine::at(place);
+    let engine = Engine::of(into);
     let client = engine.client().await?;
     let failed = |error: bollard::errors::Error| engine.failed(&error);
     let environment = command.environment.iter().map(|(key, value)| format!("{key}={value}"));
@@ -99,50 +201,20 @@ pub async fn exec(into: &ContainerExec, command: Command) -> Result<i32, Error> 
     let exec = client.create_exec(&into.container, options).await.map_err(failed)?.id;
     let start = StartExecOptions { tty: command.terminal, ..Default::default() };
     let started = client.start_exec(&exec, Some(start)).await.map_err(failed)?;
-    let StartExecResults::Attached { mut output, mut input } = started else {
+    let StartExecResults::Attached { output, input } = started else {
         return Ok(0);
     };
-    let resize = async || {
-        let Ok(size) = tcgetwinsize(io::stdin()) else { return };
-        let size = ResizeExecOptions { height: size.ws_row, width: size.ws_col };
-        let _ = client.resize_exec(&exec, size).await;
+    let resize = async |(height, width): (u16, u16)| {
+        let _ = client.resize_exec(&exec, ResizeExecOptions { height, width }).await;
     };
-    let raw = (command.terminal && io::stdin().is_terminal()).then(Raw::begin).and_then(Result::ok);
-    if raw.is_some() {
-        resize().await;
-    }
-    let mut typed = typed();
-    let feed = tokio::spawn(async move {
-        while let Some(bytes) = typed.recv().await {
-            if input.write_all(&bytes).await.is_err() {
-                return;
-            }
-        }
-        // Its end is the end of the command's input.
-        let _ = input.shutdown().await;
-    });
-    let mut sizes = signal(SignalKind::window_change()).ok();
-    let changed = async |sizes: &mut Option<tokio::signal::unix::Signal>| match sizes {
-        Some(sizes) => sizes.recv().await,
-        None => std::future::pending().await,
+    let ends = Ends {
+        output,
+        input: Some(input),
+        terminal: command.terminal,
+        signals: None,
+        leave: Vec::new(),
     };
-    loop {
-        tokio::select! {
-            part = output.next() => match part {
-                None => break,
-                Some(part) => {
-                    let part = part.map_err(failed)?;
-                    if write(&part).is_err() {
-                        // Nobody reads any more.
-                        break;
-                    }
-                }
-            },
-            _ = changed(&mut sizes), if raw.is_some() => resize().await,
-        }
-    }
-    feed.abort();
-    drop(raw);
+    converse(ends, resize, async |_: &str| {}).await.map_err(failed)?;
     let done = client.inspect_exec(&exec).await.map_err(failed)?;
     Ok(done.exit_code.and_then(|code| i32::try_from(code).ok()).unwrap_or(-1))
 }

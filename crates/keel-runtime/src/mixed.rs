@@ -4,10 +4,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use keel_model::{Exit, Hook, InstanceId, RuntimeKind};
+use keel_model::{Exit, Hook, InstanceId, RuntimeKind, StackName};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::once::Once;
 use crate::types::{
     Capabilities, Error, ExecOutput, ExecRequest, ExecSpec, Launch, LogLine, LogQuery, Origin,
     Resources, Runtime, Seen, StartError, Started, VolumeInfo,
@@ -156,6 +157,14 @@ impl Runtime for MixedRuntime {
     async fn remove_volume(&self, name: &str) -> Result<(), Error> {
         self.containers.remove_volume(name).await?;
         self.processes.remove_volume(name).await
+    }
+
+    async fn make_once(&self, once: Once) -> Result<ExecSpec, StartError> {
+        self.of(once.launch.spec.runtime).make_once(once).await
+    }
+
+    async fn remove_once(&self, stack: &StackName, id: Option<&InstanceId>) -> Result<(), Error> {
+        self.containers.remove_once(stack, id).await
     }
 }
 

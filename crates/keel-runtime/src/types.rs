@@ -13,6 +13,8 @@ use keel_model::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
+use crate::once::Once;
+
 /// Everything that is needed to start one attempt of an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Launch {
@@ -442,4 +444,23 @@ pub trait Runtime: Send + Sync {
     /// # Errors
     /// When an instance uses it or it can't be deleted.
     async fn remove_volume(&self, name: &str) -> Result<(), Error>;
+
+    /// Makes a container for a command that runs once beside the instances, and does not start it.
+    ///
+    /// # Errors
+    /// When it can't be made, or this runtime has no containers; nothing is left of it then.
+    async fn make_once(&self, once: Once) -> Result<ExecSpec, StartError> {
+        Err(StartError {
+            failure: StartFailure::Environment,
+            message: format!("{} can't be made: there are no containers here", once.launch.id),
+        })
+    }
+
+    /// Takes away one that was made so, or all of a stack, with what only they had. One that is not there is no error.
+    ///
+    /// # Errors
+    /// When something can't be taken away.
+    async fn remove_once(&self, _stack: &StackName, _id: Option<&InstanceId>) -> Result<(), Error> {
+        Ok(())
+    }
 }

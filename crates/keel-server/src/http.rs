@@ -3,6 +3,8 @@
 //! Handlers translate: JSON in, a call, JSON out. Bodies are bounded; a stream ends when its reader goes away.
 
 mod images;
+mod once;
+mod usage;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -121,6 +123,10 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/stacks/{stack}/rollback", post(rollback))
         .route("/v1/stacks/{stack}/history", get(history))
         .route("/v1/stacks/{stack}/logs", get(stack_logs))
+        .route("/v1/stacks/{stack}/volumes", usage::volumes())
+        .route("/v1/stacks/{stack}/stats", usage::stats())
+        .route("/v1/stacks/{stack}/once", once::make())
+        .route("/v1/stacks/{stack}/once/remove", once::remove())
         .route("/v1/instances/{instance}/exec", get(exec))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(api)
@@ -223,7 +229,9 @@ async fn remove(State(api): Shared, Path(name): Path<String>, bytes: Bytes) -> A
 
 async fn down(State(api): Shared, Path(name): Path<String>, bytes: Bytes) -> Answer<Applied> {
     let request: DownRequest = body(&bytes)?;
-    Ok(Json(api.changes.down(&stack_name(&name)?, &request).await?))
+    let name = stack_name(&name)?;
+    once::remove_all(&api, &name).await;
+    Ok(Json(api.changes.down(&name, &request).await?))
 }
 
 async fn rollback(State(api): Shared, Path(name): Path<String>, bytes: Bytes) -> Answer<Applied> {

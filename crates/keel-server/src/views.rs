@@ -280,7 +280,9 @@ fn instances(
             let assignment = &stored.value;
             let status = board.statuses.get(&assignment.id);
             let definition = stack.definition(&assignment.service, &assignment.revision);
-            let command = definition.map(|d| d.spec.command.join(" ")).unwrap_or_default();
+            let (command, image) = definition
+                .map(|it| (it.spec.command.join(" "), it.spec.image.unwrap_or_default()))
+                .unwrap_or_default();
             InstanceView {
                 id: assignment.id.clone(),
                 revision: assignment.revision.clone(),
@@ -294,6 +296,7 @@ fn instances(
                 attempts: assignment.attempt,
                 created_at: assignment.created_at,
                 command: command.chars().take(MAX_COMMAND).collect(),
+                image,
                 status: status.map(|status| keel_model::InstanceStatus::clone(status)),
             }
         })

@@ -124,6 +124,16 @@ pub enum Command {
     Rm(commands::rm::RmArgs),
     /// Run a command in a running instance
     Exec(commands::exec::ExecArgs),
+    /// Run a command in a container of its own, beside the instances of a service
+    Run(commands::run::RunArgs),
+    /// Take the input and output of an instance's main process
+    Attach(commands::attach::AttachArgs),
+    /// Copy files between an instance and here
+    Cp(commands::cp::CpArgs),
+    /// Show what instances use
+    Stats(commands::stats::StatsArgs),
+    /// List the named volumes of a stack
+    Volumes(commands::volumes::VolumesArgs),
     /// Bring the images of services onto the server's machine
     Pull(commands::pull::PullArgs),
     /// Build the images of services
@@ -192,6 +202,11 @@ impl Command {
             Self::Port(args) => &args.files.file,
             Self::Routes(args) => &args.files.file,
             Self::Exec(args) => &args.files.file,
+            Self::Run(args) => &args.files.file,
+            Self::Attach(args) => &args.files.file,
+            Self::Cp(args) => &args.files.file,
+            Self::Stats(args) => &args.files.file,
+            Self::Volumes(args) => &args.files.file,
             Self::Logs(args) => &args.files.file,
             Self::Rm(args) => &args.files.file,
             Self::Events(args) => &args.files.file,

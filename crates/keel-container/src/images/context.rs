@@ -3,29 +3,21 @@
 //! As the engine's own client does it: owned by root, without what `.dockerignore` leaves out (that of the Dockerfile,
 //! if it has one, before that of the directory), and always with the Dockerfile.
 
-use std::fs::{self, File, Metadata};
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use bytes::{Bytes, BytesMut};
 use keel_model::Build;
-use tokio::sync::mpsc;
 use walkdir::{DirEntry, WalkDir};
 
 use super::error::Error;
 use super::ignored::Ignored;
+use crate::archive::{self, Owner, Pieces, Pipe};
 
-/// Size of the pieces that are sent, in bytes.
-const PIECE: usize = 64 << 10;
-/// Pieces that wait to be sent.
-const QUEUE: usize = 8;
 /// Largest Dockerfile or `.dockerignore`, in bytes.
 const MAX_TEXT: u64 = 4 << 20;
 /// The name of a Dockerfile that is not in the context, in the archive.
 const OWN_DOCKERFILE: &str = ".keel.dockerfile";
-
-/// Pieces of the archive; the last may say why there are no more.
-pub type Pieces = mpsc::Receiver<io::Result<Bytes>>;
 
 /// The context of a build that has not been read yet.
 #[derive(Debug)]
@@ -93,33 +85,24 @@ impl Context {
     /// Reads the files while they are taken, on a thread for blocking work. It ends when nobody takes them any more.
     #[must_use]
     pub fn pack(self) -> Pieces {
-        let (sender, pieces) = mpsc::channel(QUEUE);
-        tokio::task::spawn_blocking(move || {
-            let pipe = Pipe { sender: sender.clone(), buffer: BytesMut::with_capacity(PIECE) };
-            if let Err(error) = self.write(pipe) {
-                // Whoever went away needs no reason.
-                let _ = sender.blocking_send(Err(error));
-            }
-        });
-        pieces
+        archive::stream(move |pipe| self.write(pipe))
     }
 
     fn write(&self, pipe: Pipe) -> io::Result<()> {
-        let mut archive = tar::Builder::new(pipe);
-        archive.follow_symlinks(false);
+        let mut out = tar::Builder::new(pipe);
         if self.own {
             let mut header = header(self.text.len() as u64, 0o644);
-            archive.append_data(&mut header, &self.dockerfile, self.text.as_bytes())?;
+            out.append_data(&mut header, &self.dockerfile, self.text.as_bytes())?;
         }
         let walk = WalkDir::new(&self.root).min_depth(1).sort_by_file_name().into_iter();
         for entry in walk.filter_entry(|entry| self.enters(entry)) {
             let entry = entry.map_err(io::Error::from)?;
             let path = self.inside(entry.path());
             if self.is_wanted(&path.to_string_lossy()) {
-                append(&mut archive, &entry, path).map_err(|error| at(entry.path(), &error))?;
+                archive::append(&mut out, entry.path(), path, Owner::Root)?;
             }
         }
-        archive.into_inner()?.finish()
+        out.into_inner()?.finish()
     }
 
     fn inside<'a>(&self, path: &'a Path) -> &'a Path {
@@ -158,10 +141,6 @@ fn read_text(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-fn at(path: &Path, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-}
-
 fn header(size: u64, mode: u32) -> tar::Header {
     let mut header = tar::Header::new_gnu();
     header.set_size(size);
@@ -172,96 +151,14 @@ fn header(size: u64, mode: u32) -> tar::Header {
     header
 }
 
-/// As it is, but root's.
-fn header_of(metadata: &Metadata) -> tar::Header {
-    let mut header = tar::Header::new_gnu();
-    header.set_metadata(metadata);
-    header.set_uid(0);
-    header.set_gid(0);
-    header
-}
-
-fn append(archive: &mut tar::Builder<Pipe>, entry: &DirEntry, path: &Path) -> io::Result<()> {
-    let kind = entry.file_type();
-    if kind.is_dir() {
-        let mut header = header_of(&fs::symlink_metadata(entry.path())?);
-        header.set_size(0);
-        archive.append_data(&mut header, path, io::empty())
-    } else if kind.is_symlink() {
-        let mut header = header_of(&fs::symlink_metadata(entry.path())?);
-        header.set_size(0);
-        archive.append_link(&mut header, path, fs::read_link(entry.path())?)
-    } else if kind.is_file() {
-        let file = File::open(entry.path())?;
-        let metadata = file.metadata()?;
-        let exact = Exact { file, left: metadata.len() };
-        archive.append_data(&mut header_of(&metadata), path, exact)
-    } else {
-        // Sockets, pipes and devices are nothing that could be copied.
-        Ok(())
-    }
-}
-
-/// As many bytes as the archive was told: the file may grow or shrink under the hand.
-struct Exact {
-    file: File,
-    left: u64,
-}
-
-impl Read for Exact {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        if most == 0 {
-            return Ok(0);
-        }
-        let count = self.file.read(&mut buffer[..most])?;
-        if count == 0 {
-            return Err(io::Error::other("it became shorter while it was read; try again"));
-        }
-        self.left -= count as u64;
-        Ok(count)
-    }
-}
-
-/// Sends what is written, piece by piece.
-struct Pipe {
-    sender: mpsc::Sender<io::Result<Bytes>>,
-    buffer: BytesMut,
-}
-
-impl Pipe {
-    fn send(&mut self) -> io::Result<()> {
-        let piece = std::mem::replace(&mut self.buffer, BytesMut::with_capacity(PIECE)).freeze();
-        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
-        self.sender.blocking_send(Ok(piece)).map_err(gone)
-    }
-
-    fn finish(mut self) -> io::Result<()> {
-        if self.buffer.is_empty() { Ok(()) } else { self.send() }
-    }
-}
-
-impl Write for Pipe {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = bytes.len().min(PIECE - self.buffer.len());
-        self.buffer.extend_from_slice(&bytes[..count]);
-        if self.buffer.len() == PIECE {
-            self.send()?;
-        }
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::fs;
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::archive::PIECE;
 
     fn directory() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();

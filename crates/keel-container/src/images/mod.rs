@@ -25,7 +25,8 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-pub use context::{Context, Pieces, is_remote};
+pub use crate::archive::Pieces;
+pub use context::{Context, is_remote};
 pub use credentials::{Credentials, Secret};
 pub use error::Error;
 pub use facts::ImageFacts;

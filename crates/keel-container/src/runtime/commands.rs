@@ -226,8 +226,7 @@ pub(super) async fn resources(inner: &Inner, id: &InstanceId) -> Result<Resource
 
 impl Inner {
     /// Takes the networks of a stack away once its last instance is gone.
-    pub(super) async fn remove_networks(&self, launch: &Launch) {
-        let stack = &launch.stack;
+    pub(super) async fn remove_networks(&self, stack: &StackName) {
         let _turn = self.networks.lock().await;
         if self.entries().values().any(|entry| entry.kept.launch.stack == *stack) {
             return;
@@ -245,7 +244,11 @@ impl Inner {
         }
     }
 
-    fn filters(&self, stack: &StackName) -> std::collections::HashMap<&'static str, Vec<String>> {
+    /// What is of a stack and of this server.
+    pub(super) fn filters(
+        &self,
+        stack: &StackName,
+    ) -> std::collections::HashMap<&'static str, Vec<String>> {
         let label = |key: &str, value: &str| format!("{key}={value}");
         let ours = vec![label(labels::SERVER, &self.tag), label(labels::STACK, stack.as_str())];
         std::collections::HashMap::from([("label", ours)])

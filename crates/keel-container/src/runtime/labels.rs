@@ -15,6 +15,9 @@ pub(crate) const INSTANCE: &str = "dev.evenkeel.instance";
 /// Which revision.
 pub(crate) const REVISION: &str = "dev.evenkeel.revision";
 
+/// Which command that runs once beside the instances; in the place of the instance.
+pub(crate) const ONCE: &str = "dev.evenkeel.once";
+
 /// The labels of an instance's container: the spec's, and ours.
 pub(super) fn of(launch: &Launch, tag: &str) -> HashMap<String, String> {
     let mut labels: HashMap<_, _> = launch.spec.labels.clone().into_iter().collect();

@@ -10,6 +10,7 @@ mod kept;
 mod labels;
 mod logs;
 mod look;
+mod once;
 mod start;
 mod surroundings;
 mod unnamed;
@@ -27,7 +28,8 @@ use bollard::query_parameters::{
 use keel_model::{Exit, Hook, InstanceId, StackName};
 use keel_runtime::{
     Capabilities, Capability, Error as RuntimeError, ExecOutput, ExecRequest, ExecSpec, Launch,
-    LogLine, LogQuery, Origin, Resources, Runtime, Seen, StartError, Started, VolumeInfo, record,
+    LogLine, LogQuery, Once, Origin, Resources, Runtime, Seen, StartError, Started, VolumeInfo,
+    record,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -255,7 +257,7 @@ impl Inner {
         let removed = self.remove_container(&kept.container).await;
         removed.map_err(|error| refused(id, "its container can't be removed", &error))?;
         self.forget(id)?;
-        self.remove_networks(&kept.launch).await;
+        self.remove_networks(&kept.launch.stack).await;
         Ok(())
     }
 
@@ -393,5 +395,17 @@ impl Runtime for ContainerRuntime {
 
     async fn remove_volume(&self, name: &str) -> Result<(), RuntimeError> {
         self.inner.remove_volume(name).await
+    }
+
+    async fn make_once(&self, once: Once) -> Result<ExecSpec, StartError> {
+        once::make(&self.inner, once).await
+    }
+
+    async fn remove_once(
+        &self,
+        stack: &StackName,
+        id: Option<&InstanceId>,
+    ) -> Result<(), RuntimeError> {
+        once::remove(&self.inner, stack, id).await
     }
 }

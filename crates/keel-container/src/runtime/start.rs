@@ -130,7 +130,7 @@ impl Attempt<'_> {
         made.map_err(|message| self.failed(message))?;
         let made = self.inner.surround(&self.client, self.info, launch).await;
         let made = made.map_err(|message| self.failed(message))?;
-        let shared = self.shared().map_err(|message| self.failed(message))?;
+        let shared = shared(self.inner, launch).map_err(|message| self.failed(message))?;
         let setting = Setting {
             tag: &self.inner.tag,
             reach: reach(self.info),
@@ -159,32 +159,6 @@ impl Attempt<'_> {
             }
         }
         Ok(Ready { id: created.id, before: String::new(), is_new: true })
-    }
-
-    /// Ids of the containers whose namespaces this one shares, by how the spec names them.
-    fn shared(&self) -> Result<BTreeMap<String, String>, String> {
-        let mut ids = BTreeMap::new();
-        let Some(container) = &self.launch.spec.container else { return Ok(ids) };
-        let network = match &container.network {
-            ContainerNetwork::Service(name) => Some(format!("service:{name}")),
-            _ => None,
-        };
-        let modes = [network.as_ref(), container.ipc.as_ref(), container.pid.as_ref()];
-        for mode in modes.into_iter().flatten() {
-            let Some(service) = mode.strip_prefix("service:") else { continue };
-            let entries = self.inner.entries();
-            let found = entries.values().find(|entry| {
-                let launch = &entry.kept.launch;
-                launch.stack == self.launch.stack
-                    && launch.service.as_str() == service
-                    && entry.kept.exit.is_none()
-            });
-            let found = found.ok_or_else(|| {
-                format!("it shares namespaces of service {service}, of which no container runs")
-            })?;
-            ids.insert(mode.clone(), found.kept.container.clone());
-        }
-        Ok(ids)
     }
 
     /// Takes away what was made for an attempt that failed.
@@ -302,6 +276,32 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+/// Ids of the containers whose namespaces this one shares, by how the spec names them.
+pub(super) fn shared(inner: &Inner, launch: &Launch) -> Result<BTreeMap<String, String>, String> {
+    let mut ids = BTreeMap::new();
+    let Some(container) = &launch.spec.container else { return Ok(ids) };
+    let network = match &container.network {
+        ContainerNetwork::Service(name) => Some(format!("service:{name}")),
+        _ => None,
+    };
+    let modes = [network.as_ref(), container.ipc.as_ref(), container.pid.as_ref()];
+    for mode in modes.into_iter().flatten() {
+        let Some(service) = mode.strip_prefix("service:") else { continue };
+        let entries = inner.entries();
+        let found = entries.values().find(|entry| {
+            let known = &entry.kept.launch;
+            known.stack == launch.stack
+                && known.service.as_str() == service
+                && entry.kept.exit.is_none()
+        });
+        let found = found.ok_or_else(|| {
+            format!("it shares namespaces of service {service}, of which no container runs")
+        })?;
+        ids.insert(mode.clone(), found.kept.container.clone());
+    }
+    Ok(ids)
 }
 
 /// How the containers of this engine are reached.

@@ -26,6 +26,7 @@ use crate::network::Network;
 use crate::world::{World, WorldReader};
 use crate::{Error, clock};
 
+pub use launch::beside;
 pub use prepare::Preparations;
 
 /// What every worker uses.

@@ -2,6 +2,8 @@
 //!
 //! One connection per call: calls are rare, and a connection that is never reused can't be stale.
 
+mod beside;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 

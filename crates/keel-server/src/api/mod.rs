@@ -2,4 +2,6 @@
 
 pub mod client;
 pub mod images;
+pub mod once;
 pub mod types;
+pub mod usage;

@@ -344,6 +344,9 @@ pub struct InstanceView {
     pub created_at: Timestamp,
     /// Program and arguments, cut to 200 characters.
     pub command: String,
+    /// The image, for containers.
+    #[serde(default)]
+    pub image: String,
     /// What its node says.
     pub status: Option<InstanceStatus>,
 }

@@ -10,14 +10,12 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use keel_container::terminal::Command;
-use keel_model::Phase;
 use keel_runtime::{ContainerExec, ExecSpec};
-use keel_server::api::types::{InstanceView, StackView};
 
 use crate::cli::FileArgs;
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::{names, project};
+use crate::{instances, project};
 
 /// Options of `keel exec`.
 #[derive(clap::Args, Clone, Debug)]
@@ -71,7 +69,7 @@ pub async fn run(ctx: &Context, args: ExecArgs) -> Result<(), Failure> {
     let stack = project::stack_name(ctx)?;
     let client = ctx.client();
     let view = client.stack(stack.as_str()).await?;
-    let instance = choose(&view, &args)?;
+    let instance = instances::choose(&view, &args.service, args.index)?;
     let environment = environment(&args.env, |name| std::env::var_os(name))?;
     let own_term = std::env::var("TERM").unwrap_or_default();
     let spec: ExecSpec = client.exec_spec(instance.id.as_str()).await?;
@@ -130,39 +128,11 @@ fn describe_terminal(environment: &mut BTreeMap<String, String>, own: String) {
     environment.entry("TERM".to_owned()).or_insert(term);
 }
 
-/// The instance that is meant: by its own name, or the n-th of a service that runs.
-fn choose<'a>(view: &'a StackView, args: &ExecArgs) -> Result<&'a InstanceView, Failure> {
-    let mut all = view.services.values().flat_map(|service| &service.instances);
-    if let Some(named) = all.find(|instance| instance.id.as_str() == args.service) {
-        return running(named);
-    }
-    let names = names::check(view, std::slice::from_ref(&args.service))?;
-    let instances: Vec<&InstanceView> = names
-        .iter()
-        .filter_map(|name| view.services.get(name))
-        .flat_map(|service| &service.instances)
-        .filter(|instance| instance.phase == Some(Phase::Running))
-        .collect();
-    let at = args.index.checked_sub(1);
-    at.and_then(|at| instances.get(at)).copied().ok_or_else(|| {
-        let message = match instances.len() {
-            0 => format!("no instance of service {} runs", args.service),
-            1 => format!("service {} has only 1 running instance", args.service),
-            n => format!("service {} has only {n} running instances", args.service),
-        };
-        Failure::failed("not_running", message).hint("see `keel ps -a`")
-    })
-}
-
-fn running(instance: &InstanceView) -> Result<&InstanceView, Failure> {
-    if instance.phase == Some(Phase::Running) {
-        return Ok(instance);
-    }
-    Err(Failure::failed("not_running", format!("instance {} does not run", instance.id))
-        .hint("see `keel ps -a`"))
-}
-
-fn environment(
+/// `NAME=VALUE` pairs as variables; one without a value has the caller's.
+///
+/// # Errors
+/// When one has no name.
+pub fn environment(
     pairs: &[String],
     own: impl Fn(&str) -> Option<OsString>,
 ) -> Result<BTreeMap<String, String>, Failure> {

@@ -1,8 +1,10 @@
 //! One module per command: its options, and what it does with them.
 
+pub mod attach;
 pub mod build;
 pub mod completion;
 pub mod config;
+pub mod cp;
 pub mod diff;
 pub mod down;
 pub mod edges;
@@ -23,10 +25,13 @@ pub mod render;
 pub mod rm;
 pub mod rollback;
 pub mod routes;
+pub mod run;
 pub mod scale;
 pub mod server;
+pub mod stats;
 pub mod up;
 pub mod version;
+pub mod volumes;
 
 use crate::cli::Command;
 use crate::context::{Context, print};
@@ -53,6 +58,11 @@ pub async fn run(ctx: &Context, command: Command) -> Result<(), Failure> {
         Command::Start(args) => operate::start(ctx, args).await,
         Command::Rm(args) => rm::run(ctx, args).await,
         Command::Exec(args) => exec::run(ctx, args).await,
+        Command::Run(args) => run::run(ctx, args).await,
+        Command::Attach(args) => attach::run(ctx, args).await,
+        Command::Cp(args) => cp::run(ctx, args).await,
+        Command::Stats(args) => stats::run(ctx, args).await,
+        Command::Volumes(args) => volumes::run(ctx, args).await,
         Command::Diff(args) => diff::run(ctx, args).await,
         Command::Config(args) => config::run(ctx, &args),
         Command::Edges(args) => edges::run(ctx, args).await,

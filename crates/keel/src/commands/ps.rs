@@ -13,6 +13,8 @@ use crate::{names, project};
 
 /// Width of the COMMAND column.
 const COMMAND_WIDTH: usize = 40;
+/// Width of the IMAGE column: a digest tells little that its beginning does not.
+const IMAGE_WIDTH: usize = 40;
 
 /// Options of `keel ps`.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -115,21 +117,31 @@ fn ended(instance: &InstanceView) -> bool {
 }
 
 fn render(rows: &[Row<'_>], now: Timestamp, full: bool) -> String {
+    let cut = |text: &str, width| table::cut(text, if full { usize::MAX } else { width });
+    // Stacks of host processes have none.
+    let images = rows.iter().any(|(_, _, instance)| !instance.image.is_empty());
+    let mut header = vec!["NAME", "SERVICE", "REVISION", "STATUS", "PORTS", "COMMAND"];
+    if images {
+        header.insert(1, "IMAGE");
+    }
     let rows: Vec<Vec<String>> = rows
         .iter()
         .map(|(name, service, instance)| {
-            let width = if full { usize::MAX } else { COMMAND_WIDTH };
-            vec![
+            let mut cells = vec![
                 instance.id.to_string(),
                 name.to_string(),
                 instance.revision.to_string(),
                 status::line(instance, now),
                 status::ports(service),
-                table::cut(&one_line(&instance.command), width),
-            ]
+                cut(&one_line(&instance.command), COMMAND_WIDTH),
+            ];
+            if images {
+                cells.insert(1, cut(&instance.image, IMAGE_WIDTH));
+            }
+            cells
         })
         .collect();
-    table::render(&["NAME", "SERVICE", "REVISION", "STATUS", "PORTS", "COMMAND"], &rows)
+    table::render(&header, &rows)
 }
 
 #[derive(Serialize)]
@@ -155,6 +167,7 @@ struct Json<'a> {
     message: &'a str,
     not_enforced: &'a [String],
     command: &'a str,
+    image: &'a str,
 }
 
 fn json<'a>((name, service, instance): &Row<'a>, now: Timestamp) -> Json<'a> {
@@ -189,5 +202,6 @@ fn json<'a>((name, service, instance): &Row<'a>, now: Timestamp) -> Json<'a> {
         message: report.map_or("", |s| &s.message),
         not_enforced: report.map_or(&[], |s| &s.not_enforced),
         command: &instance.command,
+        image: &instance.image,
     }
 }

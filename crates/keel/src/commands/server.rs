@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use keel_model::{NodeName, Timestamp, ZoneName};
 use keel_render::Engine;
 use keel_server::api::client::{Client, Error};
+use keel_server::api::images::EngineView;
 use keel_server::api::types::{ProxyView, ServerInfo};
 use tokio::time::{Instant, sleep};
 
@@ -275,9 +276,16 @@ fn is_alive(pid: u32) -> bool {
 }
 
 async fn status(ctx: &Context) -> Result<(), Failure> {
-    let info = ctx.client().info().await?;
+    let client = ctx.client();
+    let info = client.info().await?;
+    let containers = containers(&client).await?;
     if ctx.json() {
-        return print_json(&json(&info));
+        let mut json = json(&info);
+        json["containers"] = match &containers {
+            Ok(engine) => serde_json::json!(engine),
+            Err(why) => serde_json::json!({ "error": why }),
+        };
+        return print_json(&json);
     }
     let uptime = time::words(time::now().since(info.started_at));
     let dns = info.dns.map_or_else(|| "off".to_owned(), |address| address.to_string());
@@ -289,6 +297,7 @@ async fn status(ctx: &Context) -> Result<(), Failure> {
         ("state", info.state_dir.display().to_string()),
         ("network", info.network.clone()),
         ("dns", dns),
+        ("containers", containers.map_or_else(|why| format!("none: {why}"), |engine| engine.text)),
     ];
     rows.extend(info.zone.iter().map(|zone| ("zone", zone.to_string())));
     rows.extend(info.metrics.map(|at| ("metrics", format!("http://{at}/metrics"))));
@@ -327,6 +336,15 @@ fn engine_row(info: &ServerInfo) -> Option<String> {
             Some(format!("{wanted} wanted; {serves} serves: {wanted} did not take over: {why}"))
         }
         (Some(serves), None) => Some(format!("{wanted} wanted; {serves} still serves")),
+    }
+}
+
+/// The container engine, or why there is none.
+async fn containers(client: &Client) -> Result<Result<EngineView, String>, Failure> {
+    match client.engine().await {
+        Ok(engine) => Ok(Ok(engine)),
+        Err(Error::Refused(why)) => Ok(Err(why.message)),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -89,7 +89,8 @@ pub struct ImageArgs {
 }
 
 impl ImageArgs {
-    fn wishes(&self) -> Wishes {
+    /// The same, as it is passed on.
+    pub fn wishes(&self) -> Wishes {
         let policy = match self.pull.as_deref() {
             Some("always") => Some(PullPolicy::Always),
             Some("missing") => Some(PullPolicy::Missing),
