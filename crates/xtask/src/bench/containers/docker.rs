@@ -117,8 +117,11 @@ impl Docker {
             fs::create_dir_all(to.parent().unwrap_or(&tree))?;
             fs::copy(file, to)?;
         }
-        fs::create_dir_all(&tree)?;
+        fs::create_dir_all(tree.join("bin"))?;
         fs::copy(shop, tree.join("shop"))?;
+        // Swarm runs health checks by a shell.
+        fs::copy("/bin/busybox", tree.join("bin/sh"))
+            .map_err(|error| format!("/bin/busybox (apt-get install busybox-static): {error}"))?;
         let script = "tar -C \"$0\" --owner=0 --group=0 -c . | docker import - \"$1\"";
         let command = ["-c", script, &tree.to_string_lossy(), IMAGE];
         let done = Command::new("sh").args(command).env("DOCKER_HOST", host()).output()?;

@@ -15,7 +15,7 @@ const SECONDS: u64 = 60;
 /// Requests per second.
 const RATE: u32 = 1000;
 /// Where they go.
-const ENTRY: u16 = 18084;
+pub const ENTRY: u16 = 18084;
 
 /// Failed requests, and whether there were as many as meant.
 pub fn figures(docker: &Docker) -> Result<Vec<Figure>, Error> {
@@ -71,7 +71,8 @@ pub fn figures(docker: &Docker) -> Result<Vec<Figure>, Error> {
     ])
 }
 
-fn stack() -> String {
+/// A service that answers, and whose revision is the variable `VERSION`.
+pub fn stack() -> String {
     format!(
         "name: lossless\nservices:\n  web:\n    image: {IMAGE}\n    command: [/shop, catalog]\n    \
          environment: {{PORT: '{PORT}', SHOP_VERSION: \"${{VERSION:-v1}}\"}}\n    \

@@ -1,12 +1,9 @@
 //! Containers: against docker-compose with the same engine, images and file, and whether requests are lost.
-//!
-//! Docker Swarm's rolling update is not beside it: what it would be compared by is its ingress, which needs IPVS, and
-//! kernels without IPVS are where this bench is run. Tasks' own addresses are no comparison: whoever asks them has to
-//! bring a load balancer, and that one would be measured.
 
 mod docker;
 mod lossless;
 mod overhead;
+mod swarm;
 mod up;
 
 use std::path::{Path, PathBuf};
@@ -30,8 +27,12 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
     build()?;
     let docker = Docker::start()?;
     let mut outcome = Outcome::default();
-    let cases: [(&str, Case); 3] =
-        [("up", up::figures), ("overhead", overhead::figures), ("lossless", lossless::figures)];
+    let cases: [(&str, Case); 4] = [
+        ("up", up::figures),
+        ("overhead", overhead::figures),
+        ("lossless", lossless::figures),
+        ("swarm", swarm::figures),
+    ];
     for (name, figures) in cases {
         if options.wants(name) {
             outcome.figures.extend(figures(&docker)?);
