@@ -27,6 +27,8 @@ needs=(
     openssl:openssl
     pebble:pebble
     dockerd:docker.io
+    docker-compose:docker-compose
+    mmdebstrap:mmdebstrap
     docker-registry:docker-registry
     htpasswd:apache2-utils
     podman:podman

@@ -4,6 +4,7 @@
 
 mod cleanup;
 mod config;
+mod containers;
 mod figure;
 mod heal;
 mod idle;
@@ -67,6 +68,11 @@ const BENCHES: &[Bench] = &[
         name: "lossless",
         about: "1,000 requests/s for 60 s through kills, scaling, rollouts, a dead server",
         run: Run::Fixed(lossless::run),
+    },
+    Bench {
+        name: "containers",
+        about: "`keel up` beside `docker-compose up`, and 1,000 requests/s to containers (starts dockerd, as root)",
+        run: Run::Named(containers::run),
     },
     Bench {
         name: "lossless-protocols",

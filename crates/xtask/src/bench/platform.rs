@@ -53,9 +53,15 @@ pub struct Platform {
 impl Platform {
     /// Starts a server for the Compose file `file`.
     pub fn start(name: &str, file: &Path) -> Result<Self, Error> {
+        Self::start_with(name, file, &[])
+    }
+
+    /// The same with variables that the server reads too.
+    pub fn start_with(name: &str, file: &Path, set: &[(&str, &str)]) -> Result<Self, Error> {
         build()?;
         let state = root().join("target/bench").join(name);
-        let environment = Arc::default();
+        let set = set.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let environment = Arc::new(Mutex::new(set.collect()));
         let at = |end| {
             let (state, file) = (state.clone(), file.to_owned());
             Self { state, file, environment: Arc::clone(&environment), _end: end }

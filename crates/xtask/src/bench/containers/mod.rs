@@ -1,0 +1,57 @@
+//! Containers: against docker-compose with the same engine, images and file, and whether requests are lost.
+
+mod docker;
+mod lossless;
+mod overhead;
+mod swarm;
+mod up;
+
+use std::path::{Path, PathBuf};
+
+use super::Error;
+use super::figure::{Figure, Outcome};
+use super::options::Options;
+use super::platform::{Platform, build, root};
+use docker::Docker;
+
+/// Virtual addresses that containers reach, apart from a real server's.
+const NETWORK: &str = "10.92.0.0/16";
+/// Where services of the stacks listen.
+const PORT: u16 = 8000;
+
+/// A part of the bench.
+type Case = fn(&Docker) -> Result<Vec<Figure>, Error>;
+
+/// Runs the bench.
+pub fn run(options: &Options) -> Result<Outcome, Error> {
+    build()?;
+    let docker = Docker::start()?;
+    let mut outcome = Outcome::default();
+    let cases: [(&str, Case); 4] = [
+        ("up", up::figures),
+        ("overhead", overhead::figures),
+        ("lossless", lossless::figures),
+        ("swarm", swarm::figures),
+    ];
+    for (name, figures) in cases {
+        if options.wants(name) {
+            outcome.figures.extend(figures(&docker)?);
+        }
+    }
+    Ok(outcome)
+}
+
+/// A Compose file in a directory of its own, as docker-compose takes the project's name and its paths from there.
+fn written(name: &str, text: &str) -> Result<PathBuf, Error> {
+    let directory = root().join("target/bench").join(format!("compose-{name}"));
+    std::fs::create_dir_all(&directory)?;
+    let file = directory.join("compose.yaml");
+    std::fs::write(&file, text)?;
+    Ok(file)
+}
+
+/// A server that uses this engine.
+fn platform(name: &str, file: &Path, docker: &Docker) -> Result<Platform, Error> {
+    let host = docker.host();
+    Platform::start_with(name, file, &[("DOCKER_HOST", &host), ("KEEL_VIP_CIDR", NETWORK)])
+}
