@@ -47,7 +47,7 @@ pub(crate) fn stream(work: impl FnOnce(Pipe) -> io::Result<()> + Send + 'static)
 pub fn pack(source: PathBuf, name: PathBuf, owner: Owner) -> Pieces {
     stream(move |pipe| {
         let mut archive = tar::Builder::new(pipe);
-        for entry in WalkDir::new(&source).sort_by_file_name() {
+        for entry in WalkDir::new(&source).follow_root_links(false).sort_by_file_name() {
             let entry = entry.map_err(io::Error::from)?;
             let below = entry.path().strip_prefix(&source).unwrap_or(Path::new(""));
             let whole = name.join(below);

@@ -92,6 +92,7 @@ pub async fn attach(container: &ContainerExec, how: &Attach) -> Result<End, Erro
     let ends = Ends {
         output: attached.output,
         input: listens.then_some(attached.input),
+        ends_input: config.stdin_once == Some(true),
         terminal: terminal && listens,
         signals,
         leave,

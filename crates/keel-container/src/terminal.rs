@@ -110,6 +110,8 @@ pub(crate) struct Ends {
     pub output: Pin<Box<dyn Stream<Item = Result<LogOutput, bollard::errors::Error>> + Send>>,
     /// What it listens to.
     pub input: Option<Pin<Box<dyn AsyncWrite + Send>>>,
+    /// The end of what is typed is the end of its input. Otherwise an engine takes that for the end of everything.
+    pub ends_input: bool,
     /// It has a terminal, which the caller's becomes.
     pub terminal: bool,
     /// What is passed on.
@@ -125,7 +127,7 @@ pub(crate) async fn converse(
     resize: impl AsyncFn((u16, u16)),
     send: impl AsyncFn(&str),
 ) -> Result<bool, bollard::errors::Error> {
-    let Ends { mut output, input, terminal, mut signals, leave } = ends;
+    let Ends { mut output, input, ends_input, terminal, mut signals, leave } = ends;
     let size = async || {
         if let Ok(size) = tcgetwinsize(io::stdin()) {
             resize((size.ws_row, size.ws_col)).await;
@@ -136,7 +138,7 @@ pub(crate) async fn converse(
         size().await;
     }
     let left = Arc::new(AtomicBool::new(false));
-    let feed = input.map(|input| tokio::spawn(feed(input, leave, left.clone())));
+    let feed = input.map(|input| tokio::spawn(feed(input, ends_input, leave, left.clone())));
     let mut sizes = signal(SignalKind::window_change()).ok();
     let changed = async |sizes: &mut Option<Signal>| match sizes {
         Some(sizes) => sizes.recv().await,
@@ -163,7 +165,12 @@ pub(crate) async fn converse(
     result.map(|()| left.load(Ordering::SeqCst))
 }
 
-async fn feed(mut input: Pin<Box<dyn AsyncWrite + Send>>, leave: Vec<u8>, left: Arc<AtomicBool>) {
+async fn feed(
+    mut input: Pin<Box<dyn AsyncWrite + Send>>,
+    ends_input: bool,
+    leave: Vec<u8>,
+    left: Arc<AtomicBool>,
+) {
     let mut typed = typed();
     let mut last: Vec<u8> = Vec::new();
     while let Some(bytes) = typed.recv().await {
@@ -174,8 +181,12 @@ async fn feed(mut input: Pin<Box<dyn AsyncWrite + Send>>, leave: Vec<u8>, left: 
             return;
         }
     }
-    // Its end is the end of the command's input.
-    let _ = input.shutdown().await;
+    if ends_input {
+        let _ = input.shutdown().await;
+    } else {
+        // It must stay open as long as there is output.
+        std::future::pending::<()>().await;
+    }
 }
 
 /// Runs a command inside the container that `into` describes, with this process's own streams. Its exit code.
@@ -210,6 +221,7 @@ pub async fn exec(into: &ContainerExec, command: Command) -> Result<i32, Error> 
     let ends = Ends {
         output,
         input: Some(input),
+        ends_input: true,
         terminal: command.terminal,
         signals: None,
         leave: Vec::new(),

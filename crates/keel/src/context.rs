@@ -105,6 +105,29 @@ pub fn print_json_line(value: &impl Serialize) -> Result<(), Failure> {
     print(&(text + "\n"))
 }
 
+/// Cursor to the top, and everything below it gone.
+const CLEAR: &str = "\x1b[H\x1b[J";
+
+/// Writes one of several looks at the same thing, or the only one: a line of JSON each, or a table that takes the place of
+/// the one before in a terminal.
+///
+/// # Errors
+/// As [`print()`].
+pub fn print_look(
+    rows: &impl Serialize,
+    table: impl FnOnce() -> String,
+    json: bool,
+    goes_on: bool,
+) -> Result<(), Failure> {
+    match (json, goes_on) {
+        (true, true) => print_json_line(rows),
+        (true, false) => print_json(rows),
+        (false, true) if io::stdout().is_terminal() => print(&format!("{CLEAR}{}", table())),
+        (false, true) => print(&format!("{}\n", table())),
+        (false, false) => print(&table()),
+    }
+}
+
 fn state_dir(given: Option<&std::path::Path>) -> Result<PathBuf, Failure> {
     if let Some(given) = given {
         return std::path::absolute(given)

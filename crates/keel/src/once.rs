@@ -54,8 +54,8 @@ pub fn adapt(spec: &mut Spec, args: &RunArgs, terminal: bool) -> Result<(), Fail
         // The service's arguments are those of its own entrypoint.
         spec.command.clear();
     }
-    if !args.command.is_empty() {
-        spec.command.clone_from(&args.command);
+    if !args.command().is_empty() {
+        spec.command = args.command().to_vec();
     }
     Ok(())
 }

@@ -13,9 +13,7 @@ const CONTAINERS: &str = "not in this version; it concerns containers and images
 
 /// Commands of `docker compose` that are not here, and what to do instead.
 const COMMANDS: &[(&str, &str)] = &[
-    ("attach", "not in this version; use `keel logs -f SERVICE`"),
     ("commit", CONTAINERS),
-    ("cp", "not in this version; instances see this machine's files: use `cp`"),
     ("create", "not in this version; use `keel diff` to see what `keel up` would do"),
     ("export", CONTAINERS),
     (
@@ -24,11 +22,11 @@ const COMMANDS: &[(&str, &str)] = &[
     ),
     ("pause", "not in this version; use `keel stop`"),
     ("publish", CONTAINERS),
-    ("run", "not in this version; use `keel exec SERVICE COMMAND` with an instance that runs"),
-    ("stats", "not in this version; use `top` with the pids from `keel ps --output json`"),
-    ("top", "not in this version; use `top` with the pids from `keel ps --output json`"),
+    (
+        "top",
+        "not in this version; use `keel stats`, or `top` with the pids from `keel ps --output json`",
+    ),
     ("unpause", "not in this version; use `keel start`"),
-    ("volumes", "not in this version; `keel config --volumes` lists those of the file"),
     ("wait", "not in this version; use `keel up --wait`, or `keel events -f`"),
     ("watch", "not in this version; run `keel up` again after a change"),
 ];

@@ -62,6 +62,18 @@ impl Stack {
         self.keel.sandbox.done(child.wait_with_output().unwrap())
     }
 
+    /// `keel` with these words, in a terminal.
+    fn in_terminal(&self, words: &str) -> Command {
+        let like = self.command(&[]);
+        let mut script = Command::new("script");
+        let program = env!("CARGO_BIN_EXE_keel");
+        script.args(["-qec", &format!("{program} {words}"), "/dev/null"]).env_clear();
+        script.current_dir(like.get_current_dir().unwrap());
+        script.envs(like.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        script.stdin(Stdio::null());
+        script
+    }
+
     /// Names of all containers of the engine.
     fn containers(&self) -> String {
         let mut command = Command::new("docker");
@@ -76,7 +88,8 @@ fn volumes_usage_images_and_the_engine_are_shown() {
     let Some(stack) = Stack::up(Which::Docker) else { return };
     let volumes = stack.run(&["volumes"]).ok();
     let line = volumes.lines().nth(1).unwrap();
-    assert!(line.starts_with("local") && line.contains("app_data   base"), "{volumes}");
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!(words[..3], ["local", "app_data", "base"], "{volumes}");
     assert_eq!(stack.run(&["volumes", "-q", "base"]).ok(), "app_data\n");
     assert_eq!(stack.run(&["volumes", "-q", "local"]).ok(), "");
     let json = stack.keel.json(&["volumes"]);
@@ -230,6 +243,9 @@ fn what_a_command_depends_on_is_started_first() {
     let Some(engine) = engine(Which::Docker) else { return };
     let keel = Running::with_engine(&compose(), &engine.socket);
     let stack = Stack { keel, engine };
+    // What follows the service is the command's.
+    let shell = ["run", "--rm", "--entrypoint", "sh", "tool", "-e", "-c", "echo shell"];
+    assert_eq!(stack.run(&shell).ok(), "shell\n");
     let script = "touch /data/x /own/y && echo done";
     assert_eq!(stack.run(&["run", "--rm", "tool", "sh", "-c", script]).ok(), "done\n");
     assert_eq!(stack.run(&["ps", "--services"]).ok(), "base\n");
@@ -269,12 +285,7 @@ fn the_usual_keys_leave_a_terminal_that_runs_on() {
     let keel = Running::with_engine(&compose, &engine.socket);
     let stack = Stack { keel, engine };
     stack.run(&["up", "-d"]).ok();
-    let like = stack.command(&[]);
-    let mut script = Command::new("script");
-    let program = env!("CARGO_BIN_EXE_keel");
-    script.args(["-qec", &format!("{program} attach shell"), "/dev/null"]).env_clear();
-    script.current_dir(like.get_current_dir().unwrap());
-    script.envs(like.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    let mut script = stack.in_terminal("attach shell");
     script.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = script.spawn().unwrap();
     let mut keys = child.stdin.take().unwrap();
@@ -285,4 +296,9 @@ fn the_usual_keys_leave_a_terminal_that_runs_on() {
     let ended = wait_for("keel to leave", || child.try_wait().unwrap());
     assert!(ended.success(), "{ended}");
     assert_eq!(stack.keel.pids().len(), 1);
+    // A command of its own has a terminal too.
+    let mut script = stack.in_terminal("run --rm -it shell sh -c 'tty; exit 3'");
+    let done = stack.keel.sandbox.done(script.output().unwrap());
+    assert_eq!(done.code, 3, "{}", done.all());
+    assert!(done.stdout.contains("/dev/pts/"), "{}", done.all());
 }

@@ -47,6 +47,13 @@ fn the_usual_flags_of_docker_compose_are_understood() {
         "scale web=3 db=1 --help",
         "rm -s -f -v web --help",
         "exec -T -e A=b -w /tmp --index 2 web --help",
+        "run --rm -d -T -e A=b -v ./a:/a -w / -u 1 --name x --entrypoint sh --no-deps --build -P -p 80:80 --help",
+        "run -it -l a=b --cap-add X --cap-drop Y --use-aliases --pull always --quiet-pull --help web ls",
+        "-p x run --project-name y -p 80 --help",
+        "attach --index 2 --no-stdin --detach-keys ctrl-c --sig-proxy=false web --help",
+        "cp --index 1 -a -L web:/a - --help",
+        "stats --no-stream --format json --no-trunc web --help",
+        "volumes -q --format json web --help",
         "events --json --since 1h --help",
         "config --format json --no-interpolate -q -o x --help",
         "port web 80 --help",
@@ -86,7 +93,7 @@ fn what_docker_compose_has_and_keel_has_not_is_explained() {
     for (line, needle) in [
         ("compose up -d", "leave out `compose`: keel up -d"),
         ("kill web", "keel stop"),
-        ("cp", "not in this version"),
+        ("top", "not in this version"),
         ("up --dry-run", "keel diff"),
     ] {
         let arguments: Vec<&str> = line.split(' ').collect();

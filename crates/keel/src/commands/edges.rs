@@ -1,21 +1,18 @@
 //! `keel edges`: who calls whom, how often, how fast, and with what success.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use keel_server::api::client::Client;
 use keel_server::api::types::{EdgeStats, EdgesView};
 use serde::Serialize;
 
-use crate::context::{Context, print, print_json, print_json_line};
+use crate::context::{Context, print_look};
 use crate::failure::Failure;
 use crate::ui::{quantity, table, time};
 
 /// Looks that are closer together say nothing.
 const SHORTEST: Duration = Duration::from_millis(100);
-/// Cursor to the top, and everything below it gone.
-const CLEAR: &str = "\x1b[H\x1b[J";
 
 /// Options of `keel edges`.
 #[derive(clap::Args, Clone, Debug)]
@@ -182,15 +179,7 @@ fn rows<'a>(
 }
 
 fn show(ctx: &Context, rows: &[Row], watch: bool) -> Result<(), Failure> {
-    match (ctx.json(), watch) {
-        (true, true) => print_json_line(&rows),
-        (true, false) => print_json(&rows),
-        (false, true) if std::io::stdout().is_terminal() => {
-            print(&format!("{CLEAR}{}", render(rows)))
-        }
-        (false, true) => print(&format!("{}\n", render(rows))),
-        (false, false) => print(&render(rows)),
-    }
+    print_look(&rows, || render(rows), ctx.json(), watch)
 }
 
 fn render(rows: &[Row]) -> String {

@@ -34,12 +34,13 @@ const NOT_FOUND: u8 = 127;
 
 /// Options of `keel run`.
 #[derive(clap::Args, Clone, Debug)]
+#[command(override_usage = "keel run [OPTIONS] <SERVICE> [COMMAND]...")]
 pub struct RunArgs {
-    /// The service
-    pub service: String,
-    /// The command and its arguments (default: the service's)
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
-    pub command: Vec<String>,
+    /// The service, and the command with its arguments (default: the service's). All that follows the service is the
+    /// command's, also what looks like an option
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(value_name = "SERVICE [COMMAND]")]
+    pub words: Vec<String>,
     /// Return when the container runs, and print its name
     #[arg(short, long)]
     pub detach: bool,
@@ -99,11 +100,18 @@ pub struct RunArgs {
     #[command(flatten)]
     pub images: ImageArgs,
     /// Name of the stack. Without the short form, which `--publish` has here, as with docker compose.
-    #[arg(id = "project_name", long, value_name = "NAME", hide = true)]
+    #[arg(id = "project_name", long = "project-name", value_name = "NAME", hide = true)]
     pub project: Option<String>,
     /// Compose files
     #[command(flatten)]
     pub files: FileArgs,
+}
+
+impl RunArgs {
+    /// The command; empty for the service's own.
+    pub fn command(&self) -> &[String] {
+        self.words.get(1..).unwrap_or_default()
+    }
 }
 
 /// Runs the command. Ends this process with the exit code of the container.
@@ -115,8 +123,9 @@ pub async fn run(ctx: &Context, args: RunArgs) -> Result<(), Failure> {
     if args.tty && !terminal {
         return Err(Failure::usage("there is no terminal here").hint("leave out -t"));
     }
-    let lowered = project::lowered(ctx, std::slice::from_ref(&args.service))?;
-    let service = check(&lowered.stack, &args.service)?;
+    let named = args.words.get(..1).unwrap_or_default();
+    let lowered = project::lowered(ctx, named)?;
+    let service = check(&lowered.stack, &named.concat())?;
     let publish = once::ports(&args, &lowered.stack.services[&service])?;
     let client = spawn::ensure_server(ctx).await?;
     let mut stack = prepare(ctx, &client, lowered, &service, &args).await?;

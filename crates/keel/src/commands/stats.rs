@@ -1,7 +1,6 @@
 //! `keel stats`: what the instances of a stack use.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use keel_model::{InstanceId, ServiceName, StackName};
@@ -10,15 +9,13 @@ use keel_server::api::usage::UsageView;
 use serde::Serialize;
 
 use crate::cli::{FileArgs, OutputForm};
-use crate::context::{Context, print, print_json, print_json_line};
+use crate::context::{Context, print_look};
 use crate::failure::Failure;
 use crate::ui::{quantity, table};
 use crate::{names, project};
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Cursor to the top, and everything below it gone.
-const CLEAR: &str = "\x1b[H\x1b[J";
 
 /// Options of `keel stats`.
 #[derive(clap::Args, Clone, Debug)]
@@ -66,7 +63,8 @@ pub async fn run(ctx: &Context, args: StatsArgs) -> Result<(), Failure> {
     loop {
         tokio::time::sleep(INTERVAL).await;
         let after = look(&client, &stack, &services).await?;
-        show(&rows(&before, &after), json, !args.no_stream)?;
+        let rows = rows(&before, &after);
+        print_look(&rows, || render(&rows), json, !args.no_stream)?;
         if args.no_stream {
             return Ok(());
         }
@@ -105,18 +103,6 @@ fn row(before: Option<&UsageView>, now: &UsageView) -> Row {
         memory_limit: now.memory_limit,
         memory_percent: if now.memory_limit == 0 { 0.0 } else { share },
         pids: now.pids,
-    }
-}
-
-fn show(rows: &[Row], json: bool, goes_on: bool) -> Result<(), Failure> {
-    match (json, goes_on) {
-        (true, true) => print_json_line(&rows),
-        (true, false) => print_json(&rows),
-        (false, true) if std::io::stdout().is_terminal() => {
-            print(&format!("{CLEAR}{}", render(rows)))
-        }
-        (false, true) => print(&format!("{}\n", render(rows))),
-        (false, false) => print(&render(rows)),
     }
 }
 
