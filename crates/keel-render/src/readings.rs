@@ -31,12 +31,14 @@ pub(crate) const DOUBTFUL: &str = r"\A[^?]*(?:%2[Ff]|%5[Cc]|%3[Bb]|%00|[\x3B\x5C
 pub(crate) const UNREADABLE: &str =
     r"\A(?:[^?]*(?:%00|\x23)|(?=[^?]*(?:%2[Ff]|%5[Cc]|%3[Bb]|[\x3B\x5C]))[^?]{4097})";
 /// For a doubtful path: no test can tell. It has dot segments, or encoded what need not be encoded, or more than 20 of
-/// what makes a path doubtful (which an expression may try against each other).
+/// what makes a path doubtful, or more than 3 segments of nothing but parameters. An expression tries these against each
+/// other, and the engines take one that takes too long for one that does not match.
 pub(crate) const HARD: &str = concat!(
     r"\A(?=[^?]*(?:%2[Ff]|%5[Cc]|%3[Bb]|[\x3B\x5C]))[^?]*(?:",
     r"(?:/|%2[Ff]|%5[Cc]|\x5C)(?:\.|%2[Ee]){1,2}(?:/|%2[Ff]|%5[Cc]|%3[Bb]|[\x3B\x5C?]|\z)",
     r"|%(?:2[DEde]|3[0-9]|4[1-9A-Fa-f]|5[0-9AFaf]|6[1-9A-Fa-f]|7[0-9AEae])",
-    r"|(?:(?:%2[Ff]|%5[Cc]|%3[Bb]|[\x3B\x5C])[^?]*?){21})"
+    r"|(?:(?:%2[Ff]|%5[Cc]|%3[Bb]|[\x3B\x5C])[^?]*?){21}",
+    r"|(?:(?:/|%2[Ff]|%5[Cc]|\x5C)(?:\x3B|%3[Bb])[^?]*?){4})"
 );
 /// What is said to those who are refused.
 pub(crate) const REFUSAL: &str =

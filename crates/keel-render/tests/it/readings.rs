@@ -126,18 +126,37 @@ const ALIKE: &[&str] = &[
 ];
 
 /// Paths that the engines refuse though all their readings lead to one place.
-const REFUSED_BY_ENGINES: &[&str] = &["/x/..;/y", "/x%2F..%2Fy", "/x/;;;;;;;;;;;;;;;;;;;;;"];
+const REFUSED_BY_ENGINES: &[&str] = &[
+    "/x/..;/y",
+    "/x%2F..%2Fy",
+    "/x/a;;;;;;;;;;;;;;;;;;;;;",
+    "/;%2F;%2F;%2F;%2Fx",
+    "/team;%2Fx%2Fa%20b/keys",
+];
+
+/// Long paths, on which an expression could take too long.
+fn long() -> Vec<String> {
+    let long = "a".repeat(3900);
+    vec![
+        format!("/;%2F;%2F;%2Fadmin%2F{long}"),
+        format!("/admin;{long}"),
+        format!("/;%2F;%2F;{long}%2F%2F%2F%2F%2F%2F%2F%2Fadmin"),
+        format!("/;%2F;%2F;%2F{long}"),
+        format!("/x;{long}"),
+        format!("/x;{long}{long}"),
+    ]
+}
 
 #[test]
 fn engines_refuse_what_our_own_proxy_refuses() {
     let echoes = ["one", "two", "three"].map(|name| (name, Echo::new(name)));
     let addresses: Vec<_> = echoes.iter().map(|(name, echo)| (*name, echo.address)).collect();
-    let mut wrong = Vec::new();
+    let (mut wrong, long) = (Vec::new(), long());
     for engine in installed() {
         let bind = own_address();
         let running = Running::start(engine, &routed(bind, routes(), cases::clusters(&addresses)));
         for host in ["adm.test", "plain.test", "only.test"] {
-            for path in ALIKE {
+            for path in ALIKE.iter().copied().chain(long.iter().map(String::as_str)) {
                 let (ours, theirs) = (ours(&routes(), host, path), theirs(bind, host, path));
                 // Where no route wants it, it may be refused before that is known.
                 // nginx refuses what leads out of the root, in its own reading, for every host.
