@@ -44,7 +44,13 @@ fn engine() -> Option<testing::Running> {
         .env("CARGO_TARGET_DIR", target)
         .output()
         .unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    if !made.status.success() {
+        // No packages without a network.
+        let why = String::from_utf8_lossy(&made.stderr);
+        println!("skipped: no image: {why}");
+        assert!(std::env::var_os("KEEL_TESTS_NEED_ENGINES").is_none(), "{why}");
+        return None;
+    }
     Some(engine)
 }
 

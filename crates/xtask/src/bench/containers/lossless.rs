@@ -79,6 +79,7 @@ pub fn stack() -> String {
          ports: ['{ENTRY}:{PORT}']\n    stop_grace_period: 10s\n    restart: unless-stopped\n    \
          healthcheck: {{test: [CMD, /shop, check, 'http://127.0.0.1:{PORT}/healthz'], interval: 2s, \
          start_period: 10s, start_interval: 200ms}}\n    \
-         deploy: {{replicas: 2, update_config: {{order: start-first, monitor: 2s}}}}\n"
+         deploy: {{replicas: 2, update_config: {{order: start-first, monitor: 2s}}}}\n    \
+         x-keel: {{rollout: {{min_healthy_time: 2s}}}}\n"
     )
 }

@@ -1,4 +1,7 @@
 //! What one more container takes beyond what the engine itself needs for it.
+//!
+//! The service has a port: one that has neither port nor check counts as ready only when it has lived for 300 ms, and
+//! that would be measured.
 
 use std::time::Instant;
 
@@ -18,7 +21,7 @@ const BARE: &str = "/containers/overhead-bare";
 pub fn figures(docker: &Docker) -> Result<Vec<Figure>, Error> {
     let text = format!(
         "name: overhead\nservices:\n  web:\n    image: {IMAGE}\n    command: [/shop, payments]\n    \
-         environment: {{PORT: '{PORT}'}}\n"
+         environment: {{PORT: '{PORT}'}}\n    expose: ['{PORT}']\n"
     );
     let file = written("overhead", &text)?;
     let platform = platform("containers-overhead", &file, docker)?;

@@ -29,9 +29,9 @@ pub fn figures(docker: &Docker) -> Result<Vec<Figure>, Error> {
 
 fn compared(what: &str, checked: usize, docker: &Docker) -> Result<Vec<Figure>, Error> {
     let name = if checked > 0 { "checked" } else { "plain" };
-    let file = written(name, &stack(name, checked))?;
-    // The other side has a project of its own.
-    let other = written(&format!("{name}-dc"), &stack(&format!("{name}dc"), checked))?;
+    let file = written(name, &stack(checked))?;
+    // The same file in another directory: a project of its own.
+    let other = written(&format!("{name}-compose"), &stack(checked))?;
     let platform = platform(&format!("containers-{name}"), &file, docker)?;
     let (mut ours, mut theirs, mut again, mut again_theirs) = (vec![], vec![], vec![], vec![]);
     for round in 0..ROUNDS {
@@ -86,9 +86,9 @@ fn their_up(docker: &Docker, file: &Path, checked: usize) -> Result<f64, Error> 
     }
 }
 
-/// The same file for both, but for its name.
-fn stack(name: &str, checked: usize) -> String {
-    let mut text = format!("name: {name}\nservices:\n");
+/// The file, without a `name`, which docker-compose 1.29 does not know.
+fn stack(checked: usize) -> String {
+    let mut text = "services:\n".to_owned();
     for index in 0..SERVICES {
         text.push_str(&format!(
             "  web{index}:\n    image: {IMAGE}\n    command: [/shop, payments]\n    \
