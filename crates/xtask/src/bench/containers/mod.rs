@@ -7,8 +7,10 @@ mod swarm;
 mod up;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use super::Error;
+use super::cleanup::Cleanup;
 use super::figure::{Figure, Outcome};
 use super::options::Options;
 use super::platform::{Platform, build, root};
@@ -25,6 +27,10 @@ type Case = fn(&Docker) -> Result<Vec<Figure>, Error>;
 /// Runs the bench.
 pub fn run(options: &Options) -> Result<Outcome, Error> {
     build()?;
+    // The route to the virtual addresses outlives the server, as it should.
+    let _route = Cleanup::new(|| {
+        let _ = Command::new("ip").args(["route", "del", "local", NETWORK, "dev", "lo"]).output();
+    });
     let docker = Docker::start()?;
     let mut outcome = Outcome::default();
     let cases: [(&str, Case); 4] = [
