@@ -153,7 +153,9 @@ impl Viewer {
         let summary = &summaries[name];
         let outcome = summary.outcome();
         let address = stack.addresses.get(name);
-        let failed = &self.proxy.borrow().failed;
+        // Once: whoever asks a second time waits for a writer that waits for the first.
+        let proxy = self.proxy.borrow();
+        let failed = &proxy.failed;
         let published = definition
             .publish
             .iter()
@@ -189,7 +191,7 @@ impl Viewer {
                 .rollouts
                 .get(name)
                 .map(|rollout| keel_model::Rollout::clone(&rollout.value)),
-            instances: instances(stack, board, name, &self.proxy.borrow().left_out),
+            instances: instances(stack, board, name, &proxy.left_out),
         }
     }
 

@@ -39,7 +39,13 @@ pub const TOP_KEYS: [KeyRow; 9] = [
     both("include", Partly("local files; remote ones are refused")),
     both("services", Honoured),
     both("models", Refused("run the model as a service and give its address in `environment`")),
-    of_containers("networks", NO_SEPARATION),
+    row(
+        "networks",
+        NO_SEPARATION,
+        Partly(
+            "made by the engine; services of other networks are reached all the same, at their virtual addresses",
+        ),
+    ),
     of_containers("volumes", Partly("directories of this host; other drivers have no effect")),
     both("secrets", Partly("from `file` and `environment`; external ones are refused")),
     both("configs", Partly("from `file`, `content` and `environment`; external ones are refused")),
@@ -140,7 +146,7 @@ pub const SERVICE_KEYS: [KeyRow; 93] = [
         "networks",
         NO_SEPARATION,
         Partly(
-            "aliases lead to the load balancer; on external networks containers of others find them too",
+            "aliases lead to the load balancer, and services of other networks are reached through it too; on external networks containers of others find the aliases",
         ),
     ),
     of_containers(
