@@ -35,7 +35,7 @@ struct Server {
     runtime: FakeRuntime,
     changes: Changes,
     viewer: Viewer,
-    _proxy: watch::Sender<ProxyState>,
+    proxy: watch::Sender<ProxyState>,
     _tasks: JoinSet<()>,
 }
 
@@ -83,7 +83,7 @@ impl Server {
             turn: Mutex::new(()),
         };
         let viewer = Viewer { node, worlds, board, network, proxy };
-        Self { store, runtime, changes, viewer, _proxy: sender, _tasks: tasks }
+        Self { store, runtime, changes, viewer, proxy: sender, _tasks: tasks }
     }
 
     async fn new() -> Self {
@@ -377,6 +377,29 @@ async fn scale_stop_start_and_restart() {
         .until("a restart of all", |v| v.converged && server.runtime.starts().len() >= starts + 4)
         .await;
     assert!(!before.is_empty());
+}
+
+/// A view that looks at the proxy twice waits for a writer that waits for the view's first look.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_waits_for_nobody_while_the_proxy_has_much_to_say() {
+    const VIEWS: usize = 2000;
+    let server = Server::new().await;
+    server.apply(stack(&[("cart", 2), ("shop", 2)], "1")).await;
+    server.settled().await;
+    let (proxy, done) = (server.proxy.clone(), Arc::new(std::sync::atomic::AtomicBool::new(false)));
+    let is_done = done.clone();
+    let talks = std::thread::spawn(move || {
+        while !is_done.load(std::sync::atomic::Ordering::SeqCst) {
+            proxy.send_modify(|state| state.acknowledged.0 += 1);
+        }
+    });
+    let viewer = server.viewer.clone();
+    let views = tokio::task::spawn_blocking(move || {
+        (0..VIEWS).for_each(|_| drop(viewer.stack(&name()).unwrap()));
+    });
+    tokio::time::timeout(Duration::from_secs(60), views).await.expect("views end").unwrap();
+    done.store(true, std::sync::atomic::Ordering::SeqCst);
+    talks.join().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

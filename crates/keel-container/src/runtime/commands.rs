@@ -157,7 +157,7 @@ pub(super) async fn run_hook(
     }
     let name = format!("{id}-pre-start");
     // One that a server left that died meanwhile.
-    inner.remove_container(&name).await.map_err(failed)?;
+    inner.remove_own(&name).await.map_err(failed)?;
     let options = CreateContainerOptions { name: Some(name), platform: recipe.platform };
     let refuse = |error: bollard::errors::Error| failed(inner.engine.failed(&error));
     let container = client.create_container(Some(options), recipe.body).await.map_err(refuse)?.id;
@@ -258,6 +258,15 @@ impl Inner {
         let bad = |reason: String| RuntimeError::Volume { name: name.to_owned(), reason };
         // Without an engine there is none.
         let Ok(client) = self.engine.client().await else { return Ok(()) };
+        // One of the same name may be another's, with data that is not ours to delete.
+        let Ok(volume) = client.inspect_volume(name).await else { return Ok(()) };
+        if volume.labels.get(labels::SERVER) != Some(&self.tag) {
+            tracing::info!(
+                name,
+                "a volume of the container engine that this server did not make stays"
+            );
+            return Ok(());
+        }
         let Err(error) = client.remove_volume(name, None::<RemoveVolumeOptions>).await else {
             return Ok(());
         };

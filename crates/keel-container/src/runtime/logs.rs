@@ -25,7 +25,9 @@ const STAMP: usize = 40;
 pub(super) fn read(inner: Arc<Inner>, id: InstanceId, query: LogQuery) -> mpsc::Receiver<LogLine> {
     let (sender, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
-        let reading = Reading { inner, id, query, last: None };
+        // The engine cuts before it leaves out what is too early or too late.
+        let cuts = query.tail.is_some() && (query.since.is_some() || query.until.is_some());
+        let reading = Reading { inner, id, query, last: None, cuts };
         tokio::select! {
             () = reading.run(&sender) => {}
             () = sender.closed() => {}
@@ -40,6 +42,8 @@ struct Reading {
     query: LogQuery,
     /// Time of the last line as the engine wrote it, and how many lines of that time were given.
     last: Option<(String, usize)>,
+    /// There is no end yet to what is cut first: the last lines of those that are not too early.
+    cuts: bool,
 }
 
 impl Reading {
@@ -49,8 +53,13 @@ impl Reading {
             changed.mark_unchanged();
             let Ok(kept) = self.inner.kept(&self.id) else { return };
             let ended = kept.exit.is_some();
+            let cuts = self.cuts;
             if self.pass(&kept.container, sender).await.is_err() || !self.query.follow {
                 return;
+            }
+            if cuts && !self.cuts {
+                // From here on as it comes.
+                continue;
             }
             if ended {
                 // Until it is started again or goes.
@@ -76,13 +85,15 @@ impl Reading {
         // A second more, as Podman gives only what is later.
         let since = since.and_then(|since| i32::try_from(since - 1).ok()).unwrap_or(0).max(0);
         // A tail is of what is left after leaving out, so that it is cut here where anything is.
-        let cut = self.query.until.is_some() || self.query.since.is_some() || self.last.is_some();
+        let keep = self.query.tail.filter(|_| self.cuts);
         let tail = match self.query.tail {
-            Some(tail) if !cut => tail.to_string(),
+            Some(tail) if !self.cuts && self.last.is_none() && self.query.since.is_none() => {
+                tail.to_string()
+            }
             _ => "all".to_owned(),
         };
         let options = LogsOptionsBuilder::default()
-            .follow(self.query.follow)
+            .follow(self.query.follow && !self.cuts)
             .stdout(true)
             .stderr(true)
             .timestamps(true)
@@ -93,10 +104,11 @@ impl Reading {
         let mut lines = Lines::default();
         let mut skip = self.last.clone();
         let mut ring = std::collections::VecDeque::new();
-        let keep = self.query.tail.filter(|_| cut && !self.query.follow && self.last.is_none());
+        let mut is_over = false;
         'all: while let Some(Ok(part)) = output.next().await {
             for (stamp, line) in lines.add(&part) {
                 if self.query.until.is_some_and(|until| line.at > until) {
+                    is_over = true;
                     break 'all;
                 }
                 if already(&mut skip, &stamp)
@@ -122,7 +134,8 @@ impl Reading {
         for line in ring {
             sender.send(line).await.map_err(drop)?;
         }
-        Ok(())
+        self.cuts = false;
+        if is_over { Err(()) } else { Ok(()) }
     }
 }
 

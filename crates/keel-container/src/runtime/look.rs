@@ -10,11 +10,12 @@ use bollard::models::ContainerInspectResponse;
 use bollard::query_parameters::EventsOptionsBuilder;
 use futures_util::StreamExt as _;
 use keel_model::{Exit, InstanceId, Timestamp};
-use keel_runtime::{ForeignProcess, record, stamp};
+use keel_runtime::{record, stamp};
+use tokio::task::JoinHandle;
 
 use super::kept::{FILE, Kept};
 use super::{Entry, Inner, blocking, labels};
-use crate::Error;
+use crate::{EngineInfo, Error};
 
 /// Pause before the engine is looked for again; doubles up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(100);
@@ -97,7 +98,15 @@ pub(super) async fn all(inner: &Arc<Inner>) {
         entries.iter().filter(|(_, entry)| running(entry)).map(|(id, _)| id.clone()).collect()
     };
     for id in ids {
-        inner.look_at(&id).await;
+        look(inner, &id).await;
+    }
+}
+
+/// Looks at one container, and watches its process if that is another now.
+async fn look(inner: &Arc<Inner>, id: &InstanceId) {
+    inner.look_at(id).await;
+    if inner.entries().get(id).is_some_and(|entry| entry.watcher.is_none()) {
+        watch(inner, id);
     }
 }
 
@@ -107,12 +116,12 @@ impl Inner {
         let Ok(kept) = self.running(id) else { return true };
         let asked = async {
             let client = self.engine.client().await?;
-            self.inspect(&client, &kept.container).await
+            Ok((self.inspect(&client, &kept.container).await?, self.engine.info().await?))
         };
         let hangs = || Err(self.engine.failed(&bollard::errors::Error::RequestTimeoutError));
         match tokio::time::timeout(ANSWER, asked).await.unwrap_or_else(|_| hangs()) {
-            Ok(seen) => {
-                self.note(id, &kept, &seen);
+            Ok((seen, info)) => {
+                self.note(id, &kept, &seen, &info);
                 true
             }
             Err(Error::NotFound { .. }) => {
@@ -146,26 +155,43 @@ impl Inner {
         }
     }
 
-    fn note(&self, id: &InstanceId, kept: &Kept, seen: &ContainerInspectResponse) {
+    fn note(
+        &self,
+        id: &InstanceId,
+        kept: &Kept,
+        seen: &ContainerInspectResponse,
+        info: &EngineInfo,
+    ) {
         let state = seen.state.clone().unwrap_or_default();
+        // One that was only made says zero here, and that it ended well.
+        let begun = time(state.started_at.as_ref()).is_some()
+            && state.started_at.as_ref() != Some(&kept.before);
         match exit(seen) {
             // The attempt was never begun: whoever was to start it died first.
-            Some(exit) if state.started_at.as_ref() == Some(&kept.before) => {
+            Some(exit) if !begun => {
                 self.finish(id, kept, Exit { code: None, signal: None, oom: false, ..exit });
             }
             Some(exit) => self.finish(id, kept, exit),
-            // It was started again by somebody else, and is another process now.
-            None if pid(seen) != kept.pid => {
-                let mut entries = self.entries();
-                if let Some(entry) = entries.get_mut(id).filter(|entry| !entry.starting) {
-                    entry.kept.pid = pid(seen);
-                    entry.kept.process =
-                        kept.process.is_some().then(|| ForeignProcess::find(pid(seen))).flatten();
-                    let _ = record::write(&self.dir(id), FILE, &entry.kept);
-                }
-            }
+            // Whoever started it died before that was noted, or somebody else has started it again.
+            None if pid(seen) != kept.pid => self.note_process(id, seen, info),
             None => {}
         }
+    }
+
+    /// Notes which process it is, and where it answers.
+    fn note_process(&self, id: &InstanceId, seen: &ContainerInspectResponse, info: &EngineInfo) {
+        {
+            let mut entries = self.entries();
+            let Some(entry) = entries.get_mut(id).filter(|entry| !entry.starting) else { return };
+            let kept = &mut entry.kept;
+            kept.find(seen, info);
+            if let Err(error) = record::write(&self.dir(id), FILE, kept) {
+                // The engine knows it, and is asked again.
+                tracing::warn!(instance = %id, %error, "another process could not be noted");
+            }
+            entry.watcher.take().iter().for_each(JoinHandle::abort);
+        }
+        self.bump();
     }
 
     /// Notes an end, unless the attempt that it is about is not the newest any more.
@@ -273,7 +299,7 @@ async fn listen(inner: &Arc<Inner>, pause: &mut Duration, away: &mut bool) -> Re
             ["die", "died", "stop", "kill", "oom", "start", "destroy", "remove"].contains(&action)
         });
         if let Some(id) = id.filter(|_| news) {
-            inner.look_at(&id).await;
+            look(inner, &id).await;
         }
     }
 }

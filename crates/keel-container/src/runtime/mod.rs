@@ -246,13 +246,34 @@ impl Inner {
         }
     }
 
+    /// Takes a container away by its name, if this server made it.
+    async fn remove_own(&self, name: &str) -> Result<(), Error> {
+        let client = self.engine.client().await?;
+        match self.inspect(&client, name).await {
+            Ok(there) => {
+                let labels = there.config.and_then(|config| config.labels).unwrap_or_default();
+                if labels.get(labels::SERVER) == Some(&self.tag) {
+                    self.remove_container(&there.id.unwrap_or_default()).await?;
+                }
+                Ok(())
+            }
+            Err(Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn remove(&self, id: &InstanceId) -> Result<(), RuntimeError> {
         let dir = self.dir(id);
         // Also one whose record could not be read, or that was never started to the end.
         let kept = self.entries().get(id).map(|entry| entry.kept.clone());
         let on_file = || record::read::<Kept>(&dir, kept::FILE);
         let Some(kept) = kept.or_else(on_file) else {
-            return self.forget(id);
+            if dir.exists() {
+                let removed = self.remove_own(id.as_str()).await;
+                removed.map_err(|error| refused(id, "its container can't be removed", &error))?;
+                self.forget(id)?;
+            }
+            return Ok(());
         };
         let removed = self.remove_container(&kept.container).await;
         removed.map_err(|error| refused(id, "its container can't be removed", &error))?;
@@ -273,7 +294,6 @@ impl Inner {
         if let Some(watcher) = entry.and_then(|entry| entry.watcher) {
             watcher.abort();
         }
-        self.gates.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         self.bump();
         Ok(())
     }
@@ -336,7 +356,9 @@ impl Runtime for ContainerRuntime {
     async fn remove(&self, id: &InstanceId) -> Result<(), RuntimeError> {
         let gate = self.inner.gate(id);
         let _turn = gate.lock().await;
-        self.inner.remove(id).await
+        self.inner.remove(id).await?;
+        self.inner.gates.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        Ok(())
     }
 
     async fn exec(

@@ -142,6 +142,10 @@ impl Attempt<'_> {
         let recipe = body::recipe(launch, &setting);
         let options =
             CreateContainerOptions { name: Some(launch.id.to_string()), platform: recipe.platform };
+        // By this a server that comes after a crash knows that there may be a container, even without a record.
+        let dir = self.inner.dir(&launch.id);
+        std::fs::create_dir_all(&dir)
+            .map_err(|error| self.failed(format!("can't make {}: {error}", dir.display())))?;
         let created = self.client.create_container(Some(options), recipe.body).await;
         let created = created.map_err(|error| self.start_error(&self.refused(&error)))?;
         for warning in created.warnings {
@@ -186,8 +190,10 @@ impl Attempt<'_> {
             not_enforced: Vec::new(),
         };
         let before = self.inner.entries().get(id).map(|entry| entry.kept.clone());
-        self.inner.put(&kept, true).map_err(|message| self.failed(message))?;
-        let begun = self.begin(&mut kept).await;
+        let begun = match self.inner.put(&kept, true) {
+            Ok(()) => self.begin(&mut kept).await,
+            Err(message) => Err(self.failed(message)),
+        };
         if let Err(error) = begun {
             if ready.is_new {
                 self.discard(&ready.id).await;
@@ -198,7 +204,10 @@ impl Attempt<'_> {
             }
             return Err(error);
         }
-        self.inner.put(&kept, false).map_err(|message| self.failed(message))?;
+        if let Err(message) = self.inner.put(&kept, false) {
+            // It runs; the record from before the start leads to it, and the engine knows the rest.
+            tracing::warn!(instance = %id, message, "a start could not be noted");
+        }
         look::watch(self.inner, id);
         if kept.process.is_none() {
             // It may have ended while what the engine told was not heard.
@@ -213,10 +222,7 @@ impl Attempt<'_> {
         begun.map_err(|error| self.start_error(&self.refused(&error)))?;
         let seen = self.inner.inspect(&self.client, &kept.container).await;
         let seen = seen.map_err(|error| self.failed(error))?;
-        kept.pid = look::pid(&seen);
-        kept.process = self.info.local.then(|| ForeignProcess::find(kept.pid)).flatten();
-        let (address, ports) = addresses(&self.launch, &seen, self.info);
-        (kept.address, kept.ports) = (address, ports);
+        kept.find(&seen, self.info);
         if let Some(exit) = look::exit(&seen) {
             kept.exit = Some(exit);
         }
@@ -265,16 +271,25 @@ impl Inner {
         let id = &kept.launch.id;
         let dir = self.dir(id);
         let written = std::fs::create_dir_all(&dir).and_then(|()| record::write(&dir, FILE, kept));
-        written.map_err(|error| {
-            format!("can't write into {}: {error}; is the disk full?", dir.display())
-        })?;
         let entry = Entry { kept: kept.clone(), starting, watcher: None };
         let mut entries = self.entries();
         let old = entries.insert(id.clone(), entry);
         if let Some(watcher) = old.and_then(|old| old.watcher) {
             watcher.abort();
         }
-        Ok(())
+        drop(entries);
+        written.map_err(|error| {
+            format!("can't write into {}: {error}; is the disk full?", dir.display())
+        })
+    }
+}
+
+impl Kept {
+    /// Takes from what the engine knows which process it is, and where it answers.
+    pub(super) fn find(&mut self, seen: &ContainerInspectResponse, info: &EngineInfo) {
+        self.pid = look::pid(seen);
+        self.process = info.local.then(|| ForeignProcess::find(self.pid)).flatten();
+        (self.address, self.ports) = addresses(&self.launch, seen, info);
     }
 }
 

@@ -30,6 +30,11 @@ impl Containers {
         self.runtime.lock().unwrap().clone()
     }
 
+    /// Where the runtime keeps its state.
+    pub fn state(&self) -> &std::path::Path {
+        self.state.path()
+    }
+
     /// The first attempt of `t-<service>-1`.
     pub fn launch(&self, service: &str, script: &str) -> Launch {
         let command = ["/bin/sh", "-c", script].map(String::from).to_vec();

@@ -176,3 +176,103 @@ async fn unnamed_volumes_belong_to_the_service() {
     }
     assert_eq!(runtime.volumes().await.unwrap(), []);
 }
+
+/// The record of an instance, changed as if the server had died at some point of a start.
+fn rewrite(containers: &Containers, launch: &Launch, change: impl FnOnce(&mut serde_json::Value)) {
+    let path =
+        containers.state().join("containers").join(launch.id.as_str()).join("container.json");
+    let mut record = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut record);
+    std::fs::write(&path, serde_json::to_vec(&record).unwrap()).unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_dies_within_a_start_leaves_nothing_that_is_misread() {
+    let Some(containers) = docker().await else { return };
+    // After the start, before it was noted where it answers.
+    let (runtime, launch) = running(&containers, "unnoted").await;
+    let seen = runtime.seen(&launch.id).unwrap();
+    drop(runtime);
+    rewrite(&containers, &launch, |record| {
+        record["pid"] = 0.into();
+        record["ports"] = serde_json::json!([]);
+        (record["process"], record["address"]) = Default::default();
+    });
+    containers.reopen();
+    let runtime = containers.get();
+    let again = runtime.list().await.unwrap();
+    assert_eq!(again, [seen]);
+    let pid = again[0].pid.unwrap();
+    signal(pid, rustix::process::Signal::KILL);
+    assert_eq!(ended(&*runtime, &launch.id).await.signal, Some(9), "it is watched");
+    // Before the start: made, and never begun. That is no success.
+    let client = containers.engine.engine().client().await.unwrap();
+    let made = client.inspect_container(launch.id.as_str(), None).await.unwrap();
+    runtime.remove(&launch.id).await.unwrap();
+    let config = made.config.unwrap();
+    let body = bollard::models::ContainerCreateBody {
+        image: config.image,
+        labels: config.labels,
+        host_config: Some(bollard::models::HostConfig {
+            network_mode: Some("none".into()),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let name = bollard::query_parameters::CreateContainerOptions {
+        name: Some(launch.id.to_string()),
+        ..Default::default()
+    };
+    let (runtime, other) = running(&containers, "never-begun").await;
+    let id = client.create_container(Some(name.clone()), body.clone()).await.unwrap().id;
+    let before = runtime.seen(&other.id).unwrap().pid;
+    drop(runtime);
+    rewrite(&containers, &other, |record| record["container"] = id.clone().into());
+    containers.reopen();
+    let runtime = containers.get();
+    let exit = runtime.list().await.unwrap().remove(0).exit.unwrap();
+    assert_eq!((exit.code, exit.signal, exit.success()), (None, None, false));
+    signal(before.unwrap(), rustix::process::Signal::KILL);
+    runtime.remove(&other.id).await.unwrap();
+    // Without a record at all: whoever removes the instance takes the container along.
+    client.create_container(Some(name), body).await.unwrap();
+    let dir = containers.state().join("containers").join(launch.id.as_str());
+    std::fs::create_dir_all(&dir).unwrap();
+    runtime.remove(&launch.id).await.unwrap();
+    assert!(client.inspect_container(launch.id.as_str(), None).await.is_err());
+    assert!(!dir.exists());
+}
+
+#[tokio::test]
+async fn the_volume_of_another_is_not_deleted() {
+    let Some(containers) = docker().await else { return };
+    let client = containers.engine.engine().client().await.unwrap();
+    let request =
+        bollard::models::VolumeCreateRequest { name: Some("t_data".into()), ..Default::default() };
+    client.create_volume(request).await.unwrap();
+    containers.get().remove_volume("t_data").await.unwrap();
+    client.inspect_volume("t_data").await.expect("it is still there");
+}
+
+#[tokio::test]
+async fn the_last_lines_since_a_time_are_followed() {
+    let Some(containers) = docker().await else { return };
+    let runtime = containers.get();
+    let launch = containers.launch("tail", "for n in 1 2 3 4 5; do echo $n; done; exec sleep 1000");
+    runtime.start(launch.clone()).await.unwrap();
+    logged(&*runtime, &launch.id, 5).await;
+    let query = keel_runtime::LogQuery {
+        since: Some(runtime.seen(&launch.id).unwrap().started_at),
+        tail: Some(2),
+        follow: true,
+        ..Default::default()
+    };
+    let mut lines = runtime.logs(&launch.id, query).await.unwrap();
+    let texts = keel_runtime::conformance::texts(&mut lines, 2).await;
+    assert_eq!(texts, ["4", "5"]);
+    let again = Launch { attempt: 2, ..launch.clone() };
+    runtime.stop(&launch.id, 9, PATIENCE).await.unwrap();
+    runtime.start(again).await.unwrap();
+    assert_eq!(keel_runtime::conformance::texts(&mut lines, 2).await, ["1", "2"], "what comes");
+    runtime.remove(&launch.id).await.unwrap();
+}
