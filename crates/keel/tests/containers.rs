@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use keel_container::testing::{self, IMAGE, Networks, Which};
@@ -23,37 +25,65 @@ fn web(body: &str) -> String {
     )
 }
 
-/// Requests without pause until dropped; each must be answered.
+/// What became of requests.
+#[derive(Debug, Default)]
+struct Counts {
+    answered: AtomicUsize,
+    /// Refused, or not answered, or answered with an error.
+    failed: AtomicUsize,
+    /// The answer had begun and broke off.
+    broken: AtomicUsize,
+}
+
+/// Asks once, on a connection of its own.
+fn ask(port: u16, counts: &Counts) {
+    let mut answer = Vec::new();
+    let asked = std::net::TcpStream::connect(("127.0.0.1", port)).and_then(|mut stream| {
+        stream.set_read_timeout(Some(support::DEADLINE))?;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        stream.read_to_end(&mut answer)
+    });
+    let text = String::from_utf8_lossy(&answer);
+    let counter = match &asked {
+        Ok(_) if text.starts_with("HTTP/1.1 200") && text.contains("-web-") => &counts.answered,
+        _ if text.starts_with("HTTP/1.1 200") => &counts.broken,
+        _ => &counts.failed,
+    };
+    if !std::ptr::eq(counter, &raw const counts.answered) {
+        println!("{asked:?}: {text:?}");
+    }
+    counter.fetch_add(1, SeqCst);
+}
+
+/// Clients of [`Traffic`].
+const CLIENTS: usize = 4;
+
+/// Requests without pause until it ends.
 struct Traffic {
-    ends: std::sync::Arc<(AtomicBool, AtomicUsize, AtomicUsize)>,
+    shared: Arc<(AtomicBool, Counts)>,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
 
 impl Traffic {
     fn to(port: u16) -> Self {
-        let ends = std::sync::Arc::<(AtomicBool, AtomicUsize, AtomicUsize)>::default();
-        let threads = (0..4).map(|_| {
-            let ends = ends.clone();
+        let shared = Arc::<(AtomicBool, Counts)>::default();
+        let client = |_| {
+            let shared = shared.clone();
             std::thread::spawn(move || {
-                while !ends.0.load(SeqCst) {
-                    match get(port) {
-                        Some(body) if body.contains("-web-") => ends.1.fetch_add(1, SeqCst),
-                        other => {
-                            println!("failed: {other:?}");
-                            ends.2.fetch_add(1, SeqCst)
-                        }
-                    };
+                while !shared.0.load(SeqCst) {
+                    ask(port, &shared.1);
                 }
             })
-        });
-        Self { threads: threads.collect(), ends }
+        };
+        Self { threads: (0..CLIENTS).map(client).collect(), shared }
     }
 
-    /// How many were answered, and how many not.
-    fn end(self) -> (usize, usize) {
-        self.ends.0.store(true, SeqCst);
+    /// How many were answered, how many not, and how many answers broke off.
+    fn end(self) -> (usize, usize, usize) {
+        self.shared.0.store(true, SeqCst);
         self.threads.into_iter().for_each(|thread| thread.join().unwrap());
-        (self.ends.1.load(SeqCst), self.ends.2.load(SeqCst))
+        let Counts { answered, failed, broken } = &self.shared.1;
+        (answered.load(SeqCst), failed.load(SeqCst), broken.load(SeqCst))
     }
 }
 
@@ -78,15 +108,19 @@ fn no_request_is_lost(which: Which) {
         let now = keel.pids();
         (now.len() == 2 && !now.values().any(|pid| *pid == killed)).then_some(())
     });
+    // An answer that a program had begun when it was killed is nobody's to finish.
+    let (answered, failed, broken) = traffic.end();
+    assert!(answered > 100 && failed == 0 && broken <= CLIENTS, "{answered}, {failed}, {broken}");
+    let traffic = Traffic::to(port);
     keel.run(&["scale", "web=4"]).ok();
     keel.sandbox.write("compose.yaml", &compose("two"));
     keel.run(&["up", "-d", "--wait"]).ok();
     rustix_kill(keel.server_pid());
     keel.run(&["up", "-d", "--wait"]).ok();
     keel.run(&["scale", "web=1"]).ok();
-    let (answered, failed) = traffic.end();
+    let (answered, failed, broken) = traffic.end();
     assert!(answered > 100, "{answered}");
-    assert_eq!(failed, 0, "of {answered}");
+    assert_eq!((failed, broken), (0, 0), "of {answered}");
     assert!(get(port).unwrap().starts_with("two app-web-"));
     keel.run(&["down", "-v"]).ok();
     let left = keel.run(&["ps", "-aq"]);
