@@ -5,8 +5,10 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -124,6 +126,21 @@ impl Example {
         listed[0]["pid"].as_u64().unwrap()
     }
 
+    /// Installs the program anew, and waits until server and proxy run the new one.
+    fn upgrade(&mut self) {
+        let new = fs::metadata(self.keel.sandbox.install()).unwrap().ino();
+        self.run(&["server", "stop"]).ok();
+        wait_for("the new server and its proxy", || {
+            self.run(&["server", "--detach"]);
+            let status = self.keel.json(&["server", "status"]);
+            let is_new = |pid: &serde_json::Value| {
+                let program = fs::metadata(format!("/proc/{}/exe", pid.as_u64()?)).ok()?;
+                Some(program.ino() == new)
+            };
+            (is_new(&status["pid"])? && is_new(&status["proxy"]["pid"])?).then_some(())
+        });
+    }
+
     fn sql(&self, statement: &str) -> String {
         let psql = ["psql", "-h", "/run/postgresql", "-U", "guestbook", "-tAc", statement];
         self.run(&[&["exec", "-T", "db"], &psql[..]].concat()).ok()
@@ -195,6 +212,7 @@ const PGBENCH: &str = "services:
 fn nothing_committed_is_lost_and_no_request_fails() {
     let Some(engine) = engine() else { return };
     let mut example = Example::new("guestbook-containers", &engine);
+    example.keel.sandbox.install();
     let port = free_port();
     example.set("GUESTBOOK_PORT", port);
     example.up();
@@ -209,6 +227,9 @@ fn nothing_committed_is_lost_and_no_request_fails() {
         if release % 2 == 0 {
             // In the middle of the release; the next command starts it again.
             kill(example.keel.server_pid().into());
+        }
+        if release == 5 {
+            example.upgrade();
         }
         wait_for("the release", || {
             example.run(&["server", "--detach"]);

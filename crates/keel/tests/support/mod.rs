@@ -15,6 +15,7 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 /// A directory with Compose files and a state directory.
 pub struct Sandbox {
     directory: tempfile::TempDir,
+    program: PathBuf,
 }
 
 /// What a command did.
@@ -28,7 +29,17 @@ impl Sandbox {
     pub fn new() -> Self {
         let directory = tempfile::Builder::new().prefix("keel-").tempdir().unwrap();
         fs::create_dir(directory.path().join("app")).unwrap();
-        Self { directory }
+        Self { directory, program: env!("CARGO_BIN_EXE_keel").into() }
+    }
+
+    /// Installs the program anew, as a package manager does: commands run the new file, what runs has the old one.
+    pub fn install(&mut self) -> PathBuf {
+        let (program, new) =
+            (self.directory.path().join("keel"), self.directory.path().join("new"));
+        fs::copy(env!("CARGO_BIN_EXE_keel"), &new).unwrap();
+        fs::rename(&new, &program).unwrap();
+        self.program.clone_from(&program);
+        program
     }
 
     /// Where commands run.
@@ -49,7 +60,7 @@ impl Sandbox {
 
     /// The command line, in a known environment.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_keel"));
+        let mut command = Command::new(&self.program);
         command
             .args(arguments)
             .current_dir(self.app())
