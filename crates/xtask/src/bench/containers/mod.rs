@@ -14,6 +14,7 @@ use super::cleanup::Cleanup;
 use super::figure::{Figure, Outcome};
 use super::options::Options;
 use super::platform::{Platform, build, root};
+use super::protocols;
 use docker::Docker;
 
 /// Virtual addresses that containers reach, apart from a real server's.
@@ -43,6 +44,12 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
         if options.wants(name) {
             outcome.figures.extend(figures(&docker)?);
         }
+    }
+    if options.wants("protocols") {
+        let start = |name: &str, file: &Path| platform(name, file, &docker);
+        let table = protocols::with_containers(docker::IMAGE, start)?;
+        outcome.figures.extend(table.figures);
+        outcome.appendix.push_str(&table.appendix);
     }
     Ok(outcome)
 }

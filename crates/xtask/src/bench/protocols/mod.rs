@@ -10,6 +10,7 @@ mod client;
 mod operation;
 mod stack;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use client::{Answers, PROTOCOLS};
@@ -19,6 +20,7 @@ use stack::{Stack, Way};
 use super::Error;
 use super::figure::{Figure, Outcome};
 use super::options::Options;
+use super::platform::Platform;
 
 /// The clients are under way this long before anything happens.
 const LEAD: Duration = Duration::from_secs(1);
@@ -32,7 +34,19 @@ enum Cell {
 
 /// Runs the bench.
 pub fn run(options: &Options) -> Result<Outcome, Error> {
-    let mut stack = Stack::start()?;
+    table(&mut Stack::start()?, |operation| options.wants(operation))
+}
+
+/// The same with containers of `image`.
+pub fn with_containers(
+    image: &str,
+    platform: impl FnOnce(&str, &Path) -> Result<Platform, Error>,
+) -> Result<Outcome, Error> {
+    table(&mut Stack::start_in(image, platform)?, |_| true)
+}
+
+/// Does the operations that are wanted.
+fn table(stack: &mut Stack, wants: impl Fn(&str) -> bool) -> Result<Outcome, Error> {
     let served: Vec<bool> = PROTOCOLS
         .iter()
         .map(|protocol| {
@@ -50,9 +64,9 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
         })
         .collect();
     let mut columns = Vec::new();
-    for operation in OPERATIONS.iter().filter(|operation| options.wants(operation.name)) {
+    for operation in OPERATIONS.iter().filter(|operation| wants(operation.name)) {
         eprintln!("{}, {} s", operation.name, operation.seconds);
-        columns.push((operation, under_load(operation, &mut stack, &served)?));
+        columns.push((operation, under_load(operation, stack, &served)?));
     }
     Ok(Outcome { figures: figures(&columns), appendix: matrix(&columns) })
 }

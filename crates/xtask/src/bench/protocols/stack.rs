@@ -1,6 +1,6 @@
 //! What is asked: three services of two instances each, at published ports and by routes, with TLS and without.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::certificate::Certificates;
 use super::client::{self, Answers, Protocol, Target};
@@ -34,15 +34,32 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Starts it and waits until it is ready.
+    /// Starts it with processes, and waits until it is ready.
     pub fn start() -> Result<Self, Error> {
-        let directory = root().join("target/bench/protocols");
+        Self::start_with("protocols", PROCESSES, Platform::start)
+    }
+
+    /// Starts it with containers of `image`, into which the programs of this machine are mounted.
+    pub fn start_in(
+        image: &str,
+        platform: impl FnOnce(&str, &Path) -> Result<Platform, Error>,
+    ) -> Result<Self, Error> {
+        let containers = CONTAINERS.replace("IMAGE", image);
+        Self::start_with("protocols-containers", &containers, platform)
+    }
+
+    fn start_with(
+        name: &str,
+        each: &str,
+        platform: impl FnOnce(&str, &Path) -> Result<Platform, Error>,
+    ) -> Result<Self, Error> {
+        let directory = root().join("target/bench").join(name);
         std::fs::create_dir_all(&directory)?;
         client::write_scripts(&directory)?;
         let certificates = Certificates::new(&directory)?;
         let file = directory.join("compose.yaml");
-        std::fs::write(&file, STACK)?;
-        let mut platform = Platform::start("protocols-state", &file)?;
+        std::fs::write(&file, STACK.replace("  EACH\n", each))?;
+        let mut platform = platform(&format!("{name}-state"), &file)?;
         platform.set("XTASK", &binary("xtask").to_string_lossy());
         platform.set("SCRIPTS", &directory.to_string_lossy());
         let mut ports = [0; 5];
@@ -88,18 +105,27 @@ impl Stack {
     }
 }
 
+/// What each service has as processes.
+const PROCESSES: &str = r#"  environment: { REVISION: "${REVISION:-one}" }
+"#;
+/// And as containers: a file system with nothing of its own, and a fixed port.
+const CONTAINERS: &str = r#"  image: IMAGE
+  environment: { REVISION: "${REVISION:-one}", PORT: "80" }
+  volumes: ["/usr:/usr:ro", "/lib:/lib:ro", "/lib64:/lib64:ro", "${SCRIPTS}:${SCRIPTS}:ro", "${XTASK}:${XTASK}:ro"]
+"#;
+
 const STACK: &str = r#"name: protocols
 x-keel:
   entrypoints: { web: "127.0.0.1:${ROUTES_PORT}", websecure: "127.0.0.1:${SECURE_PORT}" }
 x-tls: &tls { cert: "${SCRIPTS}/certificate.pem", key: "${SCRIPTS}/key.pem" }
 x-service: &service
   restart: always
-  environment: { REVISION: "${REVISION:-one}" }
+  EACH
   deploy: { replicas: 2, update_config: { order: start-first, parallelism: 1, monitor: 2s } }
 services:
   web:
     <<: *service
-    command: ["${XTASK}", "bench-kit", "serve", "http=${PORT}"]
+    command: ["/bin/sh", "-c", "exec ${XTASK} bench-kit serve http=$$PORT"]
     ports: ["127.0.0.1:${WEB_PORT}:80"]
     x-keel:
       routes:
