@@ -8,7 +8,7 @@ mod usage;
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
@@ -42,8 +42,12 @@ use crate::{clock, logs};
 const MAX_BODY: usize = 64 << 20;
 /// Lines of a stream that wait for their reader.
 const STREAM_QUEUE: usize = 64;
-/// Shortest time between two lines of a stack's watch.
-const WATCH_PAUSE: Duration = Duration::from_millis(40);
+/// What happens within this time is told in one line of a stack's watch.
+const WATCH_PAUSE: Duration = Duration::from_millis(3);
+/// The longest such time, for stacks that take long to look at.
+const WATCH_PAUSE_MAX: Duration = Duration::from_millis(40);
+/// How much longer than its view took a watch rests.
+const WATCH_REST: u32 = 20;
 
 /// What handlers use.
 pub struct Api {
@@ -255,6 +259,7 @@ async fn watch(State(api): Shared, Path(name): Path<String>) -> Result<Response,
     let (sender, receiver) = mpsc::channel(STREAM_QUEUE);
     tokio::spawn(async move {
         let mut changes = api.viewer.subscribe();
+        let mut pause = WATCH_PAUSE;
         loop {
             if sender.send(line(&view)).await.is_err() {
                 return;
@@ -264,8 +269,11 @@ async fn watch(State(api): Shared, Path(name): Path<String>) -> Result<Response,
                     () = changes.changed() => {}
                     () = sender.closed() => return,
                 }
-                tokio::time::sleep(WATCH_PAUSE).await;
-                match api.viewer.stack(&name) {
+                tokio::time::sleep(pause).await;
+                let begun = Instant::now();
+                let next = api.viewer.stack(&name);
+                pause = (begun.elapsed() * WATCH_REST).clamp(WATCH_PAUSE, WATCH_PAUSE_MAX);
+                match next {
                     Ok(next) if next == view => {}
                     Ok(next) => {
                         view = next;

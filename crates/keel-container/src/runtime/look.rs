@@ -104,6 +104,10 @@ pub(super) async fn all(inner: &Arc<Inner>) {
 
 /// Looks at one container, and watches its process if that is another now.
 async fn look(inner: &Arc<Inner>, id: &InstanceId) {
+    // Whoever starts it looks too.
+    if inner.entries().get(id).is_some_and(|entry| entry.starting) {
+        return;
+    }
     inner.look_at(id).await;
     if inner.entries().get(id).is_some_and(|entry| entry.watcher.is_none()) {
         watch(inner, id);

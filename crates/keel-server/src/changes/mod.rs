@@ -245,7 +245,8 @@ impl Changes {
             .flat_map(|stack| stack.addresses.values())
             .flat_map(|address| address.chosen.values().copied())
             .collect();
-        let in_use = sockets::addresses_in_use();
+        // Only looked for when an address is needed: on a busy machine the kernel's table is long.
+        let mut in_use = None;
         let mut writes = Vec::new();
         for (service_name, service) in &wanted.stack.services {
             let revision = service.spec.revision();
@@ -254,9 +255,12 @@ impl Changes {
             let mut address = match known.clone() {
                 Some(known) => known,
                 None => ServiceAddress {
-                    address: self.network.allocate(&taken, &in_use).ok_or_else(|| {
-                        Refusal::new("invalid", format!("{} is full", self.network.text()))
-                    })?,
+                    address: self
+                        .network
+                        .allocate(&taken, in_use.get_or_insert_with(sockets::addresses_in_use))
+                        .ok_or_else(|| {
+                            Refusal::new("invalid", format!("{} is full", self.network.text()))
+                        })?,
                     chosen: BTreeMap::new(),
                 },
             };
