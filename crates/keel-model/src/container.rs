@@ -220,6 +220,21 @@ impl Default for ContainerNetwork {
     }
 }
 
+/// Whether two services are containers that share no network.
+#[must_use]
+pub fn are_apart(one: &crate::Spec, other: &crate::Spec) -> bool {
+    let networks = |spec: &crate::Spec| -> Option<Vec<String>> {
+        match &spec.container.as_ref()?.network {
+            ContainerNetwork::Attached(to) if !to.is_empty() => {
+                Some(to.iter().map(|to| to.network.clone()).collect())
+            }
+            _ => None,
+        }
+    };
+    let (Some(one), Some(other)) = (networks(one), networks(other)) else { return false };
+    !one.iter().any(|network| other.contains(network))
+}
+
 /// A connection to a network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

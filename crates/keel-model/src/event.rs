@@ -32,6 +32,8 @@ pub enum EventKind {
     EndpointReadmitted,
     /// The proxy can't speak with it: the TLS handshake fails. It is not left out for that.
     EndpointFailed,
+    /// It calls a service with which it shares no network.
+    CallRefused,
     /// It could not be started.
     InstanceFailed,
     /// It is started again.

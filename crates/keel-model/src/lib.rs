@@ -24,7 +24,7 @@ mod traffic;
 
 pub use container::{
     Attachment, ContainerNetwork, ContainerResources, ContainerSpec, Device, DeviceRequest,
-    FromImage, HealthTimes, Network, Subnet, UdpPort,
+    FromImage, HealthTimes, Network, Subnet, UdpPort, are_apart,
 };
 pub use content::Content;
 pub use event::{Event, EventKind};

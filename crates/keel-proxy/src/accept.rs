@@ -108,6 +108,11 @@ fn spawn(
 
 /// What is rare is boxed, so that the many connections that only speak HTTP/1 do not pay for it in memory.
 async fn serve(client: Client) {
+    if let Some(caller) = client.target.refuses(client.peer.ip(), &client.worker.callers) {
+        let (shared, cluster) = (&client.worker.shared, client.target.cluster());
+        shared.notices.refused(shared.now_ms(), caller, cluster.id());
+        return;
+    }
     match begin(client).await {
         Some((client, first, Speaks::Http1)) => http1::serve(client, first).await,
         Some((client, first, Speaks::Http2)) => Box::pin(http2::serve(client, first)).await,

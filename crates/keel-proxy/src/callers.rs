@@ -81,6 +81,11 @@ impl Callers {
         Rc::clone(caller.name.as_ref().unwrap_or(&self.nobody))
     }
 
+    /// The name of an instance with an address of its own.
+    pub fn at(&self, address: IpAddr) -> Option<String> {
+        self.known.borrow().addresses.get(&address.to_canonical()).cloned()
+    }
+
     fn find(
         &self,
         cgroup: &OnceCell<Option<u64>>,

@@ -6,12 +6,14 @@ use std::sync::{Mutex, PoisonError};
 
 use keel_model::{ActiveCheck, InstanceId, Outlier};
 use keel_route::outlier::LeftOut;
-use keel_route::snapshot::{ClusterId, EndpointNotice, Notices as Told};
+use keel_route::snapshot::{ClusterId, EndpointNotice, Notices as Told, Refused};
 
 use crate::limits::MAX_NOTICES;
 
 /// That there is no TLS with endpoints of a cluster is said again after this time, in milliseconds.
 const NO_TLS_MS: u64 = 60_000;
+/// That a caller is refused is said again after this time, in milliseconds.
+const REFUSED_MS: u64 = 600_000;
 
 /// What was not asked for yet.
 #[derive(Debug, Default)]
@@ -26,6 +28,10 @@ struct Kept {
     later: Vec<(u64, EndpointNotice)>,
     /// Clusters of which was told that TLS fails, and when.
     no_tls: Vec<(ClusterId, u64)>,
+    /// Who was refused.
+    refused: Vec<Refused>,
+    /// Of whom that was told, and when.
+    told_refused: Vec<(Refused, u64)>,
 }
 
 impl Kept {
@@ -80,6 +86,18 @@ impl Notices {
         true
     }
 
+    /// A caller was refused: told once in [`REFUSED_MS`], however often it tries.
+    pub fn refused(&self, now_ms: u64, caller: String, cluster: &ClusterId) {
+        let refused = Refused { caller, cluster: cluster.clone() };
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.told_refused.retain(|(_, told_ms)| now_ms.saturating_sub(*told_ms) < REFUSED_MS);
+        let known = kept.told_refused.iter().any(|(known, _)| *known == refused);
+        if !known && kept.told_refused.len() < MAX_NOTICES {
+            kept.told_refused.push((refused.clone(), now_ms));
+            kept.refused.push(refused);
+        }
+    }
+
     /// Takes what there is. An endpoint whose time is over is told of if it `is_there`; that is looked at only here, so
     /// that it costs no request anything.
     pub fn take(&self, now_ms: u64, is_there: impl Fn(&ClusterId, &InstanceId) -> bool) -> Told {
@@ -91,12 +109,13 @@ impl Notices {
             }
         }
         let (mut notices, lost) = (mem::take(&mut kept.notices), mem::take(&mut kept.lost));
+        let refused = mem::take(&mut kept.refused);
         drop(kept);
         notices.sort_by_key(|(at_ms, _)| *at_ms);
         let aged =
             |(at_ms, notice)| EndpointNotice { ago_ms: now_ms.saturating_sub(at_ms), ..notice };
         let endpoints = notices.into_iter().map(aged).collect();
-        Told { endpoints, lost, ..Told::default() }
+        Told { endpoints, lost, refused, ..Told::default() }
     }
 }
 
@@ -229,6 +248,25 @@ mod tests {
         let told = notices.take(NO_TLS_MS, |_, _| true).endpoints;
         assert_eq!(told.len(), 3);
         assert!(told.iter().all(|notice| notice.no_tls && notice.reason == "an unknown authority"));
+    }
+
+    #[test]
+    fn who_is_refused_is_told_once_in_a_while() {
+        let notices = Notices::default();
+        let refused = |now_ms, caller: &str| {
+            notices.refused(now_ms, caller.to_owned(), &"shop/db:5432".to_owned());
+        };
+        for _ in 0..1_000 {
+            refused(0, "shop/web");
+            refused(1, "shop/mail");
+        }
+        let told = notices.take(2, |_, _| true).refused;
+        let callers: Vec<_> = told.iter().map(|refused| refused.caller.as_str()).collect();
+        assert_eq!(callers, ["shop/web", "shop/mail"]);
+        refused(REFUSED_MS - 1, "shop/web");
+        assert!(notices.take(REFUSED_MS, |_, _| true).is_empty());
+        refused(REFUSED_MS, "shop/web");
+        assert_eq!(notices.take(REFUSED_MS, |_, _| true).refused.len(), 1);
     }
 
     #[test]

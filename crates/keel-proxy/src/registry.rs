@@ -544,6 +544,7 @@ fn leads(listener: &Listener, shared: &Shared) -> Result<Leads, String> {
         table: listener.table.clone(),
         tls: tls.map_err(|error| error.to_string())?,
         accept_proxy_from: listener.accept_proxy_from.as_slice().into(),
+        refuses: Arc::new(listener.refuses.clone()),
     })
 }
 

@@ -4,7 +4,7 @@
 //! step between two polls of any connection, and are then confirmed to the control thread.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -113,6 +113,8 @@ pub struct Leads {
     pub table: Option<TableId>,
     pub tls: Option<ListenerConfig>,
     pub accept_proxy_from: Arc<[IpNet]>,
+    /// Callers that are not served, as `stack/service`.
+    pub refuses: Arc<BTreeSet<String>>,
 }
 
 impl Leads {
@@ -169,6 +171,15 @@ impl Target {
     pub fn believes(&self, peer: IpAddr) -> bool {
         let networks = &self.leads.borrow().accept_proxy_from;
         !networks.is_empty() && networks.iter().any(|net| net.contains(&peer.to_canonical()))
+    }
+
+    /// The service that calls from `peer`, if it is not to be served here.
+    pub fn refuses(&self, peer: IpAddr, callers: &Callers) -> Option<String> {
+        let refused = &self.leads.borrow().refuses;
+        if refused.is_empty() {
+            return None;
+        }
+        callers.at(peer).filter(|caller| refused.contains(caller))
     }
 }
 

@@ -47,6 +47,10 @@ lacks! {
     Detection: "telling protocols apart by first bytes",
         haproxy: None,
         nginx: Some("passed on as an opaque connection, so that all its requests reach one endpoint; declare `http` for the port");
+    /// Networks of a Compose file.
+    Networks: "networks that keep services apart",
+        haproxy: Some("who calls is not known to it; services that share no network reach each other"),
+        nginx: Some("who calls is not known to it; services that share no network reach each other");
     /// HTTP/2 without TLS.
     CleartextHttp2: "HTTP/2 without TLS beside HTTP/1.1",
         haproxy: None,

@@ -17,6 +17,9 @@ pub(crate) fn of_listener(listener: &Listener) -> Vec<Lack> {
     if listener.table.is_none() && listener.protocol == Protocol::Auto {
         lacks.push(Lack::Detection);
     }
+    if !listener.refuses.is_empty() {
+        lacks.push(Lack::Networks);
+    }
     let all = |net: &ipnet::IpNet| net.prefix_len() == 0;
     if !listener.accept_proxy_from.is_empty() && !listener.accept_proxy_from.iter().any(all) {
         lacks.push(Lack::AcceptProxy);

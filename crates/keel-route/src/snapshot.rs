@@ -6,7 +6,7 @@
 //! the callers may follow, each with a higher generation. The proxy keeps the last state when the connection ends, and writes
 //! it to a file so that a restarted proxy serves at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -76,6 +76,7 @@ impl Default for Listener {
             table: None,
             tls: None,
             accept_proxy_from: Vec::new(),
+            refuses: BTreeSet::new(),
         }
     }
 }
@@ -101,6 +102,9 @@ pub struct Listener {
     /// believed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub accept_proxy_from: Vec<IpNet>,
+    /// Callers, as `stack/service`, that are not served here: they share no network with the service.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub refuses: BTreeSet<String>,
 }
 
 /// How TLS is spoken at a listener. Certificates are chosen by server name.
@@ -360,6 +364,17 @@ pub struct Notices {
     pub lost: u64,
     /// What happened to the engine in the proxy's place, for people.
     pub engine: Vec<String>,
+    /// Who was refused; each pair once in a while.
+    pub refused: Vec<Refused>,
+}
+
+/// A caller was refused, as it shares no network with the service that it called.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Who, as `stack/service`.
+    pub caller: String,
+    /// What was called.
+    pub cluster: ClusterId,
 }
 
 impl Notices {

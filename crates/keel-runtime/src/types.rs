@@ -84,10 +84,10 @@ pub struct Seen {
 }
 
 /// By what the calls of an instance are known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// They come from an address that nobody else has.
-    Address(IpAddr),
+    /// They come from addresses that nobody else has.
+    Addresses(Vec<IpAddr>),
     /// Its sockets belong to the (version 2) cgroup with this id.
     Cgroup(u64),
 }

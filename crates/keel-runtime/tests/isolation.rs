@@ -378,7 +378,7 @@ async fn an_isolated_instance_has_its_own_address_and_fixed_port() {
     let output = inside(&runtime, &first, &format!("python3 -c \"{dial}\"")).await;
     assert_eq!(output.code, 0, "{}", output.output);
     assert_eq!(accept.await.unwrap().ip(), address.ip(), "with its own address");
-    assert_eq!(runtime.origin(&first.id), Some(Origin::Address(address.ip())));
+    assert_eq!(runtime.origin(&first.id), Some(Origin::Addresses(vec![address.ip()])));
     // A restart, even one after the server's, keeps the address; removal takes all away.
     drop(runtime);
     process.reopen();

@@ -178,6 +178,47 @@ fn containers_and_processes_reach_each_other_by_their_names() {
 }
 
 #[test]
+fn networks_keep_services_apart() {
+    let Some(engine) = engine(Which::Docker) else { return };
+    let on = |networks: &str| format!("{}, networks: [{networks}]}}", web("hello"));
+    let compose = format!(
+        "services:\n  web: {}\n  api: {}\n  db: {}\nnetworks: {{front: , back: }}\n",
+        on("front"),
+        on("front, back"),
+        on("back"),
+    );
+    let keel = Running::with_engine(&compose, &engine.socket);
+    keel.run(&["up", "-d", "--wait"]).ok();
+    let call = |from: &str, to: &str| {
+        let url = format!("http://{to}:8000/");
+        let wget = ["busybox", "wget", "-q", "-O", "-", &url];
+        keel.run(&[&["exec", "-T", from], &wget[..]].concat())
+    };
+    for (from, to, reached) in [
+        ("web", "api", true),
+        ("api", "web", true),
+        ("api", "db", true),
+        ("db", "api", true),
+        ("web", "db", false),
+        ("db", "web", false),
+        ("db", "db", true),
+    ] {
+        let called = call(from, to);
+        assert_eq!(called.code == 0, reached, "{from} calls {to}: {}", called.all());
+    }
+    let said = wait_for("the event", || {
+        let events = keel.run(&["events", "--since", "1h"]).ok();
+        events.contains("its calls to db at port 8000 are refused").then_some(events)
+    });
+    assert!(said.contains("its calls to web at port 8000 are refused"), "{said}");
+    // The file is the whole truth, also for what runs.
+    keel.sandbox.write("compose.yaml", &compose.replace("[back]", "[back, front]"));
+    keel.run(&["up", "-d", "--wait"]).ok();
+    call("web", "db").ok();
+    call("db", "web").ok();
+}
+
+#[test]
 fn what_is_missing_is_said_and_changes_nothing() {
     let sandbox = Sandbox::new();
     let keel = Running::with_engine(

@@ -42,9 +42,7 @@ pub const TOP_KEYS: [KeyRow; 9] = [
     row(
         "networks",
         NO_SEPARATION,
-        Partly(
-            "made by the engine; services of other networks are reached all the same, at their virtual addresses",
-        ),
+        Partly("made by the engine; `internal` ones are without masquerading"),
     ),
     of_containers("volumes", Partly("directories of this host; other drivers have no effect")),
     both("secrets", Partly("from `file` and `environment`; external ones are refused")),
@@ -146,7 +144,7 @@ pub const SERVICE_KEYS: [KeyRow; 93] = [
         "networks",
         NO_SEPARATION,
         Partly(
-            "aliases lead to the load balancer, and services of other networks are reached through it too; on external networks containers of others find the aliases",
+            "aliases lead to the load balancer; on external networks containers of others find the aliases",
         ),
     ),
     of_containers(

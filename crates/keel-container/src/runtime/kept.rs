@@ -28,6 +28,9 @@ pub(super) struct Kept {
     pub pid: u32,
     pub ports: Vec<PortBinding>,
     pub address: Option<IpAddr>,
+    /// All addresses that it has: on each network one.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
     pub started_at: Timestamp,
     pub exit: Option<Exit>,
     /// Volumes that it has without the file naming them, by target.

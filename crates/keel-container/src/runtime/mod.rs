@@ -346,7 +346,8 @@ impl Runtime for ContainerRuntime {
     }
 
     fn origin(&self, id: &InstanceId) -> Option<Origin> {
-        self.inner.running(id).ok()?.address.map(Origin::Address)
+        let addresses = self.inner.running(id).ok()?.addresses;
+        (!addresses.is_empty()).then_some(Origin::Addresses(addresses))
     }
 
     fn changed(&self) -> watch::Receiver<u64> {

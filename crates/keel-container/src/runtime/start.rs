@@ -183,6 +183,7 @@ impl Attempt<'_> {
             pid: 0,
             ports: Vec::new(),
             address: None,
+            addresses: Vec::new(),
             // The engine's own time of it is later than the first lines of its output.
             started_at: stamp::now(),
             exit: None,
@@ -290,6 +291,10 @@ impl Kept {
         self.pid = look::pid(seen);
         self.process = info.local.then(|| ForeignProcess::find(self.pid)).flatten();
         (self.address, self.ports) = addresses(&self.launch, seen, info);
+        self.addresses = match reach(info) {
+            Reach::Own => all_addresses(seen),
+            Reach::Published(_) => Vec::new(),
+        };
     }
 }
 
@@ -325,6 +330,16 @@ pub(super) fn reach(info: &EngineInfo) -> Reach {
         true => Reach::Own,
         false => Reach::Published(info.host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))),
     }
+}
+
+/// Every address that a container calls from.
+fn all_addresses(seen: &ContainerInspectResponse) -> Vec<IpAddr> {
+    let networks = seen.network_settings.as_ref().and_then(|settings| settings.networks.as_ref());
+    let texts = networks
+        .into_iter()
+        .flat_map(|networks| networks.values())
+        .flat_map(|settings| [&settings.ip_address, &settings.global_ipv6_address]);
+    texts.flatten().filter_map(|text| text.parse().ok()).collect()
 }
 
 /// Where a running container answers.

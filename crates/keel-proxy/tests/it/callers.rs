@@ -1,13 +1,16 @@
 //! Who calls, found by the cgroup that a process of this host is in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use keel_model::{EndpointState, Protocol};
-use keel_route::snapshot::{Listener, Snapshot};
+use keel_route::snapshot::{Listener, Refused, Snapshot};
 
 use crate::backend::Backend;
 use crate::client::get;
@@ -89,6 +92,45 @@ fn processes_of_this_host_are_told_apart_by_their_cgroups() {
     call_from(&other, &inside.to_string());
     let wanted = [(String::new(), 3), ("shop/web".into(), 2), ("shop/other".into(), 1)];
     assert_eq!(calls(&mut proxy), wanted.into());
+}
+
+#[test]
+fn who_shares_no_network_with_a_service_is_refused() {
+    let backend = Backend::named("a");
+    let mut proxy = Proxy::start();
+    let (inside, outside) = (proxy.address(), proxy.address());
+    let published = Listener { published: true, ..listener(outside, Protocol::Auto) };
+    let refuses = BTreeSet::from(["shop/web".to_owned()]);
+    let apart = Listener { refuses, ..listener(inside, Protocol::Auto) };
+    let mut snapshot = Snapshot {
+        listeners: vec![apart, published],
+        clusters: BTreeMap::from([(
+            CART.to_owned(),
+            cluster(&[(backend.address, EndpointState::Ready)], true),
+        )]),
+        callers: BTreeMap::from([(Ipv4Addr::LOCALHOST.into(), "shop/web".to_owned())]),
+        ..Snapshot::default()
+    };
+    assert_eq!(proxy.server.apply(snapshot.clone()), []);
+    for _ in 0..3 {
+        let mut refused = TcpStream::connect(inside).unwrap();
+        refused.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        // It may be closed before this comes.
+        let _ = refused.write_all(b"GET / HTTP/1.1\r\nHost: cart\r\n\r\n");
+        let mut answer = Vec::new();
+        let _ = refused.read_to_end(&mut answer);
+        assert_eq!(answer, b"");
+    }
+    assert_eq!(get(outside, "/").status, 200, "it is open to all");
+    let told = proxy.all_stats().notices.refused;
+    assert_eq!(told, [Refused { caller: "shop/web".to_owned(), cluster: CART.to_owned() }]);
+    snapshot.callers.insert(Ipv4Addr::LOCALHOST.into(), "shop/api".to_owned());
+    assert_eq!(proxy.server.apply(snapshot.clone()), []);
+    assert_eq!(get(inside, "/").status, 200);
+    snapshot.callers.insert(Ipv4Addr::LOCALHOST.into(), "shop/web".to_owned());
+    snapshot.listeners[0].refuses.clear();
+    assert_eq!(proxy.server.apply(snapshot), []);
+    assert_eq!(get(inside, "/").status, 200);
 }
 
 fn calls(proxy: &mut Proxy) -> BTreeMap<String, u64> {

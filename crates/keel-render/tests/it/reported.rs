@@ -221,7 +221,13 @@ fn what_is_asked_of_listeners() {
     let proxied = vec!["10.0.0.0/8".parse().unwrap()];
     let listener = Listener { bind: at(81), cluster: id("one"), ..Listener::default() };
     snapshot.listeners.push(Listener { accept_proxy_from: proxied, ..listener.clone() });
-    snapshot.listeners.push(Listener { bind: at(82), protocol: Protocol::Http, ..listener });
+    let refuses = BTreeSet::from(["shop/web".to_owned()]);
+    snapshot.listeners.push(Listener {
+        bind: at(82),
+        protocol: Protocol::Http,
+        refuses,
+        ..listener
+    });
     let certificate = keel_route::snapshot::Certificate {
         names: Vec::new(),
         chain: "nonsense".to_owned(),
@@ -229,7 +235,13 @@ fn what_is_asked_of_listeners() {
     };
     snapshot.challenges.tls_alpn.push(certificate.clone());
     Arc::make_mut(&mut snapshot.certificates).push(certificate);
-    let both = [Lack::Listener, Lack::Certificate, Lack::CertificateName, Lack::AlpnChallenge];
+    let both = [
+        Lack::Networks,
+        Lack::Listener,
+        Lack::Certificate,
+        Lack::CertificateName,
+        Lack::AlpnChallenge,
+    ];
     assert_eq!(reported(Engine::Haproxy, &snapshot), BTreeSet::from(both));
     let mut nginx = BTreeSet::from(both);
     nginx.extend([Lack::Detection, Lack::AcceptProxy]);

@@ -362,7 +362,7 @@ impl Runtime for ProcessRuntime {
             let entries = self.inner.entries();
             let entry = entries.get(id).filter(|entry| entry.exit.is_none())?;
             if let Some(network) = &entry.kept.network {
-                return Some(Origin::Address(network.address.into()));
+                return Some(Origin::Addresses(vec![network.address.into()]));
             }
             entry.running.as_ref()?.group.clone()
         };

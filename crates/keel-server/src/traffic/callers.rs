@@ -1,4 +1,4 @@
-//! By what the proxy knows who calls: the cgroup of each instance that runs here and has no address of its own.
+//! By what the proxy knows who calls: the cgroup of each instance that runs here, or its addresses if it has its own.
 
 use keel_model::Generation;
 use keel_route::snapshot::{Snapshot, ToProxy};
@@ -12,11 +12,17 @@ pub fn add(snapshot: &mut Snapshot, world: &World, board: &BoardView, runtime: &
     let assignments = world.stacks.values().flat_map(|stack| stack.assignments.values());
     for assignment in assignments.map(|stored| &stored.value) {
         let running = board.statuses.get(&assignment.id).is_some_and(|s| s.pid.is_some());
-        // Those with an address are in the snapshot already.
-        if let Some(Origin::Cgroup(id)) = running.then(|| runtime.origin(&assignment.id)).flatten()
-        {
-            let name = format!("{}/{}", assignment.stack, assignment.service);
-            snapshot.caller_cgroups.insert(id, name);
+        let Some(origin) = running.then(|| runtime.origin(&assignment.id)).flatten() else {
+            continue;
+        };
+        let name = format!("{}/{}", assignment.stack, assignment.service);
+        match origin {
+            Origin::Cgroup(id) => drop(snapshot.caller_cgroups.insert(id, name)),
+            // The first of them is there already; a container has one on each network.
+            Origin::Addresses(addresses) => {
+                let named = addresses.into_iter().map(|address| (address, name.clone()));
+                snapshot.callers.extend(named);
+            }
         }
     }
 }

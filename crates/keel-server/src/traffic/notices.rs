@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use keel_model::{EndpointState, EventKind, InstanceId, ServiceName, StackName};
-use keel_route::snapshot::{ClusterId, EndpointNotice, Snapshot};
+use keel_route::snapshot::{ClusterId, EndpointNotice, Refused, Snapshot};
 
 /// Something that happened longer ago than this is said to be past, in milliseconds.
 const PAST_MS: u64 = 10_000;
@@ -38,6 +38,17 @@ pub fn event(
     };
     let message = format!("{what}{past}: {reason}");
     (kind, StackName::new(stack).ok(), ServiceName::new(service).ok(), message)
+}
+
+/// Whose calls are refused, and what is said of it.
+pub fn refused(refused: &Refused) -> (Option<StackName>, Option<ServiceName>, String) {
+    let (stack, caller) = refused.caller.split_once('/').unwrap_or_default();
+    let (_, called) = refused.cluster.split_once('/').unwrap_or_default();
+    let (service, port) = called.split_once(':').unwrap_or((called, ""));
+    let message = format!(
+        "its calls to {service} at port {port} are refused: the file gives the two no network in common"
+    );
+    (StackName::new(stack).ok(), ServiceName::new(caller).ok(), message)
 }
 
 /// Endpoints that the proxy leaves out, as far as this server was told.
@@ -117,6 +128,17 @@ mod tests {
         // Whatever a proxy says.
         let odd = EndpointNotice { cluster: "?".to_owned(), ..notice(false, None, 0) };
         assert_eq!((event(&odd).1, event(&odd).2), (None, None));
+    }
+
+    #[test]
+    fn who_is_refused_is_told_what_to_look_at() {
+        let told =
+            refused(&Refused { caller: "shop/web".to_owned(), cluster: "shop/db:5432".to_owned() });
+        assert_eq!((told.0.unwrap().as_str(), told.1.unwrap().as_str()), ("shop", "web"));
+        assert_eq!(
+            told.2,
+            "its calls to db at port 5432 are refused: the file gives the two no network in common"
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use keel_model::{
     Endpoint, EndpointState, Generation, Goal, InstanceId, NodeName, Phase, Scale, Service,
-    ServiceName, StackName, TrafficPolicy, Transport, ZoneName,
+    ServiceName, Stack, StackName, TrafficPolicy, Transport, ZoneName, are_apart,
 };
 use keel_route::snapshot::{Cluster, ClusterId, Listener, Snapshot};
 
@@ -55,7 +55,11 @@ pub fn snapshot(sources: &Sources<'_>, generation: Generation) -> Snapshot {
             for cluster in clusters(name, stack, board, service_name, service) {
                 snapshot.clusters.insert(cluster.0, cluster.1);
             }
-            for listener in listeners(name, stack, service_name, service, network, ipv6) {
+            let refuses = apart(&record.value.stack, service_name, service);
+            for mut listener in listeners(name, stack, service_name, service, network, ipv6) {
+                if !listener.published {
+                    listener.refuses.clone_from(&refuses);
+                }
                 if bound.insert(listener.bind) {
                     snapshot.listeners.push(listener);
                 }
@@ -75,6 +79,13 @@ pub fn snapshot(sources: &Sources<'_>, generation: Generation) -> Snapshot {
     tables::settle_protocols(&mut entrypoints, &snapshot.tables);
     snapshot.listeners.extend(entrypoints.into_iter().filter(|l| bound.insert(l.bind)));
     snapshot
+}
+
+/// The services of a stack that share no network with one of them, as callers are named.
+fn apart(stack: &Stack, name: &ServiceName, service: &Service) -> BTreeSet<String> {
+    let others = stack.services.iter().filter(|(other, _)| *other != name);
+    let apart = others.filter(|(_, other)| are_apart(&service.spec, &other.spec));
+    apart.map(|(other, _)| format!("{}/{other}", stack.name)).collect()
 }
 
 /// Notes the zone of the endpoints on this machine; those of others are not known.

@@ -78,6 +78,7 @@ fn opened(entrypoint: &Entrypoint, id: &TableId, ipv6: bool) -> Vec<Listener> {
         table: Some(id.clone()),
         tls: tls.clone(),
         accept_proxy_from: entrypoint.accept_proxy_from.clone(),
+        ..Listener::default()
     };
     binds.into_iter().map(listener).collect()
 }

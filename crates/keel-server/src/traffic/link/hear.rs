@@ -131,6 +131,11 @@ impl Link {
             state.left_out = left_out;
             false
         });
+        for refused in &told.refused {
+            let (stack, service, message) = notices::refused(refused);
+            let kind = EventKind::CallRefused;
+            self.events.add(kind, stack.as_ref(), service.as_ref(), None, message);
+        }
         for message in &told.engine {
             self.events.add(EventKind::Platform, None, None, None, message.clone());
         }

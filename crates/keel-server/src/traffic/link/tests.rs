@@ -104,7 +104,7 @@ async fn what_the_proxy_says_is_told_once() {
         no_tls: false,
     };
     let engine = vec!["haproxy (process 7) ended by signal 9; it is started again".to_owned()];
-    let notices = Notices { endpoints: vec![notice], lost: 3, engine };
+    let notices = Notices { endpoints: vec![notice], lost: 3, engine, ..Notices::default() };
     link.hear(&mut session, FromProxy::Stats(Stats { notices, ..Stats::default() }));
     assert!(link.state.borrow().stats.notices.is_empty());
 
