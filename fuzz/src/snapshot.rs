@@ -53,8 +53,12 @@ pub fn state(bytes: &[u8]) {
             | ToProxy::Retire
             | ToProxy::Lend { .. } => Vec::new(),
             ToProxy::Snapshot(snapshot) => snapshot.clusters.keys().cloned().collect(),
-            ToProxy::Cluster { generation, .. } if *generation <= before => Vec::new(),
-            ToProxy::Cluster { id, .. } => vec![id.clone()],
+            ToProxy::Cluster { generation, .. } | ToProxy::Endpoints { generation, .. }
+                if *generation <= before =>
+            {
+                Vec::new()
+            }
+            ToProxy::Cluster { id, .. } | ToProxy::Endpoints { id, .. } => vec![id.clone()],
         };
         let replaces = matches!(message, ToProxy::Snapshot(_));
         state.obey(message);

@@ -15,6 +15,7 @@ use std::time::Duration;
 use keel_link::{ControlSocket, Elder, LOCK_PATIENCE, SUCCESSION_PATIENCE};
 use keel_model::{Generation, InstanceId};
 use keel_render::Engine;
+use keel_route::part::Part;
 use keel_route::snapshot::{
     FromProxy, Lacking, ListenerFailure, Notices, Snapshot, Stats, ToProxy,
 };
@@ -272,7 +273,10 @@ impl Driver {
             }
             // The engine has them, and is started again by this driver.
             ToProxy::Lend { .. } => return self.server.close(),
-            ToProxy::Snapshot(_) | ToProxy::Cluster { .. } | ToProxy::Callers { .. } => {}
+            ToProxy::Snapshot(_)
+            | ToProxy::Cluster { .. }
+            | ToProxy::Endpoints { .. }
+            | ToProxy::Callers { .. } => {}
         }
         let for_elder = self.elder.is_some().then(|| message.clone());
         if !self.note_change(message) {
@@ -308,6 +312,14 @@ impl Driver {
                 }
                 wanted.generation = generation;
                 wanted.clusters.insert(id, cluster);
+            }
+            ToProxy::Endpoints { generation, id, set, gone } => {
+                let wanted = self.wanted.get_or_insert_default();
+                if generation <= wanted.generation {
+                    return outdated(generation);
+                }
+                wanted.generation = generation;
+                Part { set, gone }.apply(wanted.clusters.entry(id).or_default());
             }
             ToProxy::Callers { generation, callers, caller_cgroups } => {
                 let wanted = self.wanted.get_or_insert_default();

@@ -18,6 +18,7 @@ use keel_link::handover::{self, Sockets, TakenOver};
 use keel_link::{ControlSocket, Elder, LOCK_PATIENCE, Lock, Unpublished, load};
 use keel_model::{Generation, InstanceId};
 use keel_route::codec::{Decoder, encode};
+use keel_route::part::Part;
 use keel_route::snapshot::{FromProxy, ListenerFailure, Snapshot, Stats, ToProxy};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -464,13 +465,23 @@ impl Running {
     }
 
     async fn obey(&mut self, message: ToProxy) -> Result<bool, Error> {
-        if let ToProxy::Cluster { generation, id, cluster } = message {
-            let newest = self.pending.newest().unwrap_or(self.registry.generation());
-            if is_new(generation, newest) {
-                self.pending.add(generation, id, cluster);
+        let newest = self.pending.newest().unwrap_or(self.registry.generation());
+        let message = match message {
+            ToProxy::Cluster { generation, id, cluster } => {
+                if is_new(generation, newest) {
+                    self.pending.add(generation, id, cluster);
+                }
+                return Ok(false);
             }
-            return Ok(false);
-        }
+            ToProxy::Endpoints { generation, id, set, gone } => {
+                if is_new(generation, newest) {
+                    let known = || self.registry.cluster(&id).unwrap_or_default();
+                    self.pending.add_part(generation, id.clone(), Part { set, gone }, known);
+                }
+                return Ok(false);
+            }
+            message => message,
+        };
         // Each word is understood as if what was said before it had been done already.
         let changed = self.flush().await?;
         let for_elder = self.elder.as_ref().map(|_| message.clone());
@@ -501,7 +512,7 @@ impl Running {
                 let changes = self.registry.replace_callers(generation, callers, caller_cgroups);
                 self.apply(changes).await?;
             }
-            ToProxy::Cluster { .. } => {}
+            ToProxy::Cluster { .. } | ToProxy::Endpoints { .. } => {}
         }
         let mut frames = vec![self.acknowledgement(for_elder.as_slice()).await];
         frames.extend(self.in_flight(Report::All));

@@ -4,6 +4,7 @@
 //! said where the targets are.
 
 use keel_model::Generation;
+use keel_route::part::Part;
 use keel_route::snapshot::{ClusterStats, ToProxy};
 
 use crate::http1::body::{Body, Chunks};
@@ -217,9 +218,16 @@ impl State {
                 let (changes, failed) = self.0.replace(snapshot);
                 assert_eq!((changes.len(), failed.len()), (2, listeners));
             }
-            ToProxy::Cluster { generation, .. } | ToProxy::Callers { generation, .. }
+            ToProxy::Cluster { generation, .. }
+            | ToProxy::Endpoints { generation, .. }
+            | ToProxy::Callers { generation, .. }
                 if generation <= self.0.generation() => {}
             ToProxy::Cluster { generation, id, cluster } => {
+                assert_eq!(self.0.replace_clusters(generation, [(id, cluster)]).len(), 2);
+            }
+            ToProxy::Endpoints { generation, id, set, gone } => {
+                let mut cluster = self.0.cluster(&id).unwrap_or_default();
+                Part { set, gone }.apply(&mut cluster);
                 assert_eq!(self.0.replace_clusters(generation, [(id, cluster)]).len(), 2);
             }
             ToProxy::Callers { generation, callers, caller_cgroups } => {

@@ -211,6 +211,11 @@ impl Registry {
         changes
     }
 
+    /// The state of a cluster in force.
+    pub fn cluster(&self, id: &ClusterId) -> Option<Cluster> {
+        self.clusters.get(id).map(|known| Cluster::clone(&known.state))
+    }
+
     /// Takes over what callers are known by.
     pub fn replace_callers(
         &mut self,

@@ -127,6 +127,12 @@ mod tests {
             (any::<u64>(), "[a-z]{1,8}", cluster()).prop_map(|(generation, id, cluster)| {
                 ToProxy::Cluster { generation: Generation(generation), id, cluster }
             }),
+            (any::<u64>(), "[a-z]{1,8}", prop::collection::vec(endpoint(), 0..4)).prop_map(
+                |(generation, id, set)| {
+                    let gone = set.iter().map(|endpoint| endpoint.instance.clone()).collect();
+                    ToProxy::Endpoints { generation: Generation(generation), id, set, gone }
+                }
+            ),
             (any::<u64>(), clusters).prop_map(|(generation, clusters)| {
                 let listeners = clusters.keys().map(|id: &String| Listener {
                     bind: ([127, 0, 0, 1], 80).into(),

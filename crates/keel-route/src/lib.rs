@@ -1,6 +1,6 @@
 //! Traffic decisions, without sockets.
 //!
-//! What is known about services and endpoints ([`snapshot`]) and how it travels ([`codec`]). What a client speaks
+//! What is known about services and endpoints ([`snapshot`]) and how it travels ([`codec`], in [`part`]s). What a client speaks
 //! ([`detect`]) and on whose behalf ([`proxy_protocol`]); which route wants a request ([`table`]), as what it is seen
 //! ([`request`], [`path`]), and what is done to it there ([`filter`]). Which endpoint takes it ([`balance`], by [`ewma`]
 //! latency, with a [`slow_start`], or by [`client_key`]); which one is left out for a while ([`eject`], [`outlier`],
@@ -24,6 +24,7 @@ mod host;
 pub mod line;
 pub mod memory;
 pub mod outlier;
+pub mod part;
 pub mod path;
 mod pattern;
 pub mod proxy_protocol;

@@ -2,8 +2,8 @@
 //!
 //! The proxy listens on a Unix socket; the server connects and sends [`ToProxy`] frames, the proxy answers with
 //! [`FromProxy`] frames. A frame is a 4-byte big-endian length followed by that many bytes of JSON, at most
-//! [`MAX_FRAME`]. The first frame on a connection is always a full [`Snapshot`]; updates of single clusters and of
-//! the callers may follow, each with a higher generation. The proxy keeps the last state when the connection ends, and writes
+//! [`MAX_FRAME`]. The first frame on a connection is always a full [`Snapshot`]; updates of single clusters, of their
+//! endpoints and of the callers may follow, each with a higher generation. The proxy keeps the last state when the connection ends, and writes
 //! it to a file so that a restarted proxy serves at once.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -227,6 +227,19 @@ pub enum ToProxy {
         id: ClusterId,
         /// Its new state.
         cluster: Cluster,
+    },
+    /// Replaces some endpoints of a cluster, whose endpoints are in order; see [`crate::part`].
+    Endpoints {
+        /// The generation after this change.
+        generation: Generation,
+        /// Which cluster.
+        id: ClusterId,
+        /// Those that are new or have changed.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        set: Vec<Endpoint>,
+        /// Those that are not there any more.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        gone: Vec<InstanceId>,
     },
     /// Replaces what callers are known by: instances come and go more often than anything else does.
     Callers {

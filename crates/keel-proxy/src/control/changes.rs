@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use keel_model::Generation;
+use keel_route::part::Part;
 use keel_route::snapshot::{Cluster, ClusterId, ToProxy};
 use tokio::time::Instant;
 
@@ -33,6 +34,20 @@ impl Pending {
     pub fn add(&mut self, generation: Generation, id: ClusterId, cluster: Cluster) {
         self.newest = generation;
         self.clusters.insert(id, (generation, cluster));
+    }
+
+    /// A part of a cluster that is `known` unless something is pending of it.
+    pub fn add_part(
+        &mut self,
+        generation: Generation,
+        id: ClusterId,
+        part: Part,
+        known: impl FnOnce() -> Cluster,
+    ) {
+        self.newest = generation;
+        let pending = self.clusters.entry(id).or_insert_with(|| (generation, known()));
+        pending.0 = generation;
+        part.apply(&mut pending.1);
     }
 
     /// Until when more is waited for, if it is. Meanwhile nothing has to be read.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use keel_model::{EndpointState, Generation, Protocol};
+use keel_model::{Endpoint, EndpointState, Generation, Protocol};
 use keel_route::codec::encode;
 use keel_route::snapshot::{Cluster, FromProxy, Listener, Snapshot, ToProxy};
 
@@ -267,6 +267,47 @@ fn an_outdated_change_is_not_applied() {
     proxy.server.send(&ToProxy::Cluster { generation, id: CART.into(), cluster: outdated });
     proxy.stats();
     assert_eq!(get(bind, "/").body, "a:0");
+}
+
+#[test]
+fn a_part_changes_the_endpoints_that_it_names() {
+    use std::io::Write as _;
+    let mut backends = ["a", "b", "c"].map(Backend::named);
+    backends.sort_by_key(|backend| instance(backend.address));
+    let [first, second, third] = backends;
+    let mut proxy = Proxy::start();
+    let bind = proxy.serve(Protocol::Auto, &[first.address, second.address, third.address]);
+    let before = proxy.server.generation;
+    let endpoint = |backend: &Backend, state| Endpoint {
+        instance: instance(backend.address),
+        address: backend.address,
+        state,
+    };
+    let part = |after, set, gone: &[&Backend]| ToProxy::Endpoints {
+        generation: Generation(before + after),
+        id: CART.to_owned(),
+        set,
+        gone: gone.iter().map(|backend| instance(backend.address)).collect(),
+    };
+    let answers = || (0..20).map(|_| get(bind, "/").body).collect::<BTreeSet<_>>().len();
+    // Each is understood as if the one before was in force, also when they come together.
+    let frames = [
+        part(1, vec![endpoint(&first, Draining)], &[]),
+        part(2, Vec::new(), &[&second]),
+        part(2, Vec::new(), &[&third]),
+    ];
+    let frames: Vec<_> = frames.iter().map(|frame| encode(frame).unwrap()).collect();
+    proxy.server.stream.write_all(&frames.concat()).unwrap();
+    assert_eq!(proxy.server.acknowledged_at(Generation(before + 2)), []);
+    assert_eq!(answers(), 1, "the last part was outdated");
+    proxy.server.in_flight(first.address, 0);
+    let back = vec![endpoint(&first, Ready), endpoint(&second, Ready)];
+    proxy.server.send(&part(3, back, &[&third]));
+    assert_eq!(proxy.server.acknowledged_at(Generation(before + 3)), []);
+    assert_eq!(answers(), 2);
+    proxy.server.send(&part(4, Vec::new(), &[&first, &second]));
+    assert_eq!(proxy.server.acknowledged_at(Generation(before + 4)), []);
+    assert_eq!(proxy.stats().endpoints.ready, 0);
 }
 
 #[test]

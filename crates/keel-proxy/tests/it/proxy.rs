@@ -283,7 +283,11 @@ impl Server {
     }
 
     fn acknowledged(&mut self) -> Vec<ListenerFailure> {
-        let wanted = Generation(self.generation);
+        self.acknowledged_at(Generation(self.generation))
+    }
+
+    /// Waits for the acknowledgement of one change.
+    pub fn acknowledged_at(&mut self, wanted: Generation) -> Vec<ListenerFailure> {
         self.until("acknowledgement", |message| match message {
             FromProxy::Ack { generation, failed, .. } if *generation == wanted => {
                 Some(failed.clone())

@@ -18,6 +18,7 @@ use bytes::BytesMut;
 use keel_model::{EventKind, Generation, Goal, InstanceId, NodeName, Phase, ZoneName};
 use keel_route::access_log::AccessLog;
 use keel_route::codec::{Decoder, encode};
+use keel_route::part;
 use keel_route::snapshot::{Cluster, ClusterId, FromProxy, Snapshot, ToProxy};
 use keel_runtime::Runtime;
 use rustix::process::{Pid, Signal, getpid, kill_process};
@@ -343,11 +344,8 @@ impl Link {
                 if session.sent.clusters.get(id) != Some(cluster) {
                     *generation = generation.next();
                     session.clusters.insert(id.clone(), *generation);
-                    frames.push(ToProxy::Cluster {
-                        generation: *generation,
-                        id: id.clone(),
-                        cluster: cluster.clone(),
-                    });
+                    let sent = session.sent.clusters.get(id);
+                    frames.push(part::news(*generation, id.clone(), sent, cluster));
                 }
             }
             frames.extend(callers::news(&wanted, &session.sent, generation));

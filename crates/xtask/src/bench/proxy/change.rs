@@ -1,6 +1,6 @@
 //! What endpoint changes cost: how long until one is in force, and what a thousand a second take from the traffic.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -90,14 +90,22 @@ fn service(index: usize) -> String {
     format!("bench/service-{index}:80")
 }
 
-/// The cluster `index` with one endpoint less (draining), or with all.
-fn changed(snapshot: &Value, index: usize, without: Option<usize>) -> (String, Value) {
+/// What changes when service `index` gets its endpoint `back` again, and loses another (draining).
+fn changed(
+    snapshot: &Value,
+    index: usize,
+    back: Option<usize>,
+    without: Option<usize>,
+) -> (String, String) {
     let id = service(index);
-    let mut cluster = snapshot["clusters"][&id].clone();
+    let endpoints = &snapshot["clusters"][&id]["endpoints"];
+    let mut set: Vec<Value> = back.into_iter().map(|at| endpoints[at].clone()).collect();
     if let Some(at) = without {
-        cluster["endpoints"][at]["state"] = "draining".into();
+        let mut endpoint = endpoints[at].clone();
+        endpoint["state"] = "draining".into();
+        set.push(endpoint);
     }
-    (id, cluster)
+    (id, Value::from(set).to_string())
 }
 
 fn large(rig: &Rig, options: &Options) -> Result<Vec<Figure>, Error> {
@@ -123,14 +131,16 @@ fn large(rig: &Rig, options: &Options) -> Result<Vec<Figure>, Error> {
             scope.spawn(move || rig.kit(&words, patience).map_err(|error| error.to_string()));
         std::thread::sleep(Duration::from_millis(500));
         let mut client = Client::connect(first)?;
+        let mut gone = BTreeMap::new();
         for change in 0..changes {
             // Every second change is one of the service that is asked, whose answers show whether it is in force.
             let real = change % 2 == 0;
             let index = if real { 0 } else { change % LISTENERS };
             let without = change / 2 % rig.backends.http.len();
-            let (id, cluster) = changed(&snapshot, index, Some(without));
+            let back = gone.insert(index, without);
+            let (id, endpoints) = changed(&snapshot, index, back, Some(without));
             let since = Instant::now();
-            control.change(&id, &cluster)?;
+            control.change(&id, &endpoints)?;
             times.push(since.elapsed().as_secs_f64() * 1e3);
             if real && client.ask()? == rig.backends.http[without] {
                 stale += 1;
@@ -246,8 +256,10 @@ fn changes_until(
     let interval = Duration::from_secs(1) / CHANGES_PER_SECOND;
     let mut reader = control.reader()?;
     // Each service loses an endpoint and gets it back in turns. Written before, as the time for it would be the clients'.
-    let texts =
-        |index| [Some(1), None].map(|without| changed(snapshot, index, without).1.to_string());
+    let texts = |index| {
+        [(None, Some(1)), (Some(1), None)]
+            .map(|(back, without)| changed(snapshot, index, back, without).1)
+    };
     let texts: Vec<_> = (0..SERVICES).map(|index| (service(index), texts(index))).collect();
     let start = Instant::now();
     let mut made = 0u32;

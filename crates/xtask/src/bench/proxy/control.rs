@@ -48,18 +48,19 @@ impl Control {
         Ok(control)
     }
 
-    /// Replaces a cluster; returns when every worker uses it.
-    pub fn change(&mut self, id: &str, cluster: &Value) -> Result<(), Error> {
-        let generation = self.announce(id, &cluster.to_string())?;
+    /// Changes endpoints of a cluster; returns when every worker uses them.
+    pub fn change(&mut self, id: &str, endpoints: &str) -> Result<(), Error> {
+        let generation = self.announce(id, endpoints)?;
         self.acknowledged(generation)
     }
 
-    /// Replaces a cluster by what this JSON says, without waiting; the generation that will be acknowledged.
-    pub fn announce(&mut self, id: &str, cluster: &str) -> Result<u64, Error> {
+    /// Changes the endpoints of a cluster that this JSON lists, without waiting, as the server tells of what has changed;
+    /// the generation that will be acknowledged.
+    pub fn announce(&mut self, id: &str, endpoints: &str) -> Result<u64, Error> {
         self.generation += 1;
         let (generation, id) = (self.generation, json!(id));
         let frame =
-            format!(r#"{{"cluster":{{"generation":{generation},"id":{id},"cluster":{cluster}}}}}"#);
+            format!(r#"{{"endpoints":{{"generation":{generation},"id":{id},"set":{endpoints}}}}}"#);
         self.send(&frame)?;
         Ok(generation)
     }
