@@ -195,7 +195,7 @@ const PGBENCH: &str = "services:
   api: {x-keel: {rollout: {min_healthy_time: 1s}}}
   pgbench:
     image: keel-examples/debian:1
-    networks: [front]
+    networks: [back]
     restart: 'no'
     secrets: [db-password]
     environment: {PGHOST: db, PGUSER: guestbook, PGDATABASE: guestbook}
