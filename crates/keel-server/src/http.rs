@@ -43,7 +43,7 @@ const MAX_BODY: usize = 64 << 20;
 /// Lines of a stream that wait for their reader.
 const STREAM_QUEUE: usize = 64;
 /// What happens within this time is told in one line of a stack's watch.
-const WATCH_PAUSE: Duration = Duration::from_millis(3);
+const WATCH_PAUSE: Duration = Duration::from_millis(1);
 /// The longest such time, for stacks that take long to look at.
 const WATCH_PAUSE_MAX: Duration = Duration::from_millis(40);
 /// How much longer than its view took a watch rests.
