@@ -100,6 +100,9 @@ fn spawn(
         deadline: Deadline::new(&worker.deadlines),
         session: Rc::new(session),
     };
+    if is_refused(&client) {
+        return;
+    }
     tokio::task::spawn_local(async move {
         serve(client).await;
         drop(open);
@@ -108,11 +111,6 @@ fn spawn(
 
 /// What is rare is boxed, so that the many connections that only speak HTTP/1 do not pay for it in memory.
 async fn serve(client: Client) {
-    if let Some(caller) = client.target.refuses(client.peer.ip(), &client.worker.callers) {
-        let (shared, cluster) = (&client.worker.shared, client.target.cluster());
-        shared.notices.refused(shared.now_ms(), caller, cluster.id());
-        return;
-    }
     match begin(client).await {
         Some((client, first, Speaks::Http1)) => http1::serve(client, first).await,
         Some((client, first, Speaks::Http2)) => Box::pin(http2::serve(client, first)).await,
@@ -130,6 +128,15 @@ pub enum Speaks {
     Http2,
     /// Nobody asks, or a route for connections wants it.
     Bytes(Option<RouteAt>),
+}
+
+/// Whether the caller shares no network with the service; people are told then.
+fn is_refused(client: &Client) -> bool {
+    let refused = client.target.refuses(client.peer.ip(), &client.worker.callers);
+    let Some(caller) = refused else { return false };
+    let (shared, cluster) = (&client.worker.shared, client.target.cluster());
+    shared.notices.refused(shared.now_ms(), caller, cluster.id());
+    true
 }
 
 /// Finds out what is spoken, and what was read of it; `None` if there is nothing more to serve.
