@@ -7,6 +7,7 @@ pub mod attach;
 pub mod copy;
 mod engine;
 mod error;
+pub mod external;
 pub mod images;
 mod place;
 mod runtime;

@@ -168,13 +168,20 @@ fn containers_and_processes_reach_each_other_by_their_names() {
         (7, "red job\n", "wrong\n")
     );
     // A process reaches a container too.
-    let web = keel.run(&["exec", "local", "python3", "-c",
+    let asked = keel.run(&["exec", "local", "python3", "-c",
         "import os, urllib.request; print(urllib.request.urlopen(os.environ['WEB_URL']).read().decode())"]);
-    assert!(web.ok().contains("hello app-web-1"));
+    assert!(asked.ok().contains("hello app-web-1"));
     // Nothing has changed.
     let again = keel.command(&["up", "-d", "--wait"]).env("WORD", "hidden").output().unwrap();
     assert!(keel.sandbox.done(again).stderr.contains("up to date"));
     keel.run(&["down", "-v"]).ok();
+    let foreign = "\nnetworks: {default: {external: true, name: nobodys}}\nvolumes: {data: {external: true}}\n";
+    let file = format!("services:\n  web: {}, volumes: ['data:/data']}}{foreign}", web("hello"));
+    keel.sandbox.write("compose.yaml", &file);
+    let up = keel.run(&["up", "-d"]);
+    let said = ["no network \"nobodys\"", "no volume \"data\"", "docker volume create data"];
+    assert!(up.code == 1 && said.iter().all(|it| up.stderr.contains(it)), "{}", up.all());
+    assert_eq!(keel.run(&["ls", "-aq"]).stdout, "");
 }
 
 #[test]

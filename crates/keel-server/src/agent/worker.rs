@@ -148,7 +148,11 @@ impl Worker {
             status.started_at = Some(started.started_at);
             status.not_enforced = started.not_enforced;
         });
-        self.tell(assignment, EventKind::InstanceStarted, format!("process {}", started.pid));
+        let what = match started.pid {
+            0 => "it had ended before its process was seen".to_owned(),
+            pid => format!("process {pid}"),
+        };
+        self.tell(assignment, EventKind::InstanceStarted, what);
         for step in &service.spec.post_start {
             if let Err(reason) = self.step(step).await {
                 self.stop(assignment).await;

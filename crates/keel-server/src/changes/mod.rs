@@ -69,6 +69,8 @@ impl Changes {
     pub async fn apply(&self, mut request: ApplyRequest) -> Result<Applied, Refusal> {
         let name = request.stack.name.clone();
         images::pin(&self.images, &mut request.stack, request.services.as_deref()).await?;
+        let (engine, services) = (self.images.engine(), request.services.as_deref());
+        images::external::check(engine, &request.stack, services).await?;
         self.change(&name, Change::Definition, |stack| wish::applied(stack, &request)).await
     }
 

@@ -1,5 +1,6 @@
 //! Images of container services: made present before anything is changed, pinned, and kept for the last revisions.
 
+pub mod external;
 mod kept;
 mod pin;
 mod present;
