@@ -136,6 +136,17 @@ pub struct PortBinding {
     pub address: SocketAddr,
 }
 
+/// An attempt of another instance in whose namespaces a container runs; they end with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharesWith {
+    /// The service of the other.
+    pub service: ServiceName,
+    /// The other.
+    pub id: InstanceId,
+    /// Its attempt.
+    pub attempt: u32,
+}
+
 /// What the node reports of an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceStatus {
@@ -171,4 +182,7 @@ pub struct InstanceStatus {
     /// What is asked for but not enforced here (limits without rights, …).
     #[serde(default)]
     pub not_enforced: Vec<String>,
+    /// Whose namespaces it is in (`network_mode`, `ipc` and `pid` of another service).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<SharesWith>,
 }

@@ -13,6 +13,7 @@ mod restart;
 mod rollout;
 mod scale;
 mod service;
+mod share;
 mod summary;
 mod view;
 mod withdraw;

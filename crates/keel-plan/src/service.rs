@@ -5,7 +5,7 @@ use keel_model::{Goal, InstanceId, RolloutState, Service, ServiceName};
 use crate::depend::{self, Gate, Which};
 use crate::draft::Draft;
 use crate::rollout::{Course, begin, judge};
-use crate::{restart, scale, withdraw};
+use crate::{restart, scale, share, withdraw};
 
 /// Decides everything about one service of a stack that is not being removed.
 ///
@@ -23,7 +23,7 @@ pub(crate) fn turn(
         if depend::dependents_have_ended(draft, name, after) {
             stop(draft, name);
         } else {
-            restart::heal(draft, name, service);
+            heal(draft, name, service);
         }
         return;
     }
@@ -46,7 +46,15 @@ pub(crate) fn turn(
             scale::step(draft, name, service, course);
         }
     }
-    restart::heal(draft, name, service);
+    heal(draft, name, service);
+}
+
+/// Starts again what needs it and can be.
+fn heal(draft: &mut Draft<'_>, name: &ServiceName, service: &Service) {
+    share::follow(draft, name);
+    if share::is_possible(draft, service) {
+        restart::heal(draft, name, service);
+    }
 }
 
 /// Dependencies hold back the first start of a service, and a new revision of it until what must complete has.

@@ -126,3 +126,64 @@ fn a_stopped_service_keeps_its_instances_and_starts_them_again() {
     world.run(secs(2));
     assert_eq!((world.ready("web"), world.observed.instances.len()), (2, 2), "{}", world.story());
 }
+
+/// `guest` runs in the network of `owner`.
+fn sharing() -> World {
+    let mut guest = after(service(1, "good"), "owner", Condition::Started);
+    let network = keel_model::ContainerNetwork::Service(world::name("owner"));
+    let container = keel_model::ContainerSpec { network, ..Default::default() };
+    guest.spec.container = Some(Box::new(container));
+    let mut world = World::new(record([("owner", service(1, "good")), ("guest", guest)]));
+    world.run(secs(5));
+    world
+}
+
+/// As the node says it of the attempt that it started last.
+fn shares(world: &mut World) {
+    let with = |id: &keel_model::InstanceId, attempt| keel_model::SharesWith {
+        service: world::name("owner"),
+        id: id.clone(),
+        attempt,
+    };
+    let id = |service| world.slots(service)[0].assignment.id.clone();
+    let (owner, guest) = (id("owner"), id("guest"));
+    let with = with(&owner, world.processes[&owner].status.attempt);
+    world.processes.get_mut(&guest).unwrap().status.shares = vec![with];
+}
+
+fn attempt(world: &World, service: &str) -> u32 {
+    world.slots(service)[0].assignment.attempt
+}
+
+#[test]
+fn who_shares_namespaces_starts_again_in_those_of_the_next() {
+    let mut world = sharing();
+    shares(&mut world);
+    world.run(secs(5));
+    assert_eq!(attempt(&world, "guest"), 1, "{}", world.story());
+    let owner = world.slots("owner")[0].assignment.id.clone();
+    world.kill(&owner);
+    world.run(secs(5));
+    assert_eq!((attempt(&world, "owner"), attempt(&world, "guest")), (2, 2), "{}", world.story());
+    shares(&mut world);
+    world.run(secs(5));
+    assert_eq!(attempt(&world, "guest"), 2, "{}", world.story());
+    world.deploy("owner", "good", 2);
+    world.run(secs(60));
+    assert_eq!(attempt(&world, "guest"), 3, "{}", world.story());
+}
+
+#[test]
+fn who_shares_namespaces_waits_until_there_are_some() {
+    let mut world = sharing();
+    shares(&mut world);
+    let guest = world.slots("guest")[0].assignment.id.clone();
+    world.desired.record.intents.entry(world::name("owner")).or_default().stopped = true;
+    world.run(secs(5));
+    world.kill(&guest);
+    world.run(secs(30));
+    assert_eq!(attempt(&world, "guest"), 1, "{}", world.story());
+    world.desired.record.intents.clear();
+    world.run(secs(5));
+    assert_eq!(attempt(&world, "guest"), 2, "{}", world.story());
+}

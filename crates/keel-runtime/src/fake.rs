@@ -275,6 +275,7 @@ impl Runtime for FakeRuntime {
                 ports: entry.ports.clone(),
                 address: None,
                 not_enforced: Vec::new(),
+                shares: Vec::new(),
                 started_at: entry.started_at,
             };
             (entry.launch.attempt, started)
@@ -317,7 +318,14 @@ impl Runtime for FakeRuntime {
             self.exit_in(&id, attempt, after, code);
         }
         self.bump();
-        Ok(Started { pid, ports, address: None, not_enforced: Vec::new(), started_at })
+        Ok(Started {
+            pid,
+            ports,
+            address: None,
+            not_enforced: Vec::new(),
+            shares: Vec::new(),
+            started_at,
+        })
     }
 
     async fn stop(&self, id: &InstanceId, signal: i32, grace: Duration) -> Result<Exit, Error> {
@@ -367,6 +375,7 @@ impl Runtime for FakeRuntime {
             started_at: entry.started_at,
             exit: entry.exit.clone(),
             not_enforced: Vec::new(),
+            shares: Vec::new(),
         })
     }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use keel_model::{
-    Exit, Hook, InstanceId, PortBinding, RevisionId, ServiceName, Spec, StackName, StartFailure,
-    Timestamp,
+    Exit, Hook, InstanceId, PortBinding, RevisionId, ServiceName, SharesWith, Spec, StackName,
+    StartFailure, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
@@ -58,6 +58,8 @@ pub struct Started {
     pub address: Option<IpAddr>,
     /// What was asked for but is not enforced here, for people.
     pub not_enforced: Vec<String>,
+    /// Whose namespaces it is in.
+    pub shares: Vec<SharesWith>,
     /// When.
     pub started_at: Timestamp,
 }
@@ -81,6 +83,8 @@ pub struct Seen {
     pub exit: Option<Exit>,
     /// What was asked for but is not enforced here, for people.
     pub not_enforced: Vec<String>,
+    /// Whose namespaces it is in.
+    pub shares: Vec<SharesWith>,
 }
 
 /// By what the calls of an instance are known.

@@ -241,3 +241,43 @@ fn what_is_missing_is_said_and_changes_nothing() {
     );
     assert_eq!(keel.run(&["ls", "-aq"]).stdout, "");
 }
+
+/// A container in the network of another's is started again in that of the next, whatever became of the first.
+#[test]
+fn who_shares_a_network_follows_it() {
+    let Some(engine) = engine(Which::Docker) else { return };
+    let compose = |version: u32| {
+        format!(
+            "services:\n  owner: {{image: '{IMAGE}', init: true, command: [sleep, '1000'], environment: {{V: '{version}'}}, stop_grace_period: 0s,\n    \
+             x-keel: {{rollout: {{min_healthy_time: 100ms}}}}}}\n  \
+             guest: {{image: '{IMAGE}', init: true, command: [sleep, '1000'], network_mode: 'service:owner', stop_grace_period: 0s}}\n"
+        )
+    };
+    let keel = Running::with_engine(&compose(1), &engine.socket);
+    keel.run(&["up", "-d", "--wait"]).ok();
+    let of = |service: &str| {
+        let all = keel.pids();
+        let mine = all.into_iter().filter(|(id, _)| id.contains(service));
+        let mine: Vec<u64> = mine.map(|(_, pid)| pid).collect();
+        (mine.len() == 1).then(|| mine[0])
+    };
+    let network = |pid: u64| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let together = || {
+        let (owner, guest) = (of("owner")?, of("guest")?);
+        (network(owner).is_some() && network(owner) == network(guest)).then_some((owner, guest))
+    };
+    let (owner, guest) = wait_for("both to be in one network", together);
+    let moved = |from: (u64, u64)| {
+        let now = together()?;
+        (now.0 != from.0 && now.1 != from.1).then_some(now)
+    };
+    rustix_kill(u32::try_from(owner).unwrap());
+    let after_kill = wait_for("the guest to follow a killed owner", || moved((owner, guest)));
+    keel.sandbox.write("compose.yaml", &compose(2));
+    keel.run(&["up", "-d"]).ok();
+    let after_release = wait_for("the guest to follow a new revision", || moved(after_kill));
+    // One that ends itself is started where the owner is.
+    rustix_kill(u32::try_from(after_release.1).unwrap());
+    wait_for("the guest to be healed", || together().filter(|now| now.1 != after_release.1));
+    keel.run(&["down"]).ok();
+}

@@ -15,7 +15,7 @@ use keel_runtime::{
 };
 
 use super::body::{self, Setting};
-use super::{Inner, labels, refused, start};
+use super::{Inner, labels, refused, sent, start};
 use crate::Error;
 
 /// How long a command may take when the request does not say.
@@ -162,6 +162,9 @@ pub(super) async fn run_hook(
     let refuse = |error: bollard::errors::Error| failed(inner.engine.failed(&error));
     let container = client.create_container(Some(options), recipe.body).await.map_err(refuse)?.id;
     let run = async {
+        if !info.local {
+            sent::files(inner, &client, &container, &launch.spec).await.map_err(say)?;
+        }
         client.start_container(&container, None).await.map_err(refuse)?;
         let options = LogsOptionsBuilder::default().follow(true).stdout(true).stderr(true).build();
         let mut tail = Tail { keep: HOOK_OUTPUT, ..Tail::default() };

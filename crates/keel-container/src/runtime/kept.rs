@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use keel_model::{Content, Exit, InstanceId, PortBinding, Timestamp};
+use keel_model::{Content, Exit, InstanceId, PortBinding, SharesWith, Timestamp};
 use keel_runtime::{ForeignProcess, Launch, Seen};
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +37,9 @@ pub(super) struct Kept {
     #[serde(default)]
     pub unnamed: BTreeMap<PathBuf, String>,
     pub not_enforced: Vec<String>,
+    /// Whose namespaces it is in.
+    #[serde(default)]
+    pub shares: Vec<SharesWith>,
 }
 
 impl Kept {
@@ -50,6 +53,7 @@ impl Kept {
             started_at: self.started_at,
             exit: self.exit.clone(),
             not_enforced: self.not_enforced.clone(),
+            shares: self.shares.clone(),
         }
     }
 }

@@ -11,6 +11,7 @@ mod labels;
 mod logs;
 mod look;
 mod once;
+mod sent;
 mod start;
 mod surroundings;
 mod unnamed;

@@ -13,7 +13,7 @@ use keel_runtime::{ContainerExec, Error as RuntimeError, ExecSpec, Once, OncePor
 
 use super::body::{self, Setting};
 use super::start::{reach, shared};
-use super::{Inner, labels};
+use super::{Inner, labels, sent};
 use crate::Error;
 
 /// Makes one.
@@ -31,7 +31,7 @@ pub(super) async fn make(inner: &Arc<Inner>, once: Once) -> Result<ExecSpec, Sta
     let setting = Setting {
         tag: &inner.tag,
         reach: reach(&info),
-        shared: &namespaces,
+        shared: &namespaces.ids,
         files: &made.files,
         subpaths: &made.subpaths,
         // The engine makes one for each, which goes with the container.
@@ -50,6 +50,13 @@ pub(super) async fn make(inner: &Arc<Inner>, once: Once) -> Result<ExecSpec, Sta
             return Err(error);
         }
     };
+    if !info.local
+        && let Err(message) = sent::files(inner, &client, &created, &launch.spec).await
+    {
+        let _ = inner.remove_container(&created).await;
+        let _ = inner.forget(&launch.id);
+        return Err(failed(message));
+    }
     for (network, settings) in recipe.connect {
         let request =
             NetworkConnectRequest { container: created.clone(), endpoint_config: Some(settings) };

@@ -5,15 +5,15 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use bollard::Docker;
-use bollard::models::{ContainerInspectResponse, NetworkConnectRequest};
+use bollard::models::{ContainerInspectResponse, HostConfig, NetworkConnectRequest};
 use bollard::query_parameters::CreateContainerOptions;
-use keel_model::{ContainerNetwork, ContainerSpec, PortBinding, StartFailure};
+use keel_model::{ContainerNetwork, ContainerSpec, PortBinding, SharesWith, StartFailure};
 use keel_runtime::{ForeignProcess, Launch, StartError, Started, record, stamp};
 
 use super::body::{self, Reach, Setting};
 use super::kept::{FILE, Kept, without_content};
 use super::unnamed::Claimed;
-use super::{Entry, Inner, labels, look};
+use super::{Entry, Inner, labels, look, sent};
 use crate::{EngineInfo, Error};
 
 fn failed(launch: &Launch, message: impl std::fmt::Display) -> StartError {
@@ -29,6 +29,7 @@ fn started(kept: &Kept) -> Started {
         ports: kept.ports.clone(),
         address: kept.address,
         not_enforced: kept.not_enforced.clone(),
+        shares: kept.shares.clone(),
         started_at: kept.started_at,
     }
 }
@@ -52,7 +53,8 @@ pub(super) async fn start(inner: &Arc<Inner>, mut launch: Launch) -> Result<Star
     {
         container.publish_udp.retain(|port| port.published.is_none());
     }
-    let at = Attempt { inner, client, info: &info, launch };
+    let shared = shared(inner, &launch).map_err(|message| failed(&launch, message))?;
+    let at = Attempt { inner, client, info: &info, launch, shared };
     let (container, claimed) = at.container().await?;
     at.run(container, claimed).await
 }
@@ -63,6 +65,7 @@ struct Attempt<'a> {
     client: Docker,
     info: &'a EngineInfo,
     launch: Launch,
+    shared: Shared,
 }
 
 /// A container that is ready to be started.
@@ -115,7 +118,9 @@ impl Attempt<'_> {
             )));
         }
         let state = there.state.clone().unwrap_or_default();
-        let same = label(labels::REVISION) == Some(self.launch.revision.as_str());
+        // A container can't move to the namespaces of another.
+        let same = label(labels::REVISION) == Some(self.launch.revision.as_str())
+            && self.shared.are_of(there.host_config.as_ref());
         let running = state.running == Some(true);
         Ok((same && !running).then(|| Ready {
             id: there.id.clone().unwrap_or_default(),
@@ -130,11 +135,10 @@ impl Attempt<'_> {
         made.map_err(|message| self.failed(message))?;
         let made = self.inner.surround(&self.client, self.info, launch).await;
         let made = made.map_err(|message| self.failed(message))?;
-        let shared = shared(self.inner, launch).map_err(|message| self.failed(message))?;
         let setting = Setting {
             tag: &self.inner.tag,
             reach: reach(self.info),
-            shared: &shared,
+            shared: &self.shared.ids,
             files: &made.files,
             subpaths: &made.subpaths,
             unnamed: &claimed.volumes,
@@ -150,6 +154,13 @@ impl Attempt<'_> {
         let created = created.map_err(|error| self.start_error(&self.refused(&error)))?;
         for warning in created.warnings {
             tracing::info!(instance = %launch.id, warning, "the container engine warns");
+        }
+        if !self.info.local
+            && let Err(message) =
+                sent::files(self.inner, &self.client, &created.id, &launch.spec).await
+        {
+            self.discard(&created.id).await;
+            return Err(self.failed(message));
         }
         for (network, settings) in recipe.connect {
             let request = NetworkConnectRequest {
@@ -189,6 +200,7 @@ impl Attempt<'_> {
             exit: None,
             unnamed: claimed.volumes.clone(),
             not_enforced: Vec::new(),
+            shares: self.shared.with.clone(),
         };
         let before = self.inner.entries().get(id).map(|entry| entry.kept.clone());
         let begun = match self.inner.put(&kept, true) {
@@ -298,10 +310,30 @@ impl Kept {
     }
 }
 
-/// Ids of the containers whose namespaces this one shares, by how the spec names them.
-pub(super) fn shared(inner: &Inner, launch: &Launch) -> Result<BTreeMap<String, String>, String> {
-    let mut ids = BTreeMap::new();
-    let Some(container) = &launch.spec.container else { return Ok(ids) };
+/// Whose namespaces a container shares.
+#[derive(Default)]
+pub(super) struct Shared {
+    /// Ids of containers by how the spec names them.
+    pub(super) ids: BTreeMap<String, String>,
+    /// The same as instances.
+    with: Vec<SharesWith>,
+}
+
+impl Shared {
+    /// Whether a container that is there is in the namespaces of just these.
+    fn are_of(&self, host: Option<&HostConfig>) -> bool {
+        let Some(host) = host else { return self.ids.is_empty() };
+        let modes = [&host.network_mode, &host.ipc_mode, &host.pid_mode];
+        let mut others = modes.into_iter().flatten().filter_map(|it| it.strip_prefix("container:"));
+        let ours: Vec<&String> = self.ids.values().collect();
+        ours.is_empty() || others.all(|other| ours.iter().any(|id| *id == other))
+    }
+}
+
+/// Finds the containers whose namespaces this one shares: of several that run, the newest, which will stay longest.
+pub(super) fn shared(inner: &Inner, launch: &Launch) -> Result<Shared, String> {
+    let mut shared = Shared::default();
+    let Some(container) = &launch.spec.container else { return Ok(shared) };
     let network = match &container.network {
         ContainerNetwork::Service(name) => Some(format!("service:{name}")),
         _ => None,
@@ -310,18 +342,28 @@ pub(super) fn shared(inner: &Inner, launch: &Launch) -> Result<BTreeMap<String, 
     for mode in modes.into_iter().flatten() {
         let Some(service) = mode.strip_prefix("service:") else { continue };
         let entries = inner.entries();
-        let found = entries.values().find(|entry| {
+        let running = entries.values().filter(|entry| {
             let known = &entry.kept.launch;
             known.stack == launch.stack
                 && known.service.as_str() == service
                 && entry.kept.exit.is_none()
+                && !entry.starting
         });
+        let found = running.max_by_key(|entry| entry.kept.started_at);
         let found = found.ok_or_else(|| {
             format!("it shares namespaces of service {service}, of which no container runs")
         })?;
-        ids.insert(mode.clone(), found.kept.container.clone());
+        shared.ids.insert(mode.clone(), found.kept.container.clone());
+        let with = SharesWith {
+            service: found.kept.launch.service.clone(),
+            id: found.kept.launch.id.clone(),
+            attempt: found.kept.launch.attempt,
+        };
+        if !shared.with.contains(&with) {
+            shared.with.push(with);
+        }
     }
-    Ok(ids)
+    Ok(shared)
 }
 
 /// How the containers of this engine are reached.

@@ -50,11 +50,17 @@ impl Inner {
         }
         let subpaths = self.subpaths(client, info, &launch.spec).await?;
         let (dir, spec) = (self.dir(&launch.id), launch.spec.clone());
-        let files = blocking(move || {
-            bind_sources(&spec)?;
-            stage(&dir, &spec)
-        })
-        .await?;
+        // Another machine has its own files: the engine says what is missing there.
+        let files = match info.local {
+            true => {
+                let made = move || {
+                    bind_sources(&spec)?;
+                    stage(&dir, &spec)
+                };
+                blocking(made).await?
+            }
+            false => Vec::new(),
+        };
         Ok(Surroundings { files, subpaths })
     }
 

@@ -104,8 +104,11 @@ impl World {
         if stopped || self.desired.record.removing || stop_first || tolerant {
             return;
         }
+        // One whose namespaces may have ended with those of another serves nobody, whatever it says.
+        let alone = |i: &&Instance| i.status.as_ref().is_none_or(|it| it.shares.is_empty());
         let count = |observed: &Observed| {
             let mine = observed.instances.values().filter(|i| i.assignment.service == *name);
+            let mine = mine.filter(alone);
             mine.filter(|i| i.assignment.goal == Goal::Run && (ready(i) || completed(i, service)))
                 .count()
         };

@@ -181,6 +181,7 @@ impl World {
                 failure: None,
                 message: String::new(),
                 not_enforced: Vec::new(),
+                shares: Vec::new(),
             },
             mode: spec.environment["MODE"].clone(),
             stopping: None,
@@ -214,6 +215,7 @@ impl World {
 fn start(process: &mut Process, assignment: &Assignment, now: Timestamp) {
     let status = &mut process.status;
     status.attempt = assignment.attempt;
+    status.shares.clear();
     status.exit = None;
     status.failure = None;
     status.ready = false;

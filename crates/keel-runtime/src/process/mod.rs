@@ -105,6 +105,7 @@ impl Entry {
             started_at: started.unwrap_or(self.kept.prepared_at),
             exit: self.exit.clone(),
             not_enforced: self.kept.not_enforced.clone(),
+            shares: Vec::new(),
         }
     }
 }

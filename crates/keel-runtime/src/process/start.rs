@@ -77,6 +77,7 @@ fn started(kept: &Kept, running: &Running) -> Started {
         ports: kept.ports.clone(),
         address: kept.network.as_ref().map(|network| network.address.into()),
         not_enforced: kept.not_enforced.clone(),
+        shares: Vec::new(),
         started_at: running.started_at,
     }
 }

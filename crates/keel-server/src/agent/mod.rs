@@ -143,6 +143,7 @@ fn merge(stored: &InstanceStatus, seen: &Seen) -> InstanceStatus {
         ready: stored.ready && !ended,
         exit: seen.exit.clone(),
         started_at: Some(seen.started_at),
+        shares: seen.shares.clone(),
         ..stored.clone()
     }
 }
@@ -165,6 +166,7 @@ fn fresh(seen: &Seen) -> InstanceStatus {
         failure: None,
         message: String::new(),
         not_enforced: seen.not_enforced.clone(),
+        shares: seen.shares.clone(),
     }
 }
 

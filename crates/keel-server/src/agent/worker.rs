@@ -147,6 +147,7 @@ impl Worker {
             status.health = health;
             status.started_at = Some(started.started_at);
             status.not_enforced = started.not_enforced;
+            status.shares = started.shares;
         });
         let what = match started.pid {
             0 => "it had ended before its process was seen".to_owned(),
@@ -360,6 +361,7 @@ fn blank(id: &InstanceId) -> InstanceStatus {
         failure: None,
         message: String::new(),
         not_enforced: Vec::new(),
+        shares: Vec::new(),
     }
 }
 

@@ -170,6 +170,7 @@ fn running() -> (World, BoardView) {
             failure: None,
             message: String::new(),
             not_enforced: Vec::new(),
+            shares: Vec::new(),
         };
         board.statuses.insert(id.clone(), Arc::new(status));
         let assignment = Assignment {
