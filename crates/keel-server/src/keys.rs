@@ -15,6 +15,8 @@
 //! events/<seq>                                   Event
 //! certificates/<hash>                            the last good certificate of a pair of files
 //! images/<hash>                                  when an image was pulled that is pulled every so often
+//! kept/<stack>/<service>                         names of ours were given to images of this service
+//! digests/<image>                                what registries call an image that a service runs
 //! acme/…                                         accounts, orders, certificates (see `keel_acme`)
 //! ```
 
@@ -41,6 +43,21 @@ pub fn pulled(reference: &str) -> String {
     let digest = Sha256::digest(reference);
     let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("images/{hex}")
+}
+
+/// Services whose images have names of ours.
+pub const KEPT: &str = "kept/";
+/// What registries call images.
+pub const DIGESTS: &str = "digests/";
+
+/// That images of this service have names of ours.
+pub fn kept(stack: &StackName, service: &ServiceName) -> String {
+    format!("{KEPT}{stack}/{service}")
+}
+
+/// What registries call the image with this id (`sha256:…`).
+pub fn digests(image: &str) -> String {
+    format!("{DIGESTS}{image}")
 }
 
 /// Everything of one stack.

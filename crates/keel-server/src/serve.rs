@@ -126,7 +126,7 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
     let metrics = metrics::start(metrics, &figures, &mut tasks);
     tasks.spawn(controller(&agent).run());
     tasks.spawn(agent.run());
-    tasks.spawn(Kept { images: images.clone(), worlds: worlds.clone() }.run());
+    tasks.spawn(Kept::new(&images, &worlds, &store).run());
 
     let shutdown = Arc::new(Notify::new());
     let limitations = limitation.into_iter().chain(limitations(&*runtime)).collect();

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use keel_container::images::Credentials;
 use keel_model::{
     EntrypointName, Generation, Goal, Health, InstanceId, InstanceStatus, NodeName, Phase,
     RevisionId, Rollout, RouteKind, ServiceName, Stack, StackName, Timestamp, ZoneName,
@@ -170,6 +171,9 @@ pub struct DownRequest {
 pub struct RollbackRequest {
     /// The generation to return to; the one before the current definition when absent.
     pub to: Option<Generation>,
+    /// What registries are shown if images are gone that came from them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub credentials: Vec<Credentials>,
 }
 
 /// One line of `keel history`.

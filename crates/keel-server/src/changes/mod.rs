@@ -22,6 +22,7 @@ use crate::api::types::{
 };
 use crate::error::Refusal;
 use crate::events::EventLog;
+use crate::images::Again;
 use crate::network::Network;
 use crate::traffic::ProxyState;
 use crate::world::{ServiceAddress, StackState, World, WorldReader};
@@ -68,10 +69,14 @@ impl Changes {
     /// [`Refusal`]; nothing is changed then.
     pub async fn apply(&self, mut request: ApplyRequest) -> Result<Applied, Refusal> {
         let name = request.stack.name.clone();
-        images::pin(&self.images, &mut request.stack, request.services.as_deref()).await?;
+        let known =
+            images::pin(&self.images, &mut request.stack, request.services.as_deref()).await?;
         let (engine, services) = (self.images.engine(), request.services.as_deref());
         images::external::check(engine, &request.stack, services).await?;
-        self.change(&name, Change::Definition, |stack| wish::applied(stack, &request)).await
+        let change = |stack: &StackState| wish::applied(stack, &request);
+        let applied = self.change(&name, Change::Definition, change).await?;
+        images::note(&*self.store, known).await;
+        Ok(applied)
     }
 
     /// What [`Self::apply`] would change.
@@ -131,7 +136,7 @@ impl Changes {
         .await
     }
 
-    /// Returns to an earlier definition.
+    /// Returns to an earlier definition, whose images have to be there or to be had again.
     ///
     /// # Errors
     /// [`Refusal`]; nothing is changed then.
@@ -140,6 +145,12 @@ impl Changes {
         name: &StackName,
         request: &RollbackRequest,
     ) -> Result<Applied, Refusal> {
+        let world = self.worlds.refresh().await?;
+        let stack = wish::find(&world, name)?;
+        let next = wish::rolled_back(name, stack, request.to)?;
+        let old = stack.record.as_ref().map(|record| &record.value.stack);
+        let images = Again { images: &self.images, store: &*self.store };
+        images.bring(old, &next.stack, &request.credentials).await?;
         self.change(name, Change::Definition, |stack| wish::rolled_back(name, stack, request.to))
             .await
     }

@@ -1,10 +1,12 @@
 //! Images of container services: made present before anything is changed, pinned, and kept for the last revisions.
 
+mod again;
 pub mod external;
 mod kept;
 mod pin;
 mod present;
 
+pub use again::{Again, note};
 pub use kept::Kept;
 pub use pin::pin;
 pub use present::Presence;

@@ -6,13 +6,14 @@ use futures_util::{StreamExt as _, stream};
 use keel_container::images::{Error, ImageFacts, Images};
 use keel_model::{MountSource, RuntimeKind, Service, ServiceName, Stack};
 
+use super::again::Digests;
 use crate::error::Refusal;
 
 /// Images that the engine is asked about at the same time.
 const AT_ONCE: usize = 16;
 
 /// Pins the container services of `stack` that are among `named` (all when absent): each runs the content that the name
-/// of its image stands for now. Services that are pinned already are left as they are.
+/// of its image stands for now. Services that are pinned already are left as they are. What registries call the images.
 ///
 /// # Errors
 /// [`Refusal`] with a line for each service whose image is not there.
@@ -20,7 +21,7 @@ pub async fn pin(
     images: &Images,
     stack: &mut Stack,
     named: Option<&[ServiceName]>,
-) -> Result<(), Refusal> {
+) -> Result<Digests, Refusal> {
     let concerned = |name: &ServiceName, service: &Service| {
         let open = service.spec.container.as_ref().is_some_and(|it| it.image_id.is_none());
         service.spec.runtime == RuntimeKind::Container
@@ -32,7 +33,7 @@ pub async fn pin(
     let wanted: BTreeSet<String> =
         services.iter().flat_map(|(_, service)| needed(service)).map(str::to_owned).collect();
     if wanted.is_empty() {
-        return Ok(());
+        return Ok(Digests::new());
     }
     // One question first: an engine that is away is told once, not for each image.
     images.engine().client().await.map_err(Error::Engine)?;
@@ -43,15 +44,19 @@ pub async fn pin(
     let found: BTreeMap<String, Result<Option<ImageFacts>, Error>> =
         stream::iter(wanted).map(ask).buffer_unordered(AT_ONCE).collect().await;
     let mut problems = Vec::new();
+    let mut digests = Digests::new();
     for (name, service) in &mut services {
         problems.extend(missing(name, service, &found));
         let facts = service.spec.image.as_ref().and_then(|image| found.get(image));
         if let Some(Ok(Some(facts))) = facts {
             keel_container::images::pin(service, facts);
+            if !facts.digests.is_empty() {
+                digests.insert(facts.id.clone(), facts.digests.clone());
+            }
         }
     }
     match problems.into_iter().reduce(|first, next| first.and(next)) {
-        None => Ok(()),
+        None => Ok(digests),
         Some(problem) => Err(problem.refusal()),
     }
 }

@@ -31,7 +31,9 @@ pub struct RollbackArgs {
 pub async fn run(ctx: &Context, args: RollbackArgs) -> Result<(), Failure> {
     let stack = project::stack_name(ctx)?;
     let client = ctx.client();
-    let request = RollbackRequest { to: args.generation.map(Generation) };
+    // Images that are gone are fetched again from where they came.
+    let credentials = crate::images::all_credentials(ctx).await;
+    let request = RollbackRequest { to: args.generation.map(Generation), credentials };
     let applied = client.rollback(stack.as_str(), &request).await?;
     let change = Change {
         ctx,
