@@ -105,7 +105,7 @@ impl Failure {
     /// Adds context.
     pub fn details(mut self, details: Vec<String>) -> Self {
         if let Self::Told(report) = &mut self {
-            report.details = details;
+            report.details.extend(details);
         }
         self
     }

@@ -3,7 +3,7 @@
 //! For the user's own process (`keel pull`), which may read the user's files and run the user's programs. The
 //! server gets what is found here with a request, and keeps nothing of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -23,6 +23,8 @@ const HUB_SERVER: &str = "https://index.docker.io/v1/";
 const HELPER_TIME: Duration = Duration::from_secs(30);
 /// Most bytes that a helper may answer.
 const HELPER_ANSWER: u64 = 64 << 10;
+/// Most characters of why it failed that are passed on.
+const HELPER_SAYS: usize = 200;
 /// The name that a helper gives when the secret is a token.
 const TOKEN_USER: &str = "<token>";
 /// What helpers say when they have nothing (from docker-credential-helpers).
@@ -39,10 +41,19 @@ pub struct LoginError {
 }
 
 /// The credentials that the user has.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Logins {
     file: PathBuf,
     configuration: Configuration,
+    /// How long a helper may take.
+    patience: Duration,
+}
+
+impl Default for Logins {
+    fn default() -> Self {
+        let (file, configuration) = Default::default();
+        Self { file, configuration, patience: HELPER_TIME }
+    }
 }
 
 /// `config.json` of the client, as far as it matters here.
@@ -94,7 +105,7 @@ impl Logins {
         let configuration = serde_json::from_str(&text).map_err(|error| {
             failed(format!("line {}, column {}: not as expected", error.line(), error.column()))
         })?;
-        Ok(Self { file, configuration })
+        Ok(Self { file, configuration, ..Self::default() })
     }
 
     /// The credentials for a registry (`docker.io`, `localhost:5000`), if the user has some.
@@ -107,7 +118,7 @@ impl Logins {
         let own = own.or_else(|| self.configuration.cred_helpers.get(registry));
         let store = Some(&self.configuration.creds_store).filter(|name| !name.is_empty());
         if let Some(helper) = own.or(store) {
-            let found = ask(helper, server).await?;
+            let found = self.ask(helper, server).await?;
             if found.is_some() || own.is_some() {
                 return Ok(found);
             }
@@ -122,16 +133,39 @@ impl Logins {
     /// The credentials for all registries that the user has logged in to, for a build: which of them its steps need
     /// is known to the engine alone.
     pub async fn all(&self) -> Vec<Credentials> {
-        let known = self.configuration.auths.keys().map(|server| host(server));
-        let helped = self.configuration.cred_helpers.keys().map(|server| host(server));
-        let servers: std::collections::BTreeSet<&str> = known.chain(helped).collect();
-        let mut all = Vec::new();
-        for server in servers.into_iter().take(MAX_SERVERS) {
+        let configuration = &self.configuration;
+        let stored = match configuration.creds_store.as_str() {
+            "" => BTreeMap::new(),
+            // Who has none, or does not say, may still have what the file names.
+            store => self.listed(store).await.unwrap_or_default(),
+        };
+        let written = configuration.auths.keys().chain(configuration.cred_helpers.keys());
+        let servers: BTreeSet<&str> = written.chain(stored.keys()).map(|it| host(it)).collect();
+        let ask = |server: &str| {
             let registry = if server == "index.docker.io" { DOCKER_HUB } else { server };
+            let registry = registry.to_owned();
             // A build may need none of them; the engine says which one is missing.
-            all.extend(self.get(registry).await.ok().flatten());
-        }
-        all
+            async move { self.get(&registry).await.ok().flatten() }
+        };
+        // At once, as each may take its time.
+        let servers = servers.into_iter().take(MAX_SERVERS);
+        let found = futures_util::future::join_all(servers.map(ask)).await;
+        found.into_iter().flatten().collect()
+    }
+
+    /// Asks a helper for the credentials for one server.
+    async fn ask(&self, helper: &str, server: &str) -> Result<Option<Credentials>, LoginError> {
+        let error = |reason: String| LoginError { server: server.to_owned(), reason };
+        let answer = run(helper, "get", server, self.patience).await.map_err(error)?;
+        let Some(answer) = answer else { return Ok(None) };
+        let helped = serde_json::from_slice(&answer).map_err(|_| error(not_understood(helper)))?;
+        Ok(Some(of_helper(server, helped)))
+    }
+
+    /// Asks a helper which servers it knows.
+    async fn listed(&self, helper: &str) -> Option<BTreeMap<String, String>> {
+        let answer = run(helper, "list", "", self.patience).await.ok()??;
+        serde_json::from_slice(&answer).ok()
     }
 
     fn written(&self, server: &str, login: &Login) -> Result<Option<Credentials>, LoginError> {
@@ -165,19 +199,30 @@ fn host(server: &str) -> &str {
     if host == "index.docker.io" && rest == server { DOCKER_HUB } else { host }
 }
 
-/// Asks `docker-credential-<helper>`.
-async fn ask(helper: &str, server: &str) -> Result<Option<Credentials>, LoginError> {
-    let program = format!("docker-credential-{helper}");
-    let failed = |reason: String| LoginError {
-        server: server.to_owned(),
-        reason: format!("{program}: {reason}"),
-    };
+fn program_of(helper: &str) -> String {
+    format!("docker-credential-{helper}")
+}
+
+fn not_understood(helper: &str) -> String {
+    // What it said may hold a part of a password.
+    format!("{}: its answer is not understood", program_of(helper))
+}
+
+/// What `docker-credential-<helper>` answers; nothing where it has none. An error says what went wrong.
+async fn run(
+    helper: &str,
+    verb: &str,
+    input: &str,
+    patience: Duration,
+) -> Result<Option<Vec<u8>>, String> {
+    let program = program_of(helper);
+    let failed = |reason: String| format!("{program}: {reason}");
     if helper.contains('/') {
         return Err(failed("a helper's name has no slash".to_owned()));
     }
     let asked = async {
         let mut child = tokio::process::Command::new(&program)
-            .arg("get")
+            .arg(verb)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -187,25 +232,28 @@ async fn ask(helper: &str, server: &str) -> Result<Option<Credentials>, LoginErr
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         let (Some(mut stdin), Some(stdout)) = (stdin, stdout) else { return Ok(None) };
         // One that does not read is judged by what it answers.
-        let _ = stdin.write_all(server.as_bytes()).await;
+        let _ = stdin.write_all(input.as_bytes()).await;
         drop(stdin);
         let mut answer = Vec::new();
         let read = stdout.take(HELPER_ANSWER).read_to_end(&mut answer).await;
         read.map_err(|error| failed(error.to_string()))?;
+        if answer.len() as u64 == HELPER_ANSWER {
+            return Err(not_understood(helper));
+        }
         let status = child.wait().await.map_err(|error| failed(error.to_string()))?;
         if status.success() {
-            let helped: Helped = serde_json::from_slice(&answer)
-                .map_err(|_| failed("its answer is not understood".to_owned()))?;
-            return Ok(Some(of_helper(server, helped)));
+            return Ok(Some(answer));
         }
         let said = String::from_utf8_lossy(&answer);
         if said.contains(HELPER_HAS_NONE) {
             return Ok(None);
         }
-        Err(failed(format!("ended with {status}: {}", said.trim())))
+        let said = said.trim().lines().next().unwrap_or_default();
+        let said: String = said.chars().take(HELPER_SAYS).collect();
+        Err(failed(format!("ended with {status}: {said}").trim_end_matches([' ', ':']).to_owned()))
     };
-    let late = || failed(format!("no answer within {} s", HELPER_TIME.as_secs()));
-    tokio::time::timeout(HELPER_TIME, asked).await.map_err(|_| late())?
+    let late = || failed(format!("no answer within {} s", patience.as_secs()));
+    tokio::time::timeout(patience, asked).await.map_err(|_| late())?
 }
 
 fn of_helper(server: &str, helped: Helped) -> Credentials {
@@ -225,6 +273,7 @@ mod tests {
         Logins {
             file: PathBuf::from("config.json"),
             configuration: serde_json::from_str(json).unwrap(),
+            patience: Duration::from_millis(300),
         }
     }
 

@@ -64,11 +64,13 @@ pub async fn push(
     if references.is_empty() {
         return Ok(Vec::new());
     }
-    let credentials = images::credentials(ctx, references.clone()).await?;
+    let (credentials, problems) = images::credentials(references.clone()).await?;
     let image = |reference: &str| PushImage {
         reference: reference.to_owned(),
         credentials: credentials.get(reference).cloned(),
     };
     let request = PushRequest { images: references.into_iter().map(image).collect() };
-    images::follow(client.push(&request).await?, Show::new(ctx, quiet, "pushed")).await
+    let pushed =
+        images::follow(client.push(&request).await?, Show::new(ctx, quiet, "pushed")).await;
+    images::with_problems(ctx, pushed, problems)
 }

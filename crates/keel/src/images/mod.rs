@@ -1,6 +1,7 @@
 //! Making images present before a change: which are pulled, which are built, and how that is shown.
 
 mod build;
+mod contexts;
 mod plugin;
 mod show;
 
@@ -152,7 +153,7 @@ pub async fn pull(
     quiet: bool,
 ) -> Result<Vec<Present>, Failure> {
     let references: BTreeSet<&str> = sources.values().map(|it| it.reference.as_str()).collect();
-    let credentials = credentials(ctx, references).await?;
+    let (credentials, problems) = credentials(references).await?;
     let mut images: Vec<PullImage> = Vec::new();
     for source in sources.values() {
         let known = credentials.get(&source.reference).cloned();
@@ -165,7 +166,22 @@ pub async fn pull(
         return Ok(Vec::new());
     }
     let lines = client.pull(&PullRequest { images }).await?;
-    follow(lines, Show::new(ctx, quiet, "pulled")).await
+    with_problems(ctx, follow(lines, Show::new(ctx, quiet, "pulled")).await, problems)
+}
+
+/// Says why credentials could not be had: as the reason of a failure, or as a warning where it went without.
+pub fn with_problems<T>(
+    ctx: &Context,
+    done: Result<T, Failure>,
+    problems: Vec<String>,
+) -> Result<T, Failure> {
+    match done {
+        Ok(done) => {
+            problems.iter().for_each(|problem| ctx.warn(problem));
+            Ok(done)
+        }
+        Err(failure) => Err(failure.details(problems)),
+    }
 }
 
 /// Shows what comes, until the end.
@@ -193,17 +209,17 @@ pub async fn follow(mut lines: Lines<ImageLine>, mut show: Show) -> Result<Vec<P
     Err(refused(&first).details(output))
 }
 
-/// What registries are shown for these images, by image.
+/// What registries are shown for these images, by image; and why there are none where there should be some: the image may
+/// be there for everybody.
 ///
 /// # Errors
-/// When credentials that should be there can't be had.
+/// When the user's configuration can't be read.
 pub async fn credentials(
-    ctx: &Context,
     references: BTreeSet<&str>,
-) -> Result<BTreeMap<String, Credentials>, Failure> {
-    let mut found = BTreeMap::new();
+) -> Result<(BTreeMap<String, Credentials>, Vec<String>), Failure> {
+    let (mut found, mut problems) = (BTreeMap::new(), Vec::new());
     if references.is_empty() {
-        return Ok(found);
+        return Ok((found, problems));
     }
     let logins = logins()?;
     let mut known: BTreeMap<String, Option<Credentials>> = BTreeMap::new();
@@ -213,8 +229,7 @@ pub async fn credentials(
         let registry = reference.registry();
         if !known.contains_key(registry) {
             let credentials = logins.get(registry).await.unwrap_or_else(|error| {
-                // The image may be there for everybody.
-                ctx.warn(&error.to_string());
+                problems.push(error.to_string());
                 None
             });
             known.insert(registry.to_owned(), credentials);
@@ -223,7 +238,18 @@ pub async fn credentials(
             found.insert(text.to_owned(), credentials.clone());
         }
     }
-    Ok(found)
+    Ok((found, problems))
+}
+
+/// What all registries are shown that the user has logged in to; nothing where that can't be read.
+pub async fn all_credentials(ctx: &Context) -> Vec<Credentials> {
+    match Logins::of(&Surroundings::of_this_process()) {
+        Ok(logins) => logins.all().await,
+        Err(error) => {
+            ctx.warn(&error.to_string());
+            Vec::new()
+        }
+    }
 }
 
 fn logins() -> Result<Logins, Failure> {
