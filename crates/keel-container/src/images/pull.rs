@@ -15,6 +15,9 @@ use super::{Images, Reference};
 /// Pauses before another try when the registry can't be reached.
 const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 
+/// How long a registry may take to say which platforms there are.
+const PLATFORMS: Duration = Duration::from_secs(10);
+
 /// What is pulled. Who has other credentials may get another answer.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Wanted {
@@ -84,7 +87,10 @@ impl Images {
             let info = info?;
             Ok(Progress::of_engine(info.id, info.status.unwrap_or_default(), info.progress_detail))
         });
-        follow(&self.engine, about, seen, stream, teller, self.quiet).await?;
+        let followed = follow(&self.engine, about, seen, stream, teller, self.quiet).await;
+        if let Err(error) = followed {
+            return Err(self.with_platforms(error, wanted).await);
+        }
         let found = self.inspect(&about.image).await?;
         let facts = found.ok_or_else(|| about.explain_text("not found after it was pulled"))?;
         match &wanted.platform {
@@ -95,5 +101,32 @@ impl Images {
             }),
             _ => Ok(facts),
         }
+    }
+
+    /// Says which platforms there are, where the one that is wanted is not among them: the engine does not.
+    async fn with_platforms(&self, error: Error, wanted: &Wanted) -> Error {
+        let Error::WrongPlatform { image, platform, message } = error else { return error };
+        let asked = async {
+            let client = prepared(self.engine.client().await.ok()?, String::new());
+            let credentials = wanted.credentials.as_ref().map(Credentials::for_engine);
+            client.inspect_registry_image(&image, credentials).await.ok()
+        };
+        // Podman does not know the question.
+        let there = tokio::time::timeout(PLATFORMS, asked).await.ok().flatten();
+        let there = there.map(|it| it.platforms).unwrap_or_default();
+        let names: Vec<String> = there
+            .into_iter()
+            .map(|it| {
+                let parts = [it.os, it.architecture, it.variant];
+                let parts = parts.into_iter().flatten().filter(|part| !part.is_empty());
+                parts.collect::<Vec<_>>().join("/")
+            })
+            .filter(|name| !name.is_empty() && !name.starts_with("unknown"))
+            .collect();
+        let message = match names.is_empty() {
+            true => message,
+            false => format!("the registry has it for {}", names.join(", ")),
+        };
+        Error::WrongPlatform { image, platform, message }
     }
 }

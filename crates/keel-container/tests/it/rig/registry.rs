@@ -1,9 +1,11 @@
 //! Debian's `docker-registry`, with or without a password.
 
 use std::fs;
+use std::io::Write as _;
 use std::net::TcpStream;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
+use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 use super::{Program, free_port, installed};
@@ -69,4 +71,43 @@ impl Registry {
     pub fn port(&self) -> u16 {
         self.port
     }
+
+    /// Puts a blob into a repository.
+    pub fn put_blob(&self, repository: &str, bytes: &[u8]) {
+        let begin = format!("http://{}/v2/{repository}/blobs/uploads/", self.name());
+        let answer = curl(&["--include", "--request", "POST", &begin], b"");
+        let location = answer.lines().find_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            name.eq_ignore_ascii_case("location").then(|| value.trim().to_owned())
+        });
+        let location = location.expect("the registry says where to");
+        let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let join = if location.contains('?') { '&' } else { '?' };
+        let to = format!("{location}{join}digest=sha256:{hex}");
+        let media = "Content-Type: application/octet-stream";
+        curl(&["--request", "PUT", "--header", media, "--data-binary", "@-", &to], bytes);
+    }
+
+    /// Puts a manifest into a repository, by a tag or its digest.
+    pub fn put_manifest(&self, repository: &str, reference: &str, media: &str, bytes: &[u8]) {
+        let to = format!("http://{}/v2/{repository}/manifests/{reference}", self.name());
+        let media = format!("Content-Type: {media}");
+        curl(&["--request", "PUT", "--header", &media, "--data-binary", "@-", &to], bytes);
+    }
+}
+
+/// Speaks HTTP; what is answered.
+fn curl(arguments: &[&str], input: &[u8]) -> String {
+    let mut child = Command::new("curl")
+        .args(["--silent", "--show-error", "--fail-with-body"])
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let answer = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{arguments:?}: {answer}");
+    answer
 }
