@@ -32,6 +32,9 @@ needs=(
     docker-registry:docker-registry
     htpasswd:apache2-utils
     podman:podman
+    newuidmap:uidmap
+    slirp4netns:slirp4netns
+    ssh-agent:openssh-client
     busybox:busybox-static
 )
 # File that shows whether it is there, and the package that brings it.

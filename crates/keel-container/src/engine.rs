@@ -9,6 +9,7 @@ use keel_runtime::ContainerExec;
 
 use crate::Error;
 use crate::place::{Place, Surroundings, Tls};
+use crate::upgrade::ask;
 
 /// How long the engine may take to begin an answer; what takes longer (pulls, builds, waits) is streamed.
 const ANSWER: Duration = Duration::from_secs(120);
@@ -168,7 +169,8 @@ async fn greet(place: &Place) -> Result<Known, Error> {
     };
     let version = version.version.unwrap_or_default();
     let options = info.security_options.unwrap_or_default();
-    let rootless = options.iter().any(|option| option.contains("rootless"));
+    let named = options.iter().any(|option| option.contains("rootless"));
+    let rootless = named || (kind == Kind::Podman && podman_is_rootless(place).await?);
     let local = place.url.starts_with("unix://");
     let api = client.client_version();
     let api = (api.major_version, api.minor_version);
@@ -176,6 +178,18 @@ async fn greet(place: &Place) -> Result<Known, Error> {
     let text = format!("{kind:?} {version} at {}", place.url);
     let info = Arc::new(EngineInfo { kind, version, rootless, local, api, host, text });
     Ok(Known { client, url: place.url.clone(), info })
+}
+
+/// Podman does not say it where Docker does. Its addresses must not be taken for ones that can be reached: who answers
+/// there is somebody else.
+async fn podman_is_rootless(place: &Place) -> Result<bool, Error> {
+    let late = || Error::Away { url: place.url.clone(), reason: "no answer in time".to_owned() };
+    let said = tokio::time::timeout(GREETING, ask(place, "/v4.0.0/libpod/info")).await;
+    let said = said.map_err(|_| late())??;
+    let security = said.as_ref().and_then(|it| it.get("host")?.get("security"));
+    let said = security.and_then(|it| it.get("rootless")?.as_bool());
+    // One that does not say runs as whoever asks.
+    Ok(said.unwrap_or_else(|| !rustix::process::geteuid().is_root()))
 }
 
 /// The address of the machine that a URL names.

@@ -87,7 +87,11 @@ impl Error {
         let away = |reason: String| Self::Away { url: url.to_owned(), reason };
         match error {
             Api::DockerResponseServerError { status_code, message } => {
-                let message = message.trim().to_owned();
+                let message = match message.trim() {
+                    // Podman may say nothing at all.
+                    "" => format!("the engine refuses without a word (status {status_code})"),
+                    message => message.to_owned(),
+                };
                 match status_code {
                     404 => Self::NotFound { message },
                     409 => Self::Conflict { message },

@@ -14,6 +14,7 @@ mod runtime;
 pub mod terminal;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod upgrade;
 
 pub use engine::{Engine, EngineInfo, Kind};
 pub use error::Error;

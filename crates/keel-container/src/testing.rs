@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::{Engine, Place};
@@ -149,9 +150,12 @@ impl Bridge {
     /// # Errors
     /// Why it can't be made.
     pub fn make() -> Result<Self, String> {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        // A process may have two at a time.
+        let number = MADE.fetch_add(1, Ordering::Relaxed) % 2;
         let id = std::process::id();
-        let name = format!("keelt{id:08x}");
-        let address = format!("10.{}.{}.1/24", 128 + id / 256 % 64, id % 256);
+        let name = format!("keelt{id:08x}{number}");
+        let address = format!("10.{}.{}.1/24", 128 + 64 * number + id / 256 % 64, id % 256);
         let made = Self(name.clone());
         for words in [
             vec!["link", "add", &name, "type", "bridge"],

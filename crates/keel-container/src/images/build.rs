@@ -18,6 +18,7 @@ use super::follow::prepared;
 use super::progress::{Listener, Progress};
 use super::recipe::Recipe;
 use super::{Images, Reference};
+use crate::Kind;
 
 /// The engine may take this long to begin an answer: it reads the whole context first.
 const ANSWER: Duration = Duration::from_secs(24 * 3600);
@@ -92,7 +93,8 @@ impl Images {
             let _: Reference = name.parse()?;
         }
         let client = self.engine.client().await?.with_timeout(ANSWER);
-        let client = prepared(client, more(recipe));
+        let kind = self.engine.info().await?.kind;
+        let client = prepared(client, more(recipe, kind));
         let unread: Arc<Mutex<Option<String>>> = Arc::default();
         let noted = unread.clone();
         let body = match context {
@@ -208,8 +210,8 @@ fn options(recipe: &Recipe) -> BuildImageOptions {
     }
 }
 
-/// What bollard's options have no place for, as the rest of a query.
-fn more(recipe: &Recipe) -> String {
+/// What bollard's options have no place for, as the rest of a query. Podman takes lists of texts where Docker takes others.
+fn more(recipe: &Recipe, kind: Kind) -> String {
     #[derive(serde::Serialize)]
     #[serde(rename_all = "PascalCase")]
     struct Ulimit<'a> {
@@ -222,16 +224,26 @@ fn more(recipe: &Recipe) -> String {
         more.push_str(&format!("&{key}={}", percent(value)));
     };
     let limits = recipe.ulimits.iter();
-    let limits: Vec<_> =
-        limits.map(|(name, (soft, hard))| Ulimit { name, soft: *soft, hard: *hard }).collect();
-    if !limits.is_empty() {
-        add("ulimits", &serde_json::to_string(&limits).unwrap_or_default());
+    let (mut objects, mut texts) = (Vec::new(), Vec::new());
+    for (name, (soft, hard)) in limits {
+        objects.push(Ulimit { name, soft: *soft, hard: *hard });
+        texts.push(format!("{name}={soft}:{hard}"));
+    }
+    let (docker, podman) = (serde_json::to_string(&objects), serde_json::to_string(&texts));
+    if !objects.is_empty() {
+        let limits = if kind == Kind::Podman { podman } else { docker };
+        add("ulimits", &limits.unwrap_or_default());
     }
     if let Some(size) = recipe.shm_size {
         add("shmsize", &size.to_string());
     }
-    for host in &recipe.extra_hosts {
-        add("extrahosts", host);
+    match kind {
+        Kind::Docker => recipe.extra_hosts.iter().for_each(|host| add("extrahosts", host)),
+        Kind::Podman if recipe.extra_hosts.is_empty() => {}
+        Kind::Podman => {
+            let hosts = serde_json::to_string(&recipe.extra_hosts);
+            add("extrahosts", &hosts.unwrap_or_default());
+        }
     }
     more
 }
@@ -266,6 +278,23 @@ mod tests {
         assert_eq!(output.lines.back().map(String::as_str), Some("29"));
         let long = "x".repeat(3 * MAX_LINE);
         assert!(output.take(&long).iter().all(|line| line.len() <= MAX_LINE));
+    }
+
+    #[test]
+    fn each_engine_is_told_in_its_own_way() {
+        let recipe = Recipe {
+            ulimits: [("nofile".to_owned(), (1, 2))].into(),
+            extra_hosts: vec!["db:10.0.0.1".into()],
+            shm_size: Some(7),
+            ..Recipe::default()
+        };
+        let limits = percent(r#"[{"Name":"nofile","Soft":1,"Hard":2}]"#);
+        let docker = format!("&ulimits={limits}&shmsize=7&extrahosts=db%3A10.0.0.1");
+        assert_eq!(more(&recipe, Kind::Docker), docker);
+        let (limits, hosts) = (percent(r#"["nofile=1:2"]"#), percent(r#"["db:10.0.0.1"]"#));
+        let podman = format!("&ulimits={limits}&shmsize=7&extrahosts={hosts}");
+        assert_eq!(more(&recipe, Kind::Podman), podman);
+        assert_eq!(more(&Recipe::default(), Kind::Podman), "");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! As the engine's own client does it: owned by root, without what `.dockerignore` leaves out (that of the Dockerfile,
 //! if it has one, before that of the directory), and always with the Dockerfile.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use keel_model::Build;
 use walkdir::{DirEntry, WalkDir};
 
+use super::dockerfile::{self, Rewritten};
 use super::error::Error;
 use super::ignored::Ignored;
 use crate::archive::{self, Owner, Pieces, Pipe};
@@ -18,6 +20,8 @@ use crate::archive::{self, Owner, Pieces, Pipe};
 const MAX_TEXT: u64 = 4 << 20;
 /// The name of a Dockerfile that is not in the context, in the archive.
 const OWN_DOCKERFILE: &str = ".keel.dockerfile";
+/// What is left out.
+const IGNORED: &str = ".dockerignore";
 
 /// The context of a build that has not been read yet.
 #[derive(Debug)]
@@ -58,7 +62,7 @@ impl Context {
         };
         let beside = PathBuf::from(format!("{}.dockerignore", path.display()));
         let of_file = build.dockerfile_inline.is_none() && beside.is_file();
-        let file = if of_file { beside } else { root.join(".dockerignore") };
+        let file = if of_file { beside } else { root.join(IGNORED) };
         let ignored = match read_text(&file) {
             Ok(text) => Ignored::parse(&text).map_err(|reason| failed(&file, reason))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ignored::default(),
@@ -82,6 +86,28 @@ impl Context {
         &self.text
     }
 
+    /// The same with these names in its Dockerfile standing for these images; and by how much that shifts the numbers of
+    /// its stages.
+    #[must_use]
+    pub fn naming(self, images: &BTreeMap<String, String>) -> (Self, usize) {
+        if images.is_empty() {
+            return (self, 0);
+        }
+        let Rewritten { text, shift } = dockerfile::with_contexts(&self.text, images);
+        (Self { text, own: true, dockerfile: OWN_DOCKERFILE.to_owned(), ..self }, shift)
+    }
+
+    /// The images that its Dockerfile begins stages with, as far as the text and these arguments say.
+    #[must_use]
+    pub fn begins_with(&self, arguments: &BTreeMap<String, String>) -> BTreeSet<String> {
+        dockerfile::bases(&self.text, arguments)
+    }
+
+    /// The directory, what is left out of it, and the text of the Dockerfile.
+    pub(super) fn into_parts(self) -> (PathBuf, Ignored, String) {
+        (self.root, self.ignored, self.text)
+    }
+
     /// Reads the files while they are taken, on a thread for blocking work. It ends when nobody takes them any more.
     #[must_use]
     pub fn pack(self) -> Pieces {
@@ -91,18 +117,28 @@ impl Context {
     fn write(&self, pipe: Pipe) -> io::Result<()> {
         let mut out = tar::Builder::new(pipe);
         if self.own {
-            let mut header = header(self.text.len() as u64, 0o644);
-            out.append_data(&mut header, &self.dockerfile, self.text.as_bytes())?;
+            out.append_data(&mut header(&self.text), &self.dockerfile, self.text.as_bytes())?;
+            // The builder takes it away before a step could copy it.
+            let text = self.ignoring_own();
+            out.append_data(&mut header(&text), IGNORED, text.as_bytes())?;
         }
         let walk = WalkDir::new(&self.root).min_depth(1).sort_by_file_name().into_iter();
         for entry in walk.filter_entry(|entry| self.enters(entry)) {
             let entry = entry.map_err(io::Error::from)?;
             let path = self.inside(entry.path());
-            if self.is_wanted(&path.to_string_lossy()) {
+            let path_is_ours = self.own && path == Path::new(IGNORED);
+            if !path_is_ours && self.is_wanted(&path.to_string_lossy()) {
                 archive::append(&mut out, entry.path(), path, Owner::Root)?;
             }
         }
         out.into_inner()?.finish()
+    }
+
+    /// What is left out, and our own Dockerfile; the list too where there was none.
+    fn ignoring_own(&self) -> String {
+        let text = read_text(&self.root.join(IGNORED));
+        let text = text.unwrap_or_else(|_| IGNORED.to_owned());
+        format!("{text}\n{OWN_DOCKERFILE}\n")
     }
 
     fn inside<'a>(&self, path: &'a Path) -> &'a Path {
@@ -120,7 +156,7 @@ impl Context {
 
     fn is_wanted(&self, path: &str) -> bool {
         // The engine needs these two, and leaves them out of the image itself where it has to.
-        path == self.dockerfile || path == ".dockerignore" || !self.ignored.leaves_out(path)
+        path == self.dockerfile || path == IGNORED || !self.ignored.leaves_out(path)
     }
 }
 
@@ -141,10 +177,10 @@ fn read_text(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-fn header(size: u64, mode: u32) -> tar::Header {
+fn header(text: &str) -> tar::Header {
     let mut header = tar::Header::new_gnu();
-    header.set_size(size);
-    header.set_mode(mode);
+    header.set_size(text.len() as u64);
+    header.set_mode(0o644);
     header.set_mtime(0);
     header.set_uid(0);
     header.set_gid(0);
@@ -153,7 +189,6 @@ fn header(size: u64, mode: u32) -> tar::Header {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
     use std::fs;
     use std::os::unix::fs::symlink;
 

@@ -102,6 +102,12 @@ fn runs(config: &ImageConfig) -> bool {
     says(&config.entrypoint) || says(&config.cmd)
 }
 
+/// The health check in what Podman says of an image in its own words, which are Docker's for that part.
+pub(super) fn health_of_podman(image: &serde_json::Value) -> Option<(Test, HealthTimes)> {
+    let check = image.get("Healthcheck").filter(|check| !check.is_null())?;
+    health(&serde_json::from_value(check.clone()).ok()?)
+}
+
 fn health(config: &HealthConfig) -> Option<(Test, HealthTimes)> {
     let test = match config.test.as_deref()?.split_first()? {
         (kind, words) if kind == "CMD" && !words.is_empty() => Test::Exec(words.to_vec()),

@@ -2,6 +2,7 @@
 //! them.
 
 use std::collections::HashMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bollard::query_parameters::{
     ListImagesOptions, PushImageOptions, RemoveImageOptions, TagImageOptions,
@@ -21,6 +22,23 @@ use super::{Images, Reference};
 
 /// Revisions of a service whose images stay: the one that runs, and those that may be returned to.
 pub const KEPT_REVISIONS: usize = 5;
+
+/// What images of contexts are called, which live as long as the build that they are for.
+const CONTEXTS: &str = "keel-context";
+
+/// The name of an image for a context of a build that begins `now` (since 1970).
+#[must_use]
+pub fn context_image(now: Duration, unique: &str) -> String {
+    format!("{CONTEXTS}:{}-{unique}", now.as_secs())
+}
+
+/// When the build began that an image of a context was made for, in seconds since 1970.
+fn begun(tag: &str) -> Option<u64> {
+    let (name, version) = tag.rsplit_once(':')?;
+    let own = name.rsplit('/').next() == Some(CONTEXTS);
+    let (seconds, _) = version.split_once('-').filter(|_| own)?;
+    seconds.parse().ok()
+}
 
 /// An image in the list of all.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,6 +185,21 @@ impl Images {
         self.take_away(&repository(stack, service), &[]).await
     }
 
+    /// Takes away the images of contexts whose builds began longer ago than this: whoever made them was killed.
+    ///
+    /// # Errors
+    /// When the engine can't be asked.
+    pub async fn forget_contexts(&self, after: Duration) -> Result<(), Error> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let old = |tag: &String| {
+            begun(tag).is_some_and(|at| now.as_secs().saturating_sub(at) >= after.as_secs())
+        };
+        for tag in self.list().await?.into_iter().flat_map(|it| it.tags).filter(old) {
+            self.remove(&tag).await?;
+        }
+        Ok(())
+    }
+
     async fn take_away(&self, repository: &str, stay: &[String]) -> Result<Vec<String>, Error> {
         let mut taken = Vec::new();
         let prefix = format!("{repository}:");
@@ -203,6 +236,16 @@ fn repository(stack: &StackName, service: &ServiceName) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn images_of_contexts_say_when_they_were_made() {
+        let name = context_image(Duration::from_secs(77), "12-0");
+        assert!(name.parse::<Reference>().is_ok());
+        assert_eq!(begun(&name), Some(77));
+        assert_eq!(begun(&format!("docker.io/library/{name}")), Some(77));
+        assert_eq!(begun(&format!("localhost/{name}")), Some(77));
+        assert_eq!((begun("keel-context:latest"), begun("x/not-keel-context:1-2")), (None, None));
+    }
 
     #[test]
     fn services_have_names_of_their_own() {

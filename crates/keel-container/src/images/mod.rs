@@ -5,8 +5,10 @@
 //! that the name stood for ([`pin`]).
 
 mod build;
+mod buildkit;
 mod context;
 mod credentials;
+mod dockerfile;
 mod error;
 mod facts;
 mod flight;
@@ -19,6 +21,7 @@ mod progress;
 mod pull;
 mod recipe;
 mod reference;
+mod way;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,18 +29,20 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 pub use crate::archive::Pieces;
+pub use buildkit::Order;
 pub use context::{Context, is_remote};
 pub use credentials::{Credentials, Secret};
 pub use error::Error;
 pub use facts::ImageFacts;
-pub use keep::{ImageSummary, KEPT_REVISIONS};
+pub use keep::{ImageSummary, KEPT_REVISIONS, context_image};
 pub use login::{LoginError, Logins};
 pub use pin::pin;
 pub use progress::{Listener, Progress};
 pub use recipe::{Recipe, needs_buildkit};
 pub use reference::{DOCKER_HUB, InvalidReference, Reference};
+pub use way::{Way, needs_plugin, way};
 
-use crate::Engine;
+use crate::{Engine, Kind};
 use error::About;
 use flight::Flights;
 
@@ -92,12 +97,22 @@ impl Images {
         }
         let client = self.engine.client().await?;
         match client.inspect_image(name).await {
-            Ok(image) => Ok(Some(ImageFacts::of(image))),
+            Ok(image) => self.complete(ImageFacts::of(image)).await.map(Some),
             Err(error) => match self.engine.failed(&error) {
                 crate::Error::NotFound { .. } => Ok(None),
                 error => Err(self.about(name, None).explain(error)),
             },
         }
+    }
+
+    /// With what Podman leaves out where it speaks as Docker does: the health check.
+    async fn complete(&self, mut facts: ImageFacts) -> Result<ImageFacts, Error> {
+        if facts.health.is_none() && self.engine.info().await?.kind == Kind::Podman {
+            let id = facts.id.strip_prefix("sha256:").unwrap_or(&facts.id);
+            let said = self.engine.ask(&format!("/v4.0.0/libpod/images/{id}/json")).await?;
+            facts.health = said.as_ref().and_then(facts::health_of_podman);
+        }
+        Ok(facts)
     }
 
     fn about(&self, image: &str, platform: Option<&str>) -> About {

@@ -10,16 +10,25 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use crate::images::told;
-use crate::rig::{Dockerd, Registry, or_skip, write_program};
+use keel_container::testing::Which;
 
-/// A context of these files, and a program `run` that prints `hello there` and ends with the code.
+use crate::rig::{Dockerd, Registry, on_each_engine, or_skip, write_program};
+
+on_each_engine!(
+    an_image_is_built_as_the_file_says,
+    a_step_that_fails_is_shown,
+    a_context_that_breaks_off_is_said,
+    images_are_pushed_and_kept_for_revisions,
+);
+
+/// A context of these files, and a program `say` that prints `hello there` and ends with the code.
 fn context(dockerfile: &str, code: u8) -> (TempDir, Build) {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("Dockerfile"), dockerfile).unwrap();
     fs::write(dir.path().join("kept-file"), "x").unwrap();
     fs::write(dir.path().join("left-out-file"), "x").unwrap();
     fs::write(dir.path().join(".dockerignore"), "left-out-file\nDockerfile").unwrap();
-    write_program(&dir.path().join("run"), "hello there", code);
+    write_program(&dir.path().join("say"), "hello there", code);
     let build = Build { context: dir.path().display().to_string(), ..Build::default() };
     (dir, build)
 }
@@ -38,12 +47,11 @@ async fn build(
     images.build(&recipe, &[], Some(pieces), to).await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_image_is_built_as_the_file_says() {
-    let docker = or_skip!(Dockerd::start());
+async fn an_image_is_built_as_the_file_says(which: Which) {
+    let docker = or_skip!(Dockerd::start_one(which, &[]));
     let images = Images::new(docker.engine());
-    let text = "FROM scratch AS base\nARG WHO=nobody\nCOPY . /\nRUN [\"/run\"]\nENV WHO=$WHO\n\
-                HEALTHCHECK --interval=7s CMD [\"/run\"]\nSTOPSIGNAL SIGQUIT\nCMD [\"/run\"]\nFROM scratch\n";
+    let text = "FROM scratch AS base\nARG WHO=nobody\nCOPY . /\nRUN [\"/say\"]\nENV WHO=$WHO\n\
+                HEALTHCHECK --interval=7s CMD [\"/say\"]\nSTOPSIGNAL SIGQUIT\nCMD [\"/say\"]\nFROM scratch\n";
     let (_dir, mut it) = context(text, 0);
     it.target = Some("base".into());
     it.args = BTreeMap::from([("WHO".into(), "a b&c".into())]);
@@ -68,26 +76,32 @@ async fn an_image_is_built_as_the_file_says() {
     assert_eq!(build(&images, &it, "built:one", None).await.unwrap().id, facts.id);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_step_that_fails_is_shown() {
-    let docker = or_skip!(Dockerd::start());
+async fn a_step_that_fails_is_shown(which: Which) {
+    let docker = or_skip!(Dockerd::start_one(which, &[]));
     let images = Images::new(docker.engine());
-    let (_dir, it) = context("FROM scratch\nCOPY run /\nRUN [\"/run\"]\n", 3);
+    let (_dir, it) = context("FROM scratch\nCOPY say /\nRUN [\"/say\"]\n", 3);
     let it = Build { network: Some("none".into()), ..it };
     let Err(Error::Build { step, message, output, .. }) = build(&images, &it, "bad", None).await
     else {
         panic!("it was built");
     };
-    assert_eq!(step, "Step 3/3 : RUN [\"/run\"]");
+    assert!(
+        step.ends_with("RUN [\"/say\"]") && step.to_lowercase().starts_with("step 3/3"),
+        "{step}"
+    );
     assert!(output.iter().any(|line| line == "hello there"), "{output:?}");
-    assert!(message.contains("returned a non-zero code: 3"), "{message}");
+    assert!(message.contains("code: 3") || message.contains("exit status 3"), "{message}");
 
     for (text, says) in [
         ("FROM scratch\nCOPY none /\n", "none"),
         ("FROM scratch\nNONSENSE\n", "NONSENSE"),
         ("", "Dockerfile"),
-        ("FROM scratch\nCOPY run /\nRUN --mount=type=cache,target=/x x\n", "BuildKit"),
+        ("FROM scratch\nCOPY say /\nRUN --mount=type=cache,target=/x x\n", "BuildKit"),
     ] {
+        // Podman's builder knows these steps.
+        if which == Which::Podman && says == "BuildKit" {
+            continue;
+        }
         let (_dir, it) = context(text, 0);
         let error = build(&images, &it, "bad", None).await.unwrap_err();
         assert_eq!(error.code(), "build_failed", "{error:?}");
@@ -99,9 +113,8 @@ async fn a_step_that_fails_is_shown() {
     assert!(error.to_string().contains("localhost:1"), "{error}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_context_that_breaks_off_is_said() {
-    let docker = or_skip!(Dockerd::start());
+async fn a_context_that_breaks_off_is_said(which: Which) {
+    let docker = or_skip!(Dockerd::start_one(which, &[]));
     let images = Images::new(docker.engine());
     let recipe = Recipe { reference: "bad".into(), ..Recipe::default() };
     let broken = stream::iter([Err(std::io::Error::other("x: it became shorter"))]);
@@ -109,10 +122,9 @@ async fn a_context_that_breaks_off_is_said() {
     assert!(matches!(&error, Error::Context { message } if message.contains("shorter")), "{error}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn images_are_pushed_and_kept_for_revisions() {
-    let docker = or_skip!(Dockerd::start());
+async fn images_are_pushed_and_kept_for_revisions(which: Which) {
     let registry = or_skip!(Registry::start());
+    let docker = or_skip!(Dockerd::start_one(which, &[registry.port()]));
     let images = Images::new(docker.engine());
     let name = format!("{}/app:1", registry.name());
     assert_eq!(images.push(&name, None, None).await.unwrap_err().code(), "image_absent");

@@ -6,7 +6,18 @@ use keel_container::images::{Credentials, Error, Images, Progress, Secret};
 use keel_container::{Engine, Place};
 use tokio::sync::mpsc;
 
-use crate::rig::{Dockerd, Gate, Registry, Then, free_port, or_skip};
+use keel_container::testing::Which;
+
+use crate::rig::{Dockerd, Gate, Registry, Then, free_port, on_each_engine, or_skip};
+
+on_each_engine!(
+    an_image_is_pulled_once_and_told_layer_by_layer,
+    what_is_wrong_with_an_image_is_told_apart,
+    credentials_are_asked_for_and_used,
+    a_registry_may_break_down_in_the_middle,
+    a_registry_that_comes_back_is_asked_again,
+    a_full_disk_is_called_that,
+);
 
 const MEGABYTE: usize = 1 << 20;
 
@@ -25,17 +36,17 @@ fn publish(docker: &Dockerd, name: &str) {
     docker.docker(&["image", "rm", name]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_image_is_pulled_once_and_told_layer_by_layer() {
-    let docker = or_skip!(Dockerd::start());
+async fn an_image_is_pulled_once_and_told_layer_by_layer(which: Which) {
     let registry = or_skip!(Registry::start());
+    let own = free_port();
+    let docker = or_skip!(Dockerd::start_one(which, &[registry.port(), own]));
     let name = format!("{}/app:1", registry.name());
     docker.make_image(&name, MEGABYTE, &["CMD [\"/x\"]", "USER 7", "EXPOSE 80"]);
     publish(&docker, &name);
     let images = Images::new(docker.engine());
     assert_eq!(images.inspect(&name).await.unwrap(), None);
 
-    let gate = Gate::open(registry.port(), i64::MAX / 2, Then::Gone).await;
+    let gate = Gate::open_at(own, registry.port(), i64::MAX / 2, Then::Gone).await;
     let through = format!("{}/app:1", gate.name());
     let (to_one, one) = mpsc::channel(1000);
     let (to_two, two) = mpsc::channel(1000);
@@ -48,8 +59,10 @@ async fn an_image_is_pulled_once_and_told_layer_by_layer() {
     assert_eq!((facts.user.as_str(), facts.runs), ("7", true));
     assert!(facts.digests[0].contains("@sha256:"), "{facts:?}");
     for told in [told(one), told(two)] {
-        let done = told.iter().any(|it| !it.layer.is_empty() && it.status == "Pull complete");
-        let sized = told.iter().any(|it| it.total.is_some());
+        // Podman does not say how much there is, nor when it unpacks.
+        let last = if which == Which::Docker { "Pull complete" } else { "Download complete" };
+        let done = told.iter().any(|it| !it.layer.is_empty() && it.status == last);
+        let sized = which == Which::Podman || told.iter().any(|it| it.total.is_some());
         assert!(done && sized, "{told:?}");
     }
     let connections = gate.connections.load(std::sync::atomic::Ordering::SeqCst);
@@ -58,10 +71,9 @@ async fn an_image_is_pulled_once_and_told_layer_by_layer() {
     assert_eq!(images.inspect(&facts.id).await.unwrap().map(|it| it.id), Some(facts.id));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_with_an_image_is_told_apart() {
-    let docker = or_skip!(Dockerd::start());
+async fn what_is_wrong_with_an_image_is_told_apart(which: Which) {
     let registry = or_skip!(Registry::start());
+    let docker = or_skip!(Dockerd::start_one(which, &[registry.port()]));
     let images = Images::new(docker.engine());
     let code = |it: Result<_, Error>| {
         let error = it.unwrap_err();
@@ -88,12 +100,11 @@ async fn what_is_wrong_with_an_image_is_told_apart() {
     assert_eq!(code(images.pull("No/Name", None, None, None).await).0, "invalid");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn credentials_are_asked_for_and_used() {
-    let docker = or_skip!(Dockerd::start());
+async fn credentials_are_asked_for_and_used(which: Which) {
     // In the usual alphabet of base64 some of these become `+` and `/`, wherever they stand.
     let password = "~~~???>>>p";
     let registry = or_skip!(Registry::start_for("me", password));
+    let docker = or_skip!(Dockerd::start_one(which, &[registry.port()]));
     let images = Images::new(docker.engine());
     let name = format!("{}/app:1", registry.name());
     docker.make_image(&name, MEGABYTE, &[]);
@@ -119,37 +130,37 @@ async fn credentials_are_asked_for_and_used() {
     images.pull(&name, None, Some(credentials), None).await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_registry_may_break_down_in_the_middle() {
-    let docker = or_skip!(Dockerd::start());
+async fn a_registry_may_break_down_in_the_middle(which: Which) {
     let registry = or_skip!(Registry::start());
+    let gates = [free_port(), free_port(), free_port()];
+    let trusted = [&[registry.port()], &gates[..]].concat();
+    let docker = or_skip!(Dockerd::start_one(which, &trusted));
     let name = format!("{}/big:1", registry.name());
     docker.make_image(&name, 8 * MEGABYTE, &[]);
     publish(&docker, &name);
     let images = Images::new(docker.engine()).with_quiet(Duration::from_secs(2));
     let some = 2 << 20;
 
-    let gate = Gate::open(registry.port(), some, Then::Gone).await;
+    let gate = Gate::open_at(gates[0], registry.port(), some, Then::Gone).await;
     let error = images.pull(&format!("{}/big:1", gate.name()), None, None, None).await.unwrap_err();
     assert_eq!(error.code(), "registry_away", "{error}");
 
-    let gate = Gate::open(registry.port(), some, Then::Silent).await;
+    let gate = Gate::open_at(gates[1], registry.port(), some, Then::Silent).await;
     let error = images.pull(&format!("{}/big:1", gate.name()), None, None, None).await.unwrap_err();
     assert!(matches!(error, Error::Stalled { .. }), "{error}");
 
-    let gate = Gate::open(registry.port(), some, Then::Again).await;
+    let gate = Gate::open_at(gates[2], registry.port(), some, Then::Again).await;
     images.pull(&format!("{}/big:1", gate.name()), None, None, None).await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_comes_back_is_asked_again() {
-    let docker = or_skip!(Dockerd::start());
+async fn a_registry_that_comes_back_is_asked_again(which: Which) {
     let registry = or_skip!(Registry::start());
+    let port = free_port();
+    let docker = or_skip!(Dockerd::start_one(which, &[registry.port(), port]));
     let name = format!("{}/app:1", registry.name());
     docker.make_image(&name, MEGABYTE, &[]);
     publish(&docker, &name);
     let images = Images::new(docker.engine());
-    let port = free_port();
     let (to, mut told) = mpsc::channel(1000);
     let name = format!("localhost:{port}/app:1");
     let pull = tokio::spawn(async move { images.pull(&name, None, None, Some(to)).await });
@@ -159,11 +170,11 @@ async fn a_registry_that_comes_back_is_asked_again() {
     pull.await.unwrap().unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_is_called_that() {
-    let docker = or_skip!(Dockerd::start());
-    let small = or_skip!(Dockerd::start_small(24));
+async fn a_full_disk_is_called_that(which: Which) {
     let registry = or_skip!(Registry::start());
+    let trusted = [registry.port()];
+    let docker = or_skip!(Dockerd::start_one(which, &trusted));
+    let small = or_skip!(Dockerd::start_with(which, &trusted, Some(24)));
     let name = format!("{}/big:1", registry.name());
     docker.make_image(&name, 32 * MEGABYTE, &[]);
     publish(&docker, &name);

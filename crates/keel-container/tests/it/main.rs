@@ -4,8 +4,10 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
+mod buildkit;
 mod builds;
 mod conformance;
 mod engine;
 mod images;
+mod manifests;
 mod rig;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 pub use keel_container::images::{
     Context, Credentials, Error as ImageError, ImageSummary, Logins, Pieces, Progress, Recipe,
-    Reference, Secret, needs_buildkit,
+    Reference, Secret,
 };
 
 use super::types::ErrorBody;
@@ -101,6 +101,9 @@ pub struct EngineView {
     pub version: String,
     /// Where it is.
     pub url: String,
+    /// Directory of the certificates for it.
+    #[serde(default)]
+    pub tls: Option<std::path::PathBuf>,
     /// What people call it.
     pub text: String,
 }

@@ -61,6 +61,7 @@ pub(super) fn engine() -> MethodRouter<Arc<Api>> {
             kind: format!("{:?}", info.kind).to_lowercase(),
             version: info.version.clone(),
             url: place.url,
+            tls: place.tls.map(|tls| tls.directory),
             text: info.text.clone(),
         }))
     })

@@ -2,15 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use keel_container::images::{Context as BuildContext, Recipe, is_remote, needs_buildkit};
-use keel_model::{Build, ImageSource};
+use keel_container::images::{
+    Context as BuildContext, Images, Order, Recipe, Way, needs_buildkit, needs_plugin, way,
+};
+use keel_container::{Engine, Place, Tls};
+use keel_model::{Build, ImageSource, PullPolicy};
 use keel_server::api::client::Client;
-use keel_server::api::images::{BuildRequest, EngineView};
+use keel_server::api::images::{BuildRequest, EngineView, ImageLine, ImageNews};
+use tokio::sync::mpsc;
 
+use super::contexts::{Contexts, Names};
 use super::plugin::{self, Plugin};
 use super::{Present, Show, Sources, follow, logins};
 use crate::context::Context;
 use crate::failure::Failure;
+
+/// Lines of a build that wait to be shown.
+const TOLD: usize = 256;
 
 /// What the command line says in addition to the file.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +48,7 @@ pub async fn build(
         return Ok(built);
     }
     let engine = client.engine().await?;
+    let builder = Builder::new(ctx, client, &engine);
     for name in in_order(sources) {
         let Some(source) = sources.get(&name) else { continue };
         let Some(build) = &source.build else { continue };
@@ -51,7 +60,7 @@ pub async fn build(
         build.pull |= options.pull;
         build.args.extend(options.args.clone());
         build.additional_contexts.values_mut().for_each(|value| named(value, sources));
-        built.extend(one(ctx, client, &engine, source, &build, options.quiet).await?);
+        built.extend(builder.service(source, &build, options.quiet).await?);
     }
     Ok(built)
 }
@@ -84,54 +93,211 @@ fn in_order(sources: &Sources) -> Vec<String> {
     order
 }
 
-async fn one(
-    ctx: &Context,
-    client: &Client,
-    engine: &EngineView,
-    source: &ImageSource,
-    build: &Build,
-    quiet: bool,
-) -> Result<Vec<Present>, Failure> {
-    let failed = |error: keel_container::images::Error| {
-        let failure = Failure::failed(error.code(), error.to_string());
-        error.hint().into_iter().fold(failure, Failure::hint)
-    };
-    let context = BuildContext::open(build).map_err(failed)?;
-    // Podman's builder knows these steps; Docker's own does not.
-    let docker = engine.kind == "docker";
-    let text = context.as_ref().filter(|_| docker).map_or("", BuildContext::text);
-    let needs = needs_buildkit(build, text);
-    if !needs.is_empty() {
-        let plugin = Plugin { engine, source, build, needs: &needs, quiet };
-        plugin::run(&plugin).await?;
-        return Ok(vec![Present {
-            reference: source.reference.clone(),
-            id: String::new(),
-            changed: true,
-        }]);
+/// What builds.
+pub(super) struct Builder<'a> {
+    pub(super) ctx: &'a Context,
+    pub(super) client: &'a Client,
+    pub(super) engine: &'a EngineView,
+    /// The engine, for this process itself: BuildKit asks whoever builds for the files.
+    pub(super) images: Images,
+}
+
+/// An image that is to be built.
+pub(super) struct Wanted<'a> {
+    pub(super) reference: &'a str,
+    pub(super) platform: Option<&'a str>,
+    pub(super) build: &'a Build,
+    /// Show nothing of it.
+    pub(super) quiet: bool,
+}
+
+impl<'a> Builder<'a> {
+    fn new(ctx: &'a Context, client: &'a Client, engine: &'a EngineView) -> Self {
+        let tls = engine.tls.clone().map(|directory| Tls { directory });
+        let place = Place { url: engine.url.clone(), named_by: "the server".into(), tls };
+        Self { ctx, client, engine, images: Images::new(Engine::at(place)) }
     }
-    let dockerfile = context.as_ref().map(|context| context.dockerfile().to_owned());
-    let dockerfile = dockerfile.or_else(|| build.dockerfile.clone());
-    let recipe = Recipe::new(
-        build,
-        &source.reference,
-        source.platform.as_deref(),
-        dockerfile.as_deref().unwrap_or("Dockerfile"),
-    );
-    let credentials = logins()?.all().await;
-    let pieces = context.filter(|_| !is_remote(&build.context)).map(BuildContext::pack);
-    let pieces = futures_util::stream::unfold(pieces, |pieces| async {
-        let mut pieces = pieces?;
-        Some((pieces.recv().await?, Some(pieces)))
-    });
-    let lines = client.build(&BuildRequest { recipe, credentials }, pieces).await?;
-    follow(lines, Show::new(ctx, quiet, "built")).await
+
+    /// Builds the image of a service, with images for its further contexts, which go again.
+    async fn service(
+        &self,
+        source: &ImageSource,
+        build: &Build,
+        quiet: bool,
+    ) -> Result<Vec<Present>, Failure> {
+        let wanted = Wanted {
+            reference: &source.reference,
+            platform: source.platform.as_deref(),
+            build,
+            quiet,
+        };
+        if build.additional_contexts.is_empty() || needs_plugin(build) {
+            return self.image(&wanted, &Names::new()).await;
+        }
+        let mut contexts = Contexts::default();
+        let made = contexts.make(self, &wanted).await;
+        let done = match made {
+            Ok(()) => self.image(&wanted, &contexts.names).await,
+            Err(failure) => Err(failure),
+        };
+        contexts.remove(self).await;
+        done
+    }
+
+    /// Builds one image, in whose Dockerfile these names stand for these images.
+    pub(super) async fn image(
+        &self,
+        wanted: &Wanted<'_>,
+        names: &Names,
+    ) -> Result<Vec<Present>, Failure> {
+        let mut build = Build::clone(wanted.build);
+        let mut context = BuildContext::open(&build).map_err(failure)?;
+        let pulled = build.pull && !names.is_empty();
+        if let (Some(context), true) = (&context, pulled) {
+            // The engine would look for the images of contexts in a registry too.
+            self.pull(context.begins_with(&build.args), wanted, names).await?;
+            build.pull = false;
+        }
+        if !names.is_empty() {
+            let Some(open) = context else {
+                let message = format!(
+                    "image {} can't be built: additional_contexts need a directory as the context",
+                    wanted.reference
+                );
+                return Err(Failure::failed("build_failed", message));
+            };
+            let (named, shift) = open.naming(names);
+            if let Some(number) = build.target.as_ref().and_then(|it| it.parse::<usize>().ok()) {
+                build.target = Some((number + shift).to_string());
+            }
+            build.additional_contexts.clear();
+            context = Some(named);
+        }
+        let wanted = Wanted { build: &build, ..*wanted };
+        self.by_the_way(&wanted, context).await
+    }
+
+    async fn by_the_way(
+        &self,
+        wanted: &Wanted<'_>,
+        context: Option<BuildContext>,
+    ) -> Result<Vec<Present>, Failure> {
+        let Wanted { reference, platform, build, quiet } = *wanted;
+        let text = context.as_ref().map_or("", BuildContext::text);
+        let info = self.images.engine().info().await;
+        let way = match &info {
+            Ok(info) => way(build, text, info, by_environment()),
+            // A user who may use the server only still has the engine's own builder, through it.
+            Err(_) => Way::Engine,
+        };
+        let dockerfile = context.as_ref().map(|context| context.dockerfile().to_owned());
+        let dockerfile = dockerfile.or_else(|| build.dockerfile.clone());
+        let dockerfile = dockerfile.as_deref().unwrap_or("Dockerfile");
+        let recipe = Recipe::new(build, reference, platform, dockerfile);
+        match (way, info) {
+            (Way::BuildKit, _) => {
+                let (build, logins) = (build.clone(), logins()?);
+                self.by_buildkit(Order { recipe, build, context, logins }, quiet).await
+            }
+            (Way::Engine, Err(error)) if !needs_buildkit(build, text).is_empty() => {
+                Err(failure(error.into()))
+            }
+            (Way::Engine, _) => self.by_the_server(recipe, context, quiet).await,
+            (Way::Plugin(needs), _) => {
+                let engine = self.engine;
+                let plugin = Plugin { engine, reference, platform, build, needs: &needs, quiet };
+                plugin::run(&plugin).await?;
+                Ok(vec![Present {
+                    reference: reference.to_owned(),
+                    id: String::new(),
+                    changed: true,
+                }])
+            }
+            (Way::Nobody { needs, reason, hint }, _) => {
+                let message =
+                    format!("image {reference} can't be built with {}: {reason}", needs.join(", "));
+                Err(Failure::failed("build_failed", message).hint(hint))
+            }
+        }
+    }
+
+    async fn by_buildkit(&self, order: Order, quiet: bool) -> Result<Vec<Present>, Failure> {
+        let reference = order.recipe.reference.clone();
+        let mut show = Show::new(self.ctx, quiet, "built");
+        let (to, mut told) = mpsc::channel(TOLD);
+        let line = |news| ImageLine { reference: reference.clone(), news };
+        let telling = async {
+            while let Some(progress) = told.recv().await {
+                show.update(&line(ImageNews::Progress(progress)));
+            }
+        };
+        let (built, ()) = tokio::join!(self.images.build_by_buildkit(order, Some(to)), telling);
+        let done = match built {
+            Ok(facts) => {
+                show.update(&line(ImageNews::Done { id: facts.id.clone(), changed: true }));
+                Ok(vec![Present { reference: reference.clone(), id: facts.id, changed: true }])
+            }
+            Err(error) => Err(failure(error)),
+        };
+        show.end();
+        done
+    }
+
+    async fn by_the_server(
+        &self,
+        recipe: Recipe,
+        context: Option<BuildContext>,
+        quiet: bool,
+    ) -> Result<Vec<Present>, Failure> {
+        let credentials = logins()?.all().await;
+        let pieces = context.map(BuildContext::pack);
+        let pieces = futures_util::stream::unfold(pieces, |pieces| async {
+            let mut pieces = pieces?;
+            Some((pieces.recv().await?, Some(pieces)))
+        });
+        let lines = self.client.build(&BuildRequest { recipe, credentials }, pieces).await?;
+        follow(lines, Show::new(self.ctx, quiet, "built")).await
+    }
+
+    async fn pull(
+        &self,
+        images: BTreeSet<String>,
+        wanted: &Wanted<'_>,
+        names: &Names,
+    ) -> Result<(), Failure> {
+        let images = images.into_iter().filter(|image| !names.contains_key(image));
+        let source = |reference: String| {
+            let platform = wanted.platform.map(str::to_owned);
+            let pull = PullPolicy::Always;
+            (reference.clone(), ImageSource { reference, platform, pull, build: None })
+        };
+        let sources = images.map(source).collect();
+        super::pull(self.ctx, self.client, &sources, wanted.quiet).await.map(drop)
+    }
+}
+
+/// What the user says of BuildKit, as Docker's own client reads it.
+fn by_environment() -> Option<bool> {
+    let text = std::env::var("DOCKER_BUILDKIT").ok()?;
+    match text.as_str() {
+        "" => None,
+        "0" | "f" | "F" | "false" | "False" | "FALSE" => Some(false),
+        _ => Some(true),
+    }
+}
+
+/// What went wrong, with the last words of the step that failed.
+fn failure(error: keel_container::images::Error) -> Failure {
+    let output = match &error {
+        keel_container::images::Error::Build { output, .. } => output.clone(),
+        _ => Vec::new(),
+    };
+    let failure = Failure::failed(error.code(), error.to_string()).details(output);
+    error.hint().into_iter().fold(failure, Failure::hint)
 }
 
 #[cfg(test)]
 mod tests {
-    use keel_model::PullPolicy;
-
     use super::*;
 
     fn source(contexts: &[&str]) -> ImageSource {

@@ -1,10 +1,10 @@
-//! What only BuildKit can do: by Docker's plugin `buildx`, in the user's own process, which may read the user's files
-//! and speak to the user's SSH agent. Bollard's own support would bring gRPC and its code generators into every build.
+//! What the BuildKit that is part of Docker can't do: by Docker's plugin `buildx`, which can start another, in the user's
+//! own process, which may read the user's files and speak to the user's SSH agent.
 
 use std::io::Write as _;
 use std::process::Stdio;
 
-use keel_model::{Build, ImageSource};
+use keel_model::Build;
 use keel_server::api::images::EngineView;
 
 use crate::failure::Failure;
@@ -14,7 +14,9 @@ pub struct Plugin<'a> {
     /// Where it is built.
     pub engine: &'a EngineView,
     /// Its name.
-    pub source: &'a ImageSource,
+    pub reference: &'a str,
+    /// `os[/arch[/variant]]`.
+    pub platform: Option<&'a str>,
     /// How.
     pub build: &'a Build,
     /// Why the plugin is needed.
@@ -28,7 +30,7 @@ pub struct Plugin<'a> {
 /// # Errors
 /// When it is not installed, or the build fails: it has said why.
 pub async fn run(plugin: &Plugin<'_>) -> Result<(), Failure> {
-    let Plugin { engine, source, build, needs, quiet } = plugin;
+    let Plugin { engine, reference, platform, build, needs, quiet } = plugin;
     let installed = tokio::process::Command::new("docker")
         .args(["buildx", "version"])
         .stdin(Stdio::null())
@@ -38,8 +40,7 @@ pub async fn run(plugin: &Plugin<'_>) -> Result<(), Failure> {
         .await;
     if !installed.is_ok_and(|status| status.success()) {
         let message = format!(
-            "image {} can't be built by the engine's own builder: it needs BuildKit for {}",
-            source.reference,
+            "image {reference} can't be built by the engine's own BuildKit: it does not know {}",
             needs.join(", ")
         );
         return Err(Failure::failed("build_failed", message).hint(
@@ -51,7 +52,7 @@ pub async fn run(plugin: &Plugin<'_>) -> Result<(), Failure> {
     };
     // Only its owner may read the files; they go with the directory.
     let secrets = tempfile::tempdir().map_err(io)?;
-    let mut arguments = arguments(source, build, *quiet);
+    let mut arguments = arguments(reference, *platform, build, *quiet);
     for (number, secret) in build.secrets.iter().enumerate() {
         let path = secrets.path().join(number.to_string());
         std::fs::File::create(&path)
@@ -67,8 +68,12 @@ pub async fn run(plugin: &Plugin<'_>) -> Result<(), Failure> {
         arguments.push(format!("--file={}", path.display()));
     }
     arguments.push(build.context.clone());
+    let tls = engine.tls.iter().flat_map(|dir| {
+        [("DOCKER_TLS_VERIFY", "1".into()), ("DOCKER_CERT_PATH", dir.clone().into_os_string())]
+    });
     let status = tokio::process::Command::new("docker")
         .env("DOCKER_HOST", &engine.url)
+        .envs(tls)
         .args(["buildx", "build"])
         .args(arguments)
         .stdin(Stdio::null())
@@ -80,16 +85,16 @@ pub async fn run(plugin: &Plugin<'_>) -> Result<(), Failure> {
         return Ok(());
     }
     let message =
-        format!("image {} could not be built: docker buildx ended with {status}", source.reference);
+        format!("image {reference} could not be built: docker buildx ended with {status}");
     Err(Failure::failed("build_failed", message))
 }
 
 /// Its options, without secrets, a Dockerfile of its own, and the context.
-fn arguments(source: &ImageSource, build: &Build, quiet: bool) -> Vec<String> {
-    let mut all = vec!["--load".to_owned(), format!("--tag={}", source.reference)];
+fn arguments(reference: &str, platform: Option<&str>, build: &Build, quiet: bool) -> Vec<String> {
+    let mut all = vec!["--load".to_owned(), format!("--tag={reference}")];
     let mut add = |option: &str, value: &str| all.push(format!("--{option}={value}"));
-    let platforms = match &source.platform {
-        Some(platform) => vec![platform.clone()],
+    let platforms = match platform {
+        Some(platform) => vec![platform.to_owned()],
         None => build.platforms.clone(),
     };
     let lists = [
@@ -145,18 +150,10 @@ fn arguments(source: &ImageSource, build: &Build, quiet: bool) -> Vec<String> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use keel_model::PullPolicy;
-
     use super::*;
 
     #[test]
     fn everything_is_passed_on() {
-        let source = ImageSource {
-            reference: "shop-api".into(),
-            platform: None,
-            pull: PullPolicy::default(),
-            build: None,
-        };
         let map = |name: &str, value: &str| BTreeMap::from([(name.to_owned(), value.to_owned())]);
         let build = Build {
             context: "/src".into(),
@@ -169,7 +166,7 @@ mod tests {
             no_cache: true,
             ..Build::default()
         };
-        let all = arguments(&source, &build, false);
+        let all = arguments("shop-api", None, &build, false);
         for wanted in [
             "--tag=shop-api",
             "--file=/src/deploy/Dockerfile",

@@ -1,11 +1,12 @@
-//! A Docker engine with a data directory, a socket and a bridge of its own, and no rules of the firewall.
+//! An engine with a data directory and a socket of its own; Docker also with a bridge of its own, and no rules of the
+//! firewall.
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use keel_container::testing::Bridge;
+use keel_container::testing::{Bridge, Which};
 use keel_container::{Engine, Place};
 use tempfile::TempDir;
 
@@ -15,7 +16,7 @@ use super::{Program, installed};
 pub struct Dockerd {
     // In the order in which they have to go.
     program: Option<Program>,
-    bridge: Bridge,
+    bridge: Option<Bridge>,
     mounted: Option<PathBuf>,
     dir: TempDir,
 }
@@ -26,7 +27,15 @@ impl Dockerd {
     /// # Errors
     /// Why it can't be.
     pub fn start() -> Result<Self, String> {
-        Self::start_with(None)
+        Self::start_with(Which::Docker, &[], None)
+    }
+
+    /// Starts one of these, which trusts the registries at these ports of this machine.
+    ///
+    /// # Errors
+    /// Why it can't be.
+    pub fn start_one(which: Which, registries: &[u16]) -> Result<Self, String> {
+        Self::start_with(which, registries, None)
     }
 
     /// Starts one whose data has this many MiB of room.
@@ -34,16 +43,26 @@ impl Dockerd {
     /// # Errors
     /// Why it can't be.
     pub fn start_small(megabytes: u32) -> Result<Self, String> {
-        Self::start_with(Some(megabytes))
+        Self::start_with(Which::Docker, &[], Some(megabytes))
     }
 
-    fn start_with(megabytes: Option<u32>) -> Result<Self, String> {
+    /// Both of it.
+    ///
+    /// # Errors
+    /// Why it can't be.
+    pub fn start_with(
+        which: Which,
+        registries: &[u16],
+        megabytes: Option<u32>,
+    ) -> Result<Self, String> {
         if !rustix::process::geteuid().is_root() {
-            return Err("starting dockerd needs root".to_owned());
+            return Err("starting an engine needs root".to_owned());
         }
-        ["dockerd", "docker", "setpriv"].into_iter().try_for_each(installed)?;
+        let engine = if which == Which::Docker { "dockerd" } else { "podman" };
+        [engine, "docker", "setpriv"].into_iter().try_for_each(installed)?;
         let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let mut it = Self { program: None, bridge: Bridge::make()?, mounted: None, dir };
+        let bridge = (which == Which::Docker).then(Bridge::make).transpose()?;
+        let mut it = Self { program: None, bridge, mounted: None, dir };
         let data = it.path("data");
         std::fs::create_dir(&data).map_err(|error| error.to_string())?;
         if let Some(megabytes) = megabytes {
@@ -57,7 +76,10 @@ impl Dockerd {
             }
             it.mounted = Some(data);
         }
-        it.run()?;
+        match which {
+            Which::Docker => it.run()?,
+            Which::Podman => it.run_podman(registries)?,
+        }
         Ok(it)
     }
 
@@ -65,7 +87,8 @@ impl Dockerd {
         let [data, exec, pid, socket] = ["data", "exec", "pid", "docker.sock"]
             .map(|name| self.path(name).display().to_string());
         let host = format!("unix://{socket}");
-        let bridge = format!("--bridge={}", self.bridge.name());
+        let bridge = self.bridge.as_ref().map_or("none", Bridge::name);
+        let bridge = format!("--bridge={bridge}");
         let command = [
             "dockerd",
             "--host",
@@ -83,6 +106,39 @@ impl Dockerd {
         ];
         let ready = || UnixStream::connect(&socket).is_ok();
         self.program = Some(Program::start(&command, &self.path("dockerd.log"), ready)?);
+        Ok(())
+    }
+
+    fn run_podman(&mut self, registries: &[u16]) -> Result<(), String> {
+        let [data, state, socket, known] = ["data", "exec", "docker.sock", "registries.conf"]
+            .map(|name| self.path(name).display().to_string());
+        // Podman trusts nobody without TLS that it was not told of.
+        let trusted = |port: &u16| {
+            format!("[[registry]]\nlocation = \"localhost:{port}\"\ninsecure = true\n")
+        };
+        let trusted: String = registries.iter().map(trusted).collect();
+        std::fs::write(&known, trusted).map_err(|error| error.to_string())?;
+        let known = format!("CONTAINERS_REGISTRIES_CONF={known}");
+        let url = format!("unix://{socket}");
+        let command = [
+            "env",
+            &known,
+            "podman",
+            "--root",
+            &data,
+            "--runroot",
+            &state,
+            "--runtime",
+            "runc",
+            "--cgroup-manager",
+            "cgroupfs",
+            "system",
+            "service",
+            "--time=0",
+            &url,
+        ];
+        let ready = || UnixStream::connect(&socket).is_ok();
+        self.program = Some(Program::start(&command, &self.path("podman.log"), ready)?);
         Ok(())
     }
 
@@ -140,6 +196,11 @@ impl Dockerd {
 pub fn write_program(path: &Path, words: &str, code: u8) {
     let source =
         format!("int puts(const char *); int main(void) {{ puts(\"{words}\"); return {code}; }}");
+    compile(path, &source);
+}
+
+/// Makes a program that needs nothing else.
+pub fn compile(path: &Path, source: &str) {
     let mut child = Command::new("cc")
         .args(["-static", "-x", "c", "-", "-o"])
         .arg(path)

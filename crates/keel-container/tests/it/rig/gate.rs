@@ -28,12 +28,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Opens one to `port` that lets `bytes` through.
-    pub async fn open(port: u16, bytes: i64, then: Then) -> Self {
-        Self::open_at(0, port, bytes, then).await
-    }
-
-    /// The same at a port of its own that is known before.
+    /// Opens one at `own` (any port for 0) to `port` that lets `bytes` through.
     pub async fn open_at(own: u16, port: u16, bytes: i64, then: Then) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", own)).await.unwrap();
         let own = listener.local_addr().unwrap().port();

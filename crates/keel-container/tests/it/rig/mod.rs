@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-pub use dockerd::{Dockerd, write_program};
+pub use dockerd::{Dockerd, compile, write_program};
 pub use gate::{Gate, Then};
 pub use registry::Registry;
 
@@ -29,12 +29,34 @@ macro_rules! or_skip {
             Ok(it) => it,
             Err(reason) => {
                 println!("skipped: no engine: {reason}");
+                assert!(std::env::var_os("KEEL_TESTS_NEED_ENGINES").is_none(), "{reason}");
                 return;
             }
         }
     };
 }
 pub(crate) use or_skip;
+
+/// A test on each engine, for functions that take which.
+#[allow(unused_macros, reason = "one of the users of this module has its own engines")]
+macro_rules! on_each_engine {
+    ($($test:ident),* $(,)?) => {
+        mod docker {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                super::$test(keel_container::testing::Which::Docker).await;
+            })*
+        }
+        mod podman {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                super::$test(keel_container::testing::Which::Podman).await;
+            })*
+        }
+    };
+}
+#[allow(unused_imports, reason = "as above")]
+pub(crate) use on_each_engine;
 
 /// A program that ends with the test, however that ends.
 struct Program {
