@@ -60,6 +60,22 @@ pub fn pack(source: PathBuf, name: PathBuf, owner: Owner) -> Pieces {
     })
 }
 
+/// Files, links and directories, each under its name in the archive and without what is in it. One that is not there any
+/// more is left out.
+#[must_use]
+pub fn pack_each(each: Vec<(PathBuf, PathBuf)>, owner: Owner) -> Pieces {
+    stream(move |pipe| {
+        let mut archive = tar::Builder::new(pipe);
+        for (source, name) in each {
+            match append(&mut archive, &source, &name, owner) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                done => done?,
+            }
+        }
+        archive.into_inner()?.finish()
+    })
+}
+
 fn at(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
@@ -311,6 +327,13 @@ mod tests {
         assert_eq!(fs::read_link(path("to/link")).unwrap(), Path::new("/no/such/place"));
         let mode = fs::metadata(path("to/deep")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o555);
+        // Some of them, one of which has gone.
+        let each = [("from/deep/large", "a/large"), ("from/none", "a/none"), ("from/link", "link")];
+        let each = each.map(|(source, name)| (path(source), PathBuf::from(name)));
+        fs::create_dir_all(path("some/a")).unwrap();
+        unpack(pack_each(each.into(), Owner::Same), path("some"), None, Owner::Root).await.unwrap();
+        assert!(path("some/a/large").exists() && !path("some/a/none").exists());
+        assert!(fs::symlink_metadata(path("some/link")).unwrap().is_symlink());
         // Only what is in it, over what is there.
         let pieces = pack(path("from/link"), "x".into(), Owner::Root);
         unpack(pieces, path("to"), Some(("x".into(), "link".into())), Owner::Root).await.unwrap();

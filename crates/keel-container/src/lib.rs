@@ -9,6 +9,7 @@ mod engine;
 mod error;
 pub mod external;
 pub mod images;
+pub mod inside;
 mod place;
 mod runtime;
 pub mod terminal;

@@ -30,8 +30,28 @@ pub struct Command {
     pub working_dir: Option<PathBuf>,
     /// As whom, when not as the container's user.
     pub user: Option<String>,
+    /// With all rights of the host.
+    pub privileged: bool,
     /// With a pseudo-terminal in the container; the caller's is raw meanwhile.
     pub terminal: bool,
+}
+
+impl Command {
+    /// As the engine wants to hear it, without input.
+    pub(crate) fn options(&self) -> CreateExecOptions<String> {
+        let environment = self.environment.iter().map(|(key, value)| format!("{key}={value}"));
+        CreateExecOptions {
+            attach_stdout: Some(true),
+            attach_stderr: Some(true),
+            tty: Some(self.terminal),
+            env: Some(environment.collect()),
+            cmd: Some(self.command.clone()),
+            user: self.user.clone(),
+            privileged: self.privileged.then_some(true),
+            working_dir: self.working_dir.as_ref().map(|dir| dir.display().to_string()),
+            ..Default::default()
+        }
+    }
 }
 
 /// The caller's terminal as it was, which it is again when this is dropped.
@@ -197,18 +217,7 @@ pub async fn exec(into: &ContainerExec, command: Command) -> Result<i32, Error> 
     let engine = Engine::of(into);
     let client = engine.client().await?;
     let failed = |error: bollard::errors::Error| engine.failed(&error);
-    let environment = command.environment.iter().map(|(key, value)| format!("{key}={value}"));
-    let options = CreateExecOptions {
-        attach_stdin: Some(true),
-        attach_stdout: Some(true),
-        attach_stderr: Some(true),
-        tty: Some(command.terminal),
-        env: Some(environment.collect()),
-        cmd: Some(command.command),
-        user: command.user,
-        working_dir: command.working_dir.map(|dir| dir.display().to_string()),
-        ..Default::default()
-    };
+    let options = CreateExecOptions { attach_stdin: Some(true), ..command.options() };
     let exec = client.create_exec(&into.container, options).await.map_err(failed)?.id;
     let start = StartExecOptions { tty: command.terminal, ..Default::default() };
     let started = client.start_exec(&exec, Some(start)).await.map_err(failed)?;

@@ -306,7 +306,7 @@ fn image() -> std::io::Result<Vec<u8>> {
     }
     fs::copy(BUSYBOX, bin.join("busybox"))?;
     for name in
-        ["sh", "true", "sleep", "cat", "echo", "kill", "httpd", "id", "hostname", "ls", "env"]
+        ["sh", "true", "sleep", "cat", "echo", "kill", "httpd", "rm", "id", "hostname", "ls", "env"]
     {
         std::os::unix::fs::symlink("busybox", bin.join(name))?;
     }
@@ -321,6 +321,8 @@ fn image() -> std::io::Result<Vec<u8>> {
         "architecture": std::env::consts::ARCH.replace("x86_64", "amd64").replace("aarch64", "arm64"),
         "os": "linux",
         "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin", "FROM_IMAGE=yes"]},
+        // Podman builds on nothing that has more layers than history.
+        "history": [{"created_by": "busybox-static"}],
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
     });
     let config = serde_json::to_vec(&config)?;

@@ -543,7 +543,7 @@ impl Default for LogPolicy {
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "the form that serde wants")]
-fn is_false(value: &bool) -> bool {
+pub(crate) fn is_false(value: &bool) -> bool {
     !*value
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::stack::is_false;
 use crate::{Generation, ServiceName, Stack, Timestamp};
 
 /// What the user asked of one service beyond its definition.
@@ -13,6 +14,9 @@ pub struct Intent {
     pub stopped: bool,
     /// `keel restart` raises it; instances created or restarted under a lower number are restarted, one by one.
     pub restarts: u64,
+    /// The last restart was to be in place: the same instances again, with the files that were written into them.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub in_place: bool,
 }
 
 /// A stack as the user last wanted it. Stored under its name; the generation rises with every change.

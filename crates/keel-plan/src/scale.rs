@@ -122,7 +122,7 @@ pub(crate) fn step(draft: &mut Draft<'_>, name: &ServiceName, service: &Service,
     } else {
         usize::try_from(policy.parallelism).unwrap_or(usize::MAX)
     };
-    let order = if is_job(service) {
+    let order = if is_job(service) || restarts_in_place(draft, name, &course) {
         Order::StopFirst
     } else {
         policy.order.unwrap_or_else(|| service.order())
@@ -137,6 +137,12 @@ pub(crate) fn step(draft: &mut Draft<'_>, name: &ServiceName, service: &Service,
             Order::StopFirst => stop_first(draft, &steering, cell, &mut budget),
         }
     }
+}
+
+/// Whether the user asked for a restart that keeps what was written into the instances.
+fn restarts_in_place(draft: &Draft<'_>, name: &ServiceName, course: &Course) -> bool {
+    let intent = draft.desired.record.intents.get(name);
+    course.direction == Direction::Restart && intent.is_some_and(|intent| intent.in_place)
 }
 
 /// Stopped instances of a service that should run: started again if they fit and are needed, else removed.

@@ -116,6 +116,30 @@ fn a_restart_of_a_single_replica_loses_no_capacity() {
 }
 
 #[test]
+fn a_restart_in_place_keeps_the_instances_and_most_of_the_capacity() {
+    let mut world = up("good", 3);
+    let ids = |world: &World| -> Vec<String> {
+        world.slots("web").iter().map(|slot| slot.assignment.id.to_string()).collect()
+    };
+    let before = ids(&world);
+    let attempts = |world: &World| -> u32 {
+        world.slots("web").iter().map(|slot| slot.assignment.attempt).sum()
+    };
+    let tried = attempts(&world);
+    world.restart_in_place("web");
+    for _ in 0..40 {
+        world.run(secs(1));
+        assert!(world.ready("web") >= 2, "{}", world.story());
+    }
+    assert_eq!((world.ready("web"), ids(&world)), (3, before), "{}", world.story());
+    assert_eq!(attempts(&world), tried + 3, "{}", world.story());
+    // The next one is of the usual kind again, once it is asked for as such.
+    world.restart("web");
+    world.run(secs(40));
+    assert_eq!(world.ready("web"), 3);
+}
+
+#[test]
 fn a_stopped_service_keeps_its_instances_and_starts_them_again() {
     let mut world = up("good", 2);
     world.stop("web", true);

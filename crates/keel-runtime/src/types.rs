@@ -196,6 +196,8 @@ pub struct ExecRequest {
     pub working_dir: Option<PathBuf>,
     /// As whom, when not as the instance's user.
     pub user: Option<String>,
+    /// With all rights of the host (containers only).
+    pub privileged: bool,
     /// After this it is killed; `None` is 30 s.
     pub timeout: Option<Duration>,
     /// How much output is kept (the last bytes); 0 is 4 KiB.

@@ -54,7 +54,11 @@ enum End {
 ///
 /// # Errors
 /// When a service failed or the server went away.
-pub async fn run(attach: Attach<'_>, mut interrupts: Interrupts) -> Result<(), Failure> {
+pub async fn run(
+    attach: Attach<'_>,
+    mut interrupts: Interrupts,
+    watching: Option<impl Future<Output = Result<(), Failure>>>,
+) -> Result<(), Failure> {
     let change = attach.change;
     let mut evidence = Evidence::default();
     let mut progress = Progress::new(change.ctx.progress(), change.ctx.talk);
@@ -79,7 +83,13 @@ pub async fn run(attach: Attach<'_>, mut interrupts: Interrupts) -> Result<(), F
     if interrupted {
         session.stop().await?;
     }
-    session.follow(&mut interrupts).await
+    let watching = async {
+        match watching {
+            Some(watching) => watching.await,
+            None => std::future::pending().await,
+        }
+    };
+    session.follow(&mut interrupts, watching).await
 }
 
 /// The streams that are followed.
@@ -94,6 +104,10 @@ struct Session<'a> {
     /// The failures that were told.
     told: BTreeSet<(ServiceName, RevisionId)>,
     stopping: bool,
+    /// Files may still be watched.
+    watches: bool,
+    /// They could not be.
+    failed: bool,
 }
 
 impl<'a> Session<'a> {
@@ -116,12 +130,28 @@ impl<'a> Session<'a> {
             evidence,
             told: BTreeSet::new(),
             stopping: false,
+            watches: true,
+            failed: false,
         })
     }
 
-    async fn follow(mut self, interrupts: &mut Interrupts) -> Result<(), Failure> {
+    async fn follow(
+        mut self,
+        interrupts: &mut Interrupts,
+        watching: impl Future<Output = Result<(), Failure>>,
+    ) -> Result<(), Failure> {
+        tokio::pin!(watching);
         loop {
             tokio::select! {
+                ended = &mut watching, if self.watches => {
+                    self.watches = false;
+                    if let Err(failure) = ended {
+                        let ctx = self.change.ctx;
+                        failure.report(ctx.talk, ctx.json());
+                        ctx.note("nothing is watched any more; what runs, runs on and is followed");
+                        self.failed = true;
+                    }
+                }
                 record = self.logs.next(), if !self.logs_over => match record? {
                     Some(record) => self.printer.print(&record)?,
                     None => self.logs_over = true,
@@ -146,8 +176,9 @@ impl<'a> Session<'a> {
     async fn stop(&mut self) -> Result<(), Failure> {
         self.change.ctx.note("\nstopping… (press Ctrl-C again to leave at once)");
         self.stopping = true;
+        self.watches = false;
         let services = self.change.services.iter().flatten().cloned().collect();
-        let request = ServicesRequest { services };
+        let request = ServicesRequest { services, in_place: false };
         let client = self.change.client;
         client.operate(self.change.stack.as_str(), ServiceOperation::Stop, &request).await?;
         // The first view must be one of after the request.
@@ -211,7 +242,7 @@ impl<'a> Session<'a> {
             }
             End::Over => ctx.note("all services have ended"),
         }
-        if self.told.is_empty() { Ok(()) } else { Err(Failure::Quiet(FAILED)) }
+        if self.told.is_empty() && !self.failed { Ok(()) } else { Err(Failure::Quiet(FAILED)) }
     }
 
     /// Lines may still be on their way when the process has ended.

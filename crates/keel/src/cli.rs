@@ -134,6 +134,8 @@ pub enum Command {
     Stats(commands::stats::StatsArgs),
     /// List the named volumes of a stack
     Volumes(commands::volumes::VolumesArgs),
+    /// Copy, restart or rebuild when files change, as `develop.watch` says
+    Watch(commands::watch::WatchArgs),
     /// Bring the images of services onto the server's machine
     Pull(commands::pull::PullArgs),
     /// Build the images of services
@@ -207,6 +209,7 @@ impl Command {
             Self::Cp(args) => &args.files.file,
             Self::Stats(args) => &args.files.file,
             Self::Volumes(args) => &args.files.file,
+            Self::Watch(args) => &args.files.file,
             Self::Logs(args) => &args.files.file,
             Self::Rm(args) => &args.files.file,
             Self::Events(args) => &args.files.file,

@@ -110,6 +110,14 @@ impl Failure {
         self
     }
 
+    /// What happened, in one line.
+    pub fn summary(&self) -> String {
+        match self {
+            Self::Quiet(_) => "it failed".to_owned(),
+            Self::Told(report) => report.message.clone(),
+        }
+    }
+
     /// Tells the user on standard error and gives the exit code.
     pub fn report(&self, paint: Paint, json: bool) -> ExitCode {
         match self {

@@ -24,6 +24,7 @@ mod spawn;
 mod ui;
 mod usage;
 mod wait;
+mod watch;
 
 use std::io::Write as _;
 use std::process::ExitCode;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use keel_compose::{
     CertificateUse, Code, Diagnostic, FileSource, LoadOptions, Lowered, PathKind, Project,
-    ReadError,
+    ReadError, Severity,
 };
 use keel_model::{Stack, StackName};
 
@@ -284,6 +284,16 @@ fn convert(ctx: &Context, disk: &Disk, project: &Project) -> Result<Lowered, Fai
 fn flawed(used: &CertificateUse) -> Option<Diagnostic> {
     let flaw = keel_server::certificate_flaw(&used.cert, &used.key, &used.rule)?;
     Some(Diagnostic::warning(Code::File, flaw).at(&used.span))
+}
+
+/// Tells what was found out about the files after they were loaded.
+///
+/// # Errors
+/// When one of these is an error.
+pub fn judge(ctx: &Context, diagnostics: &[Diagnostic]) -> Result<(), Failure> {
+    tell(ctx, diagnostics, &Disk::new()?);
+    let wrong = diagnostics.iter().any(|it| it.severity == Severity::Error);
+    if wrong { Err(Failure::Quiet(INPUT)) } else { Ok(()) }
 }
 
 fn tell(ctx: &Context, diagnostics: &[Diagnostic], disk: &Disk) {

@@ -79,8 +79,8 @@ pub const SERVICE_KEYS: [KeyRow; 93] = [
     both("deploy", Honoured),
     row(
         "develop",
-        Warn("source files are not watched; run `keel up` again after a change"),
-        Partly("read and checked; nothing watches files yet"),
+        Partly("`keel watch`: it reads the files of the host, so that nothing is copied to it"),
+        Honoured,
     ),
     of_containers("device_cgroup_rules", HOST_DEVICES),
     of_containers("devices", HOST_DEVICES),

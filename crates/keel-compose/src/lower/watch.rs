@@ -7,6 +7,7 @@ use keel_model::{Hook, ServiceName};
 use super::container::{one_or_more, text};
 use super::spec::is_true;
 use super::{Context, Lower};
+use crate::diagnostic::Span;
 use crate::loader::join;
 use crate::value::Node;
 
@@ -27,6 +28,8 @@ pub struct WatchRule {
     pub initial_sync: bool,
     /// What is run in the container after files were copied ([`WatchAction::SyncExec`]).
     pub exec: Option<Hook>,
+    /// Where the path is written.
+    pub span: Span,
 }
 
 /// What is done when a watched file changes.
@@ -49,14 +52,9 @@ impl Lower<'_> {
         let items = context.node.at(&["develop", "watch"]).map(Node::items).unwrap_or_default();
         let rules: Vec<WatchRule> =
             items.iter().filter_map(|item| self.watch_rule(context, item)).collect();
-        let Some(first) = items.first().filter(|_| !rules.is_empty()) else { return };
-        if context.is_container() {
-            self.note(
-                &first.span,
-                "source files are not watched yet: build the image and run `keel up` again after a change",
-            );
+        if !rules.is_empty() {
+            self.watch.insert(name.clone(), rules);
         }
-        self.watch.insert(name.clone(), rules);
     }
 
     fn watch_rule(&mut self, context: &Context<'_>, item: &Node) -> Option<WatchRule> {
@@ -76,6 +74,7 @@ impl Lower<'_> {
             ignore: one_or_more(item.get("ignore")),
             initial_sync: is_true(item.get("initial_sync")),
             exec: exec.and_then(|exec| self.hook(context, "develop.watch", exec)),
+            span: item.get("path").unwrap_or(item).span.clone(),
         })
     }
 }

@@ -45,9 +45,6 @@ impl Context {
             return Ok(None);
         }
         let root = PathBuf::from(&build.context);
-        let failed = |path: &Path, reason: String| Error::Context {
-            message: format!("{}: {reason}", path.display()),
-        };
         if !root.is_dir() {
             return Err(failed(&root, "there is no such directory".to_owned()));
         }
@@ -60,14 +57,7 @@ impl Context {
                 (text, !path.starts_with(&root) || name.split('/').any(|part| part == ".."))
             }
         };
-        let beside = PathBuf::from(format!("{}.dockerignore", path.display()));
-        let of_file = build.dockerfile_inline.is_none() && beside.is_file();
-        let file = if of_file { beside } else { root.join(IGNORED) };
-        let ignored = match read_text(&file) {
-            Ok(text) => Ignored::parse(&text).map_err(|reason| failed(&file, reason))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ignored::default(),
-            Err(error) => return Err(failed(&file, error.to_string())),
-        };
+        let ignored = ignored(build)?.unwrap_or_default();
         let inside = path.strip_prefix(&root).unwrap_or(&path).display().to_string();
         let inside = inside.trim_start_matches("./").to_owned();
         let dockerfile = if own { OWN_DOCKERFILE.to_owned() } else { inside };
@@ -157,6 +147,30 @@ impl Context {
     fn is_wanted(&self, path: &str) -> bool {
         // The engine needs these two, and leaves them out of the image itself where it has to.
         path == self.dockerfile || path == IGNORED || !self.ignored.leaves_out(path)
+    }
+}
+
+fn failed(path: &Path, reason: String) -> Error {
+    Error::Context { message: format!("{}: {reason}", path.display()) }
+}
+
+/// What the context of a build leaves out; `None` where the engine fetches the context itself.
+///
+/// # Errors
+/// When the file that says so can't be read or understood. Blocks.
+pub fn ignored(build: &Build) -> Result<Option<Ignored>, Error> {
+    if is_remote(&build.context) {
+        return Ok(None);
+    }
+    let root = Path::new(&build.context);
+    let dockerfile = root.join(build.dockerfile.as_deref().unwrap_or("Dockerfile"));
+    let beside = PathBuf::from(format!("{}.dockerignore", dockerfile.display()));
+    let of_file = build.dockerfile_inline.is_none() && beside.is_file();
+    let file = if of_file { beside } else { root.join(IGNORED) };
+    match read_text(&file) {
+        Ok(text) => Ignored::parse(&text).map(Some).map_err(|reason| failed(&file, reason)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some(Ignored::default())),
+        Err(error) => Err(failed(&file, error.to_string())),
     }
 }
 

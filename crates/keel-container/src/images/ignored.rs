@@ -1,4 +1,5 @@
 //! Which files of a build's context are left out: `.dockerignore`, by the rules of the engine (`moby/patternmatcher`).
+//! `develop.watch` has the same patterns.
 //!
 //! Patterns begin at the root of the context; the last one that matches a path or a directory above it decides, and
 //! `!` takes a path in again.
@@ -8,13 +9,13 @@ use globset::{Glob, GlobBuilder, GlobMatcher};
 /// Most patterns that are read.
 const MAX_PATTERNS: usize = 10_000;
 
-/// The patterns of one file.
-#[derive(Debug, Default)]
-pub(super) struct Ignored {
+/// The patterns of one file, or of a key that has the same syntax.
+#[derive(Clone, Debug, Default)]
+pub struct Ignored {
     patterns: Vec<Pattern>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Pattern {
     matcher: GlobMatcher,
     text: String,
@@ -26,7 +27,7 @@ impl Ignored {
     ///
     /// # Errors
     /// The line that is no pattern, and why.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, String> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mut patterns = Vec::new();
         for line in text.lines().filter(|line| !line.starts_with('#')).map(str::trim) {
@@ -48,7 +49,8 @@ impl Ignored {
     }
 
     /// Whether a path of the context (without a slash at its beginning) is left out.
-    pub(super) fn leaves_out(&self, path: &str) -> bool {
+    #[must_use]
+    pub fn leaves_out(&self, path: &str) -> bool {
         let mut out = false;
         for pattern in &self.patterns {
             // One that would change nothing need not be looked at.
@@ -61,7 +63,8 @@ impl Ignored {
     }
 
     /// Whether nothing below a directory that is left out can be taken in again.
-    pub(super) fn leaves_out_all_of(&self, directory: &str) -> bool {
+    #[must_use]
+    pub fn leaves_out_all_of(&self, directory: &str) -> bool {
         let inside = format!("{directory}/");
         let may_reach = |pattern: &Pattern| {
             let wild = pattern.text.find(['*', '?', '[', '\\']);

@@ -30,10 +30,11 @@ use tokio::sync::Semaphore;
 
 pub use crate::archive::Pieces;
 pub use buildkit::Order;
-pub use context::{Context, is_remote};
+pub use context::{Context, ignored, is_remote};
 pub use credentials::{Credentials, Secret};
 pub use error::Error;
 pub use facts::ImageFacts;
+pub use ignored::Ignored;
 pub use keep::{ImageSummary, KEPT_REVISIONS, context_image};
 pub use login::{LoginError, Logins};
 pub use pin::pin;

@@ -92,6 +92,7 @@ pub(super) async fn exec(
         cmd: Some(request.command.clone()),
         env: Some(environment.collect()),
         user: request.user.clone(),
+        privileged: request.privileged.then_some(true),
         working_dir: request.working_dir.as_ref().map(|dir| dir.display().to_string()),
         ..Default::default()
     };

@@ -97,7 +97,9 @@ impl World {
 
     /// A decision of ours never takes ready instances below what is wanted.
     fn check_capacity(&self, before: &Observed, name: &ServiceName, service: &Service, n: usize) {
-        let stopped = self.desired.record.intents.get(name).is_some_and(|i| i.stopped);
+        // In place nothing new can be ready before the old has ended.
+        let intent = self.desired.record.intents.get(name);
+        let stopped = intent.is_some_and(|i| i.stopped || i.in_place);
         let tolerant = service.rollout.failure_action == FailureAction::Continue
             || service.rollout.max_failure_ppm > 0;
         let stop_first = service.order() == Order::StopFirst;

@@ -152,7 +152,21 @@ impl World {
 
     pub fn restart(&mut self, name: &str) {
         let key = build::name(name);
-        self.change("restart", |record| record.intents.entry(key).or_default().restarts += 1);
+        self.change("restart", |record| {
+            let intent = record.intents.entry(key).or_default();
+            intent.restarts += 1;
+            intent.in_place = false;
+        });
+    }
+
+    /// The same without new instances.
+    pub fn restart_in_place(&mut self, name: &str) {
+        let key = build::name(name);
+        self.change("restart", |record| {
+            let intent = record.intents.entry(key).or_default();
+            intent.restarts += 1;
+            intent.in_place = true;
+        });
     }
 
     pub fn down(&mut self) {

@@ -169,6 +169,7 @@ impl Worker {
             environment: step.environment.clone(),
             working_dir: step.working_dir.clone(),
             user: step.user.clone(),
+            privileged: step.privileged,
             timeout: Some(HOOK_TIMEOUT),
             ..ExecRequest::default()
         };

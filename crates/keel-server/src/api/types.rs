@@ -157,6 +157,9 @@ pub struct ScaleRequest {
 pub struct ServicesRequest {
     /// Which services; all when empty.
     pub services: Vec<ServiceName>,
+    /// With `restart`: each instance ends before it is started again as it is, with the files that were written into it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_place: bool,
 }
 
 /// Body of `POST /v1/stacks/{stack}/down`.

@@ -87,7 +87,10 @@ pub(super) fn applied(stack: &StackState, request: &ApplyRequest) -> Result<Stac
     for service in &named {
         let intent = next.intents.entry(service.clone()).or_default();
         intent.stopped = false;
-        intent.restarts += u64::from(request.force_recreate);
+        if request.force_recreate {
+            intent.restarts += 1;
+            intent.in_place = false;
+        }
     }
     next.intents.retain(|service, intent| {
         next.stack.services.contains_key(service) && *intent != Intent::default()
@@ -172,6 +175,7 @@ pub(super) fn operated(
                 // A stopped service is started by a restart, as Compose has it.
                 intent.restarts += u64::from(!intent.stopped);
                 intent.stopped = false;
+                intent.in_place = request.in_place;
             }
         }
     }

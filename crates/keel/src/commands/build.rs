@@ -51,6 +51,7 @@ pub async fn run(ctx: &Context, args: BuildArgs) -> Result<(), Failure> {
         no_cache: args.no_cache,
         pull: args.pull,
         args: arguments(&args.build_arg)?,
+        only: None,
         quiet: args.quiet,
     };
     let client = spawn::ensure_server(ctx).await?;

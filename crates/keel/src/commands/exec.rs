@@ -109,6 +109,7 @@ async fn inside(
         environment,
         working_dir: args.workdir,
         user: args.user.filter(|user| !user.is_empty()),
+        privileged: false,
         terminal,
     };
     let code = keel_container::terminal::exec(into, command).await;

@@ -32,6 +32,7 @@ pub mod stats;
 pub mod up;
 pub mod version;
 pub mod volumes;
+pub mod watch;
 
 use crate::cli::Command;
 use crate::context::{Context, print};
@@ -63,6 +64,7 @@ pub async fn run(ctx: &Context, command: Command) -> Result<(), Failure> {
         Command::Cp(args) => cp::run(ctx, args).await,
         Command::Stats(args) => stats::run(ctx, args).await,
         Command::Volumes(args) => volumes::run(ctx, args).await,
+        Command::Watch(args) => watch::run(ctx, args).await,
         Command::Diff(args) => diff::run(ctx, args).await,
         Command::Config(args) => config::run(ctx, &args),
         Command::Edges(args) => edges::run(ctx, args).await,

@@ -75,7 +75,7 @@ async fn run(
     let stack = project::stack_name(ctx)?;
     let client = ctx.client();
     let (_, services) = names::stack_with(&client, &stack, services).await?;
-    let request = ServicesRequest { services: services.clone() };
+    let request = ServicesRequest { services: services.clone(), in_place: false };
     let applied = client.operate(stack.as_str(), operation, &request).await?;
     let (until, done) = match operation {
         ServiceOperation::Stop => (Until::Stopped, "stopped"),

@@ -42,7 +42,7 @@ pub async fn run(ctx: &Context, args: RmArgs) -> Result<(), Failure> {
     let stack = project::stack_name(ctx)?;
     let client = ctx.client();
     let (mut view, services) = names::stack_with(&client, &stack, &args.services).await?;
-    let request = ServicesRequest { services };
+    let request = ServicesRequest { services, in_place: false };
     if args.stop {
         view = stop(ctx, &client, &stack, &request).await?.unwrap_or(view);
     }

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use keel_compose::Lowered;
 use keel_model::{PullPolicy, Scale, ServiceName, Stack};
 use keel_server::api::client::Client;
 use keel_server::api::types::{ApplyRequest, StackView};
@@ -22,6 +23,7 @@ use crate::interrupt::Interrupts;
 use crate::ui::progress::Progress;
 use crate::ui::time;
 use crate::wait::{Outcome, Until};
+use crate::watch::{self, Say, Setting, Stream};
 use crate::{lacks, names, project, spawn};
 
 /// How long `up --detach` waits for the first instances of services, which may wait for others.
@@ -36,6 +38,9 @@ pub struct UpArgs {
     /// Only these services, with what they depend on
     #[arg(value_name = "SERVICE")]
     pub services: Vec<String>,
+    /// Also do what `develop.watch` says when files change, as `keel watch` does
+    #[arg(short, long, conflicts_with_all = ["detach", "wait"])]
+    pub watch: bool,
     /// Return when every service has begun to run (at most 5 minutes), instead of following the logs
     #[arg(short, long)]
     pub detach: bool,
@@ -108,15 +113,26 @@ impl ImageArgs {
 /// When the files are wrong, the server can't be started, or a service failed.
 pub async fn run(ctx: &Context, args: UpArgs) -> Result<(), Failure> {
     let lowered = project::lowered(ctx, &args.services)?;
+    run_with(ctx, args, lowered).await
+}
+
+/// The same with files that have been read.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_with(ctx: &Context, args: UpArgs, lowered: Lowered) -> Result<(), Failure> {
     let services = selection(&lowered.stack, &args.services, !args.no_deps)?;
+    let plan = match args.watch {
+        true => Some(watch::plan(ctx, &lowered, services.as_ref(), args.images.no_build)?),
+        false => None,
+    };
     let sources = images::sources(&lowered, services.as_ref());
     let mut stack = lowered.stack;
     scale(&mut stack, &args.scale)?;
     let client = spawn::ensure_server(ctx).await?;
     warn_without_zone(ctx, &client, &stack).await?;
     let interrupts = attached(&args).then(Interrupts::listen).transpose()?;
-    images::ensure(ctx, &client, sources, &args.images.wishes()).await?;
-    let name = stack.name.clone();
+    images::ensure(ctx, &client, sources.clone(), &args.images.wishes()).await?;
     let since = time::now();
     let request = ApplyRequest {
         stack,
@@ -126,25 +142,29 @@ pub async fn run(ctx: &Context, args: UpArgs) -> Result<(), Failure> {
         change: describe(&args),
     };
     let applied = client.apply(&request).await?;
+    let stack = request.stack;
     let change = Change {
         ctx,
         client: &client,
-        stack: &name,
+        stack: &stack.name,
         applied: &applied,
         services,
         until: if args.wait { Until::Converged } else { Until::Started },
         limit: limit(&args),
-        done: done(&args, applied.changes.is_empty(), name.as_str()),
+        done: done(&args, applied.changes.is_empty(), stack.name.as_str()),
     };
     match interrupts {
         None if args.wait => {
             change.settle().await?;
-            lacks::tell_of_stack(ctx, &client, &name).await
+            lacks::tell_of_stack(ctx, &client, &stack.name).await
         }
         None => detach(&change).await,
         Some(interrupts) => {
             let attach = Attach { change: &change, since, style: args.style.clone() };
-            attach::run(attach, interrupts).await
+            let say = Say { ctx, stream: Stream::Talk };
+            let setting = Setting::new(&client, &stack, sources, say, args.images.quiet_pull);
+            let watching = plan.as_ref().map(|plan| watch::run(&setting, plan));
+            attach::run(attach, interrupts, watching).await
         }
     }
 }

@@ -29,6 +29,8 @@ pub struct BuildOptions {
     pub pull: bool,
     /// Build arguments.
     pub args: BTreeMap<String, String>,
+    /// Build no others than these; what they are built from is there.
+    pub only: Option<BTreeSet<String>>,
     /// Show nothing of it.
     pub quiet: bool,
 }
@@ -49,7 +51,8 @@ pub async fn build(
     }
     let engine = client.engine().await?;
     let builder = Builder::new(ctx, client, &engine);
-    for name in in_order(sources) {
+    let wanted = |name: &String| options.only.as_ref().is_none_or(|only| only.contains(name));
+    for name in in_order(sources).into_iter().filter(wanted) {
         let Some(source) = sources.get(&name) else { continue };
         let Some(build) = &source.build else { continue };
         if built.iter().any(|it| it.reference == source.reference) {

@@ -141,6 +141,15 @@ pub fn rfc3339(at: Timestamp) -> String {
     at.map_or_else(|| "?".to_owned(), |at| format!("{at:.3}"))
 }
 
+/// The time of day here: `14:03:59`.
+pub fn of_day(at: Timestamp) -> String {
+    let at = i64::try_from(at.0).ok().and_then(|at| jiff::Timestamp::from_millisecond(at).ok());
+    at.map_or_else(
+        || "?".to_owned(),
+        |at| at.to_zoned(TimeZone::system()).strftime("%H:%M:%S").to_string(),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
