@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 use keel_model::Limits;
 use serde::{Deserialize, Serialize};
 
+use crate::types::Transfer;
+
 /// The scheduling period against which CPU quotas are counted (the kernel's default).
 const PERIOD_US: u64 = 100_000;
 /// The smallest quota that the kernel takes.
@@ -60,8 +62,8 @@ impl Hierarchies {
                 }
                 "cgroup" => {
                     for option in options.split(',') {
-                        if let "cpu" | "cpuacct" | "cpuset" | "memory" | "pids" | "name=systemd" =
-                            option
+                        if let "blkio" | "cpu" | "cpuacct" | "cpuset" | "memory" | "pids"
+                        | "name=systemd" = option
                         {
                             found.v1.entry(option.to_owned()).or_insert_with(|| target.into());
                         }
@@ -338,10 +340,28 @@ impl Group {
         self.field(UNIFIED, "cpu.stat", "usage_usec").or_else(nanos)
     }
 
-    /// Memory in bytes.
+    /// Memory in bytes, without files that are held and were not used lately: the kernel gives them up when others want
+    /// memory. So `docker stats` counts.
     pub(crate) fn memory_bytes(&self) -> Option<u64> {
-        let v2 = self.number(UNIFIED, "memory.current");
-        v2.or_else(|| self.number("memory", "memory.usage_in_bytes"))
+        let (used, idle) = match self.number(UNIFIED, "memory.current") {
+            Some(used) => (used, self.field(UNIFIED, "memory.stat", "inactive_file")),
+            None => (
+                self.number("memory", "memory.usage_in_bytes")?,
+                self.field("memory", "memory.stat", "total_inactive_file"),
+            ),
+        };
+        Some(used.checked_sub(idle.unwrap_or(0)).unwrap_or(used))
+    }
+
+    /// Bytes read from and written to disks.
+    pub(crate) fn block(&self) -> Option<Transfer> {
+        let text = |key: &str, file: &str| fs::read_to_string(self.dirs.get(key)?.join(file)).ok();
+        if let Some(text) = text(UNIFIED, "io.stat") {
+            return Some(io_stat(&text));
+        }
+        let files =
+            ["blkio.throttle.io_service_bytes_recursive", "blkio.throttle.io_service_bytes"];
+        files.iter().find_map(|file| text("blkio", file)).map(|text| service_bytes(&text))
     }
 
     /// Processes and threads.
@@ -407,6 +427,33 @@ impl Group {
         }
         Ok(())
     }
+}
+
+/// `8:0 rbytes=4096 wbytes=0 rios=1 wios=0 …`
+fn io_stat(text: &str) -> Transfer {
+    let one = |line: &str| {
+        let field = |name: &str| {
+            let fields = line.split_whitespace().filter_map(|field| field.split_once('='));
+            fields.into_iter().find(|(key, _)| *key == name)?.1.parse().ok()
+        };
+        Transfer { inward: field("rbytes").unwrap_or(0), outward: field("wbytes").unwrap_or(0) }
+    };
+    text.lines().map(one).sum()
+}
+
+/// `8:0 Read 4096`, a line for each device and direction.
+fn service_bytes(text: &str) -> Transfer {
+    let one = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, direction, bytes] = words[..] else { return Transfer::default() };
+        let bytes = bytes.parse().unwrap_or(0);
+        match direction {
+            "Read" => Transfer { inward: bytes, outward: 0 },
+            "Write" => Transfer { inward: 0, outward: bytes },
+            _ => Transfer::default(),
+        }
+    };
+    text.lines().map(one).sum()
 }
 
 #[cfg(test)]
@@ -511,5 +558,13 @@ mod tests {
         assert_eq!(group.unified(), Some(at("unified/keel/t/a-1").as_path()));
         let written = fs::read_to_string(at("memory/keel/t/a-1/memory.limit_in_bytes")).unwrap();
         assert_eq!(written, "5");
+    }
+
+    #[test]
+    fn what_went_to_disks_is_summed_over_them() {
+        let v2 = io_stat("8:0 rbytes=10 wbytes=20 rios=1\n8:16 rbytes=1 wbytes=2\n7:0\n");
+        assert_eq!(v2, Transfer { inward: 11, outward: 22 });
+        let v1 = service_bytes("8:0 Read 10\n8:0 Write 20\n8:0 Sync 30\n8:16 Read 1\nTotal 61\n");
+        assert_eq!(v1, Transfer { inward: 11, outward: 20 });
     }
 }

@@ -458,7 +458,12 @@ impl Runtime for FakeRuntime {
     }
 
     async fn resources(&self, id: &InstanceId) -> Result<Resources, Error> {
-        self.running(id, |_| Resources { cpu_usec: 1000, memory_bytes: 1 << 20, pids: 1 })
+        self.running(id, |_| Resources {
+            cpu_usec: 1000,
+            memory_bytes: 1 << 20,
+            pids: 1,
+            ..Resources::default()
+        })
     }
 
     async fn volumes(&self) -> Result<Vec<VolumeInfo>, Error> {

@@ -69,6 +69,8 @@ impl ForeignProcess {
             cpu_usec: group.cpu_usec()?,
             memory_bytes: group.memory_bytes()?,
             pids: group.pids()?,
+            network: crate::traffic::network(self.pid),
+            block: group.block(),
         })
     }
 }

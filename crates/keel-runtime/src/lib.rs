@@ -24,6 +24,7 @@ pub mod record;
 mod shim;
 pub mod stamp;
 mod sys;
+mod traffic;
 mod types;
 
 pub use exec::exec_into;
@@ -37,5 +38,5 @@ pub use shim::shim_main;
 pub use types::{
     Capabilities, Capability, ContainerExec, Error, ExecOutput, ExecRequest, ExecSpec, Identity,
     Launch, LogLine, LogQuery, LogStream, Namespaces, Origin, ProcessExec, Resources, Runtime,
-    Seen, StartError, Started, VolumeInfo,
+    Seen, StartError, Started, Transfer, VolumeInfo,
 };

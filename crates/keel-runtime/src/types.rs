@@ -331,10 +331,34 @@ pub struct LogLine {
 pub struct Resources {
     /// CPU time since its start, in microseconds.
     pub cpu_usec: u64,
-    /// Memory in bytes.
+    /// Memory in bytes, without what the kernel holds of files and would give up.
     pub memory_bytes: u64,
     /// Processes and threads.
     pub pids: u64,
+    /// Bytes received and sent over the network since its start, where it has one of its own.
+    #[serde(default)]
+    pub network: Option<Transfer>,
+    /// Bytes read from and written to disks since its start, where they are counted.
+    #[serde(default)]
+    pub block: Option<Transfer>,
+}
+
+/// Bytes that went in and out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transfer {
+    /// Received, or read.
+    pub inward: u64,
+    /// Sent, or written.
+    pub outward: u64,
+}
+
+impl std::iter::Sum for Transfer {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            inward: sum.inward.saturating_add(one.inward),
+            outward: sum.outward.saturating_add(one.outward),
+        })
+    }
 }
 
 /// A named volume that exists on this node.

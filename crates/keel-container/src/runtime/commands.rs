@@ -12,6 +12,7 @@ use futures_util::{Stream, StreamExt as _};
 use keel_model::{Hook, InstanceId, StackName};
 use keel_runtime::{
     Error as RuntimeError, ExecOutput, ExecRequest, ExecSpec, ForeignProcess, Launch, Resources,
+    Transfer,
 };
 
 use super::body::{self, Setting};
@@ -221,10 +222,31 @@ pub(super) async fn resources(inner: &Inner, id: &InstanceId) -> Result<Resource
     let stats = stats.ok_or_else(|| RuntimeError::NotRunning(id.clone()))?;
     let stats = stats.map_err(|error| failed(inner.engine.failed(&error)))?;
     let cpu = stats.cpu_stats.and_then(|cpu| cpu.cpu_usage?.total_usage).unwrap_or(0);
+    let network = stats.networks.map(|networks| {
+        let one = |it: bollard::models::ContainerNetworkStats| Transfer {
+            inward: it.rx_bytes.unwrap_or(0),
+            outward: it.tx_bytes.unwrap_or(0),
+        };
+        networks.into_values().map(one).sum()
+    });
+    let block = stats.blkio_stats.and_then(|stats| stats.io_service_bytes_recursive);
+    let block = block.map(|entries| {
+        let one = |it: bollard::models::ContainerBlkioStatEntry| {
+            let bytes = it.value.unwrap_or(0);
+            match it.op.unwrap_or_default().to_lowercase().as_str() {
+                "read" => Transfer { inward: bytes, outward: 0 },
+                "write" => Transfer { inward: 0, outward: bytes },
+                _ => Transfer::default(),
+            }
+        };
+        entries.into_iter().map(one).sum()
+    });
     Ok(Resources {
         cpu_usec: cpu / 1000,
         memory_bytes: stats.memory_stats.and_then(|memory| memory.usage).unwrap_or(0),
         pids: stats.pids_stats.and_then(|pids| pids.current).unwrap_or(0),
+        network,
+        block,
     })
 }
 

@@ -17,6 +17,7 @@ use crate::cgroup::Group;
 use crate::record::{self, Running};
 use crate::shim::plan::ProcessPlan;
 use crate::types::{Error, ExecOutput, ExecRequest, Launch, ProcessExec, Resources, StartError};
+use crate::traffic;
 
 /// How long a command may take when the request does not say.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -193,8 +194,10 @@ fn add(kept: &mut Vec<u8>, bytes: &[u8], keep: usize) {
 pub(super) fn resources(running: &Running) -> Resources {
     let group = &running.group;
     let (cpu, memory, pids) = (group.cpu_usec(), group.memory_bytes(), group.pids());
-    if let (Some(cpu_usec), Some(memory_bytes), Some(pids)) = (cpu, memory, pids) {
-        return Resources { cpu_usec, memory_bytes, pids };
+    let network = u32::try_from(running.pid).ok().and_then(traffic::network);
+    let block = group.block();
+    if let (Some(cpu_usec), Some(memory_bytes), Some(pids), Some(_)) = (cpu, memory, pids, block) {
+        return Resources { cpu_usec, memory_bytes, pids, network, block };
     }
     let members = match group.members() {
         members if members.is_empty() => session(running.pid),
@@ -203,6 +206,7 @@ pub(super) fn resources(running: &Running) -> Resources {
     let page = rustix::param::page_size() as u64;
     let tick = rustix::param::clock_ticks_per_second().max(1);
     let mut sum = Resources::default();
+    let block = block.or_else(|| traffic::block(&members));
     for stat in members.into_iter().filter_map(record::stat).filter(|stat| !stat.zombie) {
         sum.cpu_usec += stat.cpu_ticks * 1_000_000 / tick;
         sum.memory_bytes += stat.rss_pages * page;
@@ -212,6 +216,8 @@ pub(super) fn resources(running: &Running) -> Resources {
         cpu_usec: cpu.unwrap_or(sum.cpu_usec),
         memory_bytes: memory.unwrap_or(sum.memory_bytes),
         pids: pids.unwrap_or(sum.pids),
+        network,
+        block,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use keel_model::{InstanceId, ServiceName};
+pub use keel_runtime::Transfer;
 use serde::{Deserialize, Serialize};
 
 /// One line of `GET /v1/stacks/{stack}/volumes`: a volume that exists, or an external one.
@@ -39,4 +40,10 @@ pub struct UsageView {
     pub memory_limit: u64,
     /// Processes and threads.
     pub pids: u64,
+    /// Bytes received and sent since its start, where it has a network of its own.
+    #[serde(default)]
+    pub network: Option<Transfer>,
+    /// Bytes read from and written to disks since its start, where they are counted.
+    #[serde(default)]
+    pub block: Option<Transfer>,
 }

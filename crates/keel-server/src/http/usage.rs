@@ -109,6 +109,8 @@ async fn measure(
         memory_bytes: used.memory_bytes,
         memory_limit,
         pids: used.pids,
+        network: used.network,
+        block: used.block,
     })
 }
 

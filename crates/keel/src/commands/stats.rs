@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use keel_model::{InstanceId, ServiceName, StackName};
 use keel_server::api::client::Client;
-use keel_server::api::usage::UsageView;
+use keel_server::api::usage::{Transfer, UsageView};
 use serde::Serialize;
 
 use crate::cli::{FileArgs, OutputForm};
@@ -48,6 +48,10 @@ struct Row {
     memory_limit: u64,
     memory_percent: f64,
     pids: u64,
+    /// Bytes received and sent; absent where it shares its network with others.
+    network: Option<Transfer>,
+    /// Bytes read and written; absent where they are not counted.
+    block: Option<Transfer>,
 }
 
 /// Runs the command.
@@ -103,12 +107,22 @@ fn row(before: Option<&UsageView>, now: &UsageView) -> Row {
         memory_limit: now.memory_limit,
         memory_percent: if now.memory_limit == 0 { 0.0 } else { share },
         pids: now.pids,
+        network: now.network,
+        block: now.block,
     }
 }
 
 #[allow(clippy::cast_precision_loss, reason = "a few digits are shown")]
 fn render(rows: &[Row]) -> String {
-    let header = ["NAME", "SERVICE", "CPU %", "MEM USAGE / LIMIT", "MEM %", "PIDS"];
+    let header =
+        ["NAME", "SERVICE", "CPU %", "MEM USAGE / LIMIT", "MEM %", "NET I/O", "BLOCK I/O", "PIDS"];
+    let both = |transfer: Option<Transfer>| {
+        let bytes = |count: u64| quantity::bytes(count as f64);
+        transfer.map_or_else(
+            || "-".to_owned(),
+            |it| format!("{} / {}", bytes(it.inward), bytes(it.outward)),
+        )
+    };
     let cells = rows.iter().map(|row| {
         let used = quantity::bytes(row.memory_bytes as f64);
         let limit = quantity::bytes(row.memory_limit as f64);
@@ -118,6 +132,8 @@ fn render(rows: &[Row]) -> String {
             row.cpu_percent.map_or_else(|| "--".to_owned(), |share| format!("{share:.2}%")),
             format!("{used} / {limit}"),
             format!("{:.2}%", row.memory_percent),
+            both(row.network),
+            both(row.block),
             row.pids.to_string(),
         ]
     });
@@ -137,6 +153,8 @@ mod tests {
             memory_bytes: 5_000_000,
             memory_limit: 20_000_000,
             pids: 3,
+            network: Some(Transfer { inward: 1500, outward: 20 }),
+            block: None,
         }
     }
 
@@ -145,8 +163,8 @@ mod tests {
         let rows = rows(&[usage(1_000_000, 500_000)], &[usage(3_000_000, 3_500_000)]);
         assert_eq!(rows[0].cpu_percent, Some(150.0));
         insta::assert_snapshot!(render(&rows), @r"
-        NAME        SERVICE   CPU %     MEM USAGE / LIMIT   MEM %    PIDS
-        app-web-1   web       150.00%   5.0MB / 20MB        25.00%   3
+        NAME        SERVICE   CPU %     MEM USAGE / LIMIT   MEM %    NET I/O       BLOCK I/O   PIDS
+        app-web-1   web       150.00%   5.0MB / 20MB        25.00%   1.5kB / 20B   -           3
         ");
     }
 
