@@ -48,10 +48,10 @@ pub use routing::{
 };
 pub use signal::signal_number;
 pub use stack::{
-    Condition, Dependency, FailureAction, FileMount, Hook, Limits, LogPolicy, Mount, MountOptions,
-    MountSource, NetworkMode, Order, Protocol, PublishedPort, RestartCondition, RestartPolicy,
-    RolloutPolicy, RuntimeKind, Scale, Service, ServicePort, Spec, Stack, StopPolicy, Transport,
-    Volume,
+    Condition, Dependency, FailureAction, FileMount, Hook, ImageCommand, Limits, LogPolicy, Mount,
+    MountOptions, MountSource, NetworkMode, Order, Protocol, PublishedPort, RestartCondition,
+    RestartPolicy, RolloutPolicy, RuntimeKind, Scale, Service, ServicePort, Spec, Stack,
+    StopPolicy, Transport, Volume,
 };
 pub use state::{Intent, StackRecord};
 pub use time::{Timestamp, millis, millis_opt};

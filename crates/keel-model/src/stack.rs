@@ -91,6 +91,19 @@ pub struct Service {
     /// How the load balancer treats its traffic.
     #[serde(default)]
     pub traffic: TrafficPolicy,
+    /// What its image runs unless it is told otherwise. It is the image's, so that it is no part of a revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_command: Option<ImageCommand>,
+}
+
+/// What an image runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ImageCommand {
+    /// What comes first.
+    pub entrypoint: Vec<String>,
+    /// The arguments of that, or the command.
+    pub command: Vec<String>,
 }
 
 /// Everything that an instance was started with. Its hash is the revision.
@@ -559,6 +572,21 @@ impl Spec {
 }
 
 impl Service {
+    /// Program and arguments, for people: as the file says, and where it does not, as the image does.
+    #[must_use]
+    pub fn runs(&self) -> Vec<&str> {
+        let of_image = self.image_command.as_ref();
+        let entrypoint = self.spec.container.as_ref().and_then(|it| it.entrypoint.as_ref());
+        // Another entrypoint makes nothing of the arguments of the image's own.
+        let own = entrypoint.is_none();
+        let entrypoint = entrypoint.or(of_image.map(|it| &it.entrypoint)).into_iter().flatten();
+        let command = match self.spec.command.is_empty() && own {
+            true => of_image.map(|it| &it.command),
+            false => Some(&self.spec.command),
+        };
+        entrypoint.chain(command.into_iter().flatten()).map(String::as_str).collect()
+    }
+
     /// Why no two of its instances can run on one machine, if they can't.
     #[must_use]
     pub fn is_alone_because(&self) -> Option<String> {

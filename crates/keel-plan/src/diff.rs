@@ -130,6 +130,8 @@ fn view(service: &Service, stack: &Stack) -> Value {
     if let Some(fields) = tree.as_object_mut() {
         fields.insert("routes".to_owned(), by_name(routes::tree(service)));
         fields.remove("labels");
+        // The image itself says enough.
+        fields.remove("image_command");
         fields.extend(routes::surroundings(service, stack));
     }
     let spec = tree.as_object_mut().and_then(|fields| fields.remove("spec"));

@@ -283,7 +283,7 @@ fn instances(
             let status = board.statuses.get(&assignment.id);
             let definition = stack.definition(&assignment.service, &assignment.revision);
             let (command, image) = definition
-                .map(|it| (it.spec.command.join(" "), it.spec.image.unwrap_or_default()))
+                .map(|it| (it.runs().join(" "), it.spec.image.unwrap_or_default()))
                 .unwrap_or_default();
             InstanceView {
                 id: assignment.id.clone(),

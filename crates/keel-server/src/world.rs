@@ -63,7 +63,8 @@ impl StackState {
         let current = self.record.as_ref().and_then(|r| r.value.stack.services.get(service));
         match (known, current) {
             (Some(known), Some(current)) => {
-                Some(Service { spec: known.spec.clone(), ..current.clone() })
+                let (spec, image_command) = (known.spec.clone(), known.image_command.clone());
+                Some(Service { spec, image_command, ..current.clone() })
             }
             (Some(known), None) => Some(Service::clone(known)),
             (None, Some(current)) if current.spec.revision() == *revision => Some(current.clone()),

@@ -264,6 +264,7 @@ impl Lower<'_> {
             publish: ports.published,
             routes: Vec::new(),
             traffic: context.settings.traffic.clone(),
+            image_command: None,
         };
         self.one_at_a_time(&context, &mut service);
         Some(service)

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bollard::models::{HealthConfig, ImageConfig, ImageInspect};
-use keel_model::{HealthTimes, Test, signal_number};
+use keel_model::{HealthTimes, ImageCommand, Test, signal_number};
 use serde::{Deserialize, Serialize};
 
 /// What is known of an image that is on the machine.
@@ -34,6 +34,9 @@ pub struct ImageFacts {
     pub user: String,
     /// It says what is run: it has an entrypoint or a command.
     pub runs: bool,
+    /// The same in full.
+    #[serde(default)]
+    pub command: ImageCommand,
 }
 
 impl ImageFacts {
@@ -53,6 +56,10 @@ impl ImageFacts {
             health: config.healthcheck.as_ref().and_then(health),
             stop_signal: config.stop_signal.as_deref().and_then(signal_number),
             runs: runs(&config),
+            command: ImageCommand {
+                entrypoint: config.entrypoint.unwrap_or_default(),
+                command: config.cmd.unwrap_or_default(),
+            },
             ports: config.exposed_ports.into_iter().flatten().collect(),
             volumes: config.volumes.into_iter().flatten().collect(),
             user: config.user.unwrap_or_default(),
@@ -152,6 +159,10 @@ mod tests {
         assert_eq!(test, Test::Shell("curl -f x".into()));
         assert_eq!((times.interval, times.retries), (Some(Duration::from_secs(5)), None));
         assert_eq!((facts.stop_signal, facts.size, facts.runs), (Some(3), 42, true));
+        assert_eq!(
+            (facts.command.entrypoint.len(), &facts.command.command[..]),
+            (0, &["serve".to_owned()][..])
+        );
         assert_eq!(facts.platform, "linux/arm/v7");
         assert!(facts.ports.contains("80/tcp") && facts.volumes.contains("/data"));
     }

@@ -13,6 +13,7 @@ use super::facts::ImageFacts;
 pub fn pin(service: &mut Service, image: &ImageFacts) {
     let Some(container) = service.spec.container.as_mut() else { return };
     container.image_id = Some(image.id.clone());
+    service.image_command = Some(image.command.clone());
     if let (Some(own), Some((test, times))) = (&container.from_image.health, &image.health) {
         service.spec.health = Some(HealthCheck::at_times(test.clone(), &first(own, times)));
     }
@@ -61,7 +62,7 @@ fn first(file: &HealthTimes, image: &HealthTimes) -> HealthTimes {
 mod tests {
     use std::time::Duration;
 
-    use keel_model::{ContainerSpec, FromImage, Test};
+    use keel_model::{ContainerSpec, FromImage, ImageCommand, Test};
 
     use super::*;
 
@@ -96,6 +97,7 @@ mod tests {
             stop_signal: Some(3),
             volumes: ["/data".into()].into(),
             ports: ["80/tcp".into(), "5432/tcp".into(), "53/udp".into()].into(),
+            command: ImageCommand { entrypoint: vec!["/run".into()], command: vec!["it".into()] },
             ..ImageFacts::default()
         }
     }
@@ -127,6 +129,23 @@ mod tests {
         let before = process.clone();
         pin(&mut process, &image());
         assert_eq!(process, before);
+    }
+
+    #[test]
+    fn what_is_run_is_told_as_the_engine_puts_it_together() {
+        let runs = |entrypoint: Option<&[&str]>, command: &[&str]| {
+            let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+            let mut it = service(FromImage::default());
+            pin(&mut it, &image());
+            it.spec.command = owned(command);
+            it.spec.container.as_mut().unwrap().entrypoint = entrypoint.map(owned);
+            it.runs().join(" ")
+        };
+        assert_eq!(runs(None, &[]), "/run it");
+        assert_eq!(runs(None, &["other", "way"]), "/run other way");
+        assert_eq!(runs(Some(&["/mine"]), &[]), "/mine");
+        assert_eq!(runs(Some(&["/mine"]), &["x"]), "/mine x");
+        assert_eq!(runs(Some(&[]), &["x"]), "x");
     }
 
     #[test]

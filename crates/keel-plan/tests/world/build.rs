@@ -41,6 +41,7 @@ pub fn service(replicas: u32, mode: &str) -> Service {
         labels: BTreeMap::new(),
         routes: Vec::new(),
         traffic: keel_model::TrafficPolicy::default(),
+        image_command: None,
     }
 }
 
