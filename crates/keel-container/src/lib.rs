@@ -11,6 +11,7 @@ pub mod external;
 pub mod images;
 pub mod inside;
 mod place;
+pub mod ports;
 mod runtime;
 pub mod terminal;
 #[cfg(feature = "testing")]
