@@ -23,6 +23,7 @@ mod process;
 pub mod record;
 mod shim;
 pub mod stamp;
+pub mod steps;
 mod sys;
 mod traffic;
 mod types;

@@ -123,6 +123,8 @@ const DIFFERENCES: &str = "
   `network_mode: host`) is refused for several replicas, and the old container ends before the new one starts.
 - `service_healthy` and the health check of the image work on every engine, also where the engine runs none.
 - Commands and variables of containers are taken as Docker Compose takes them: `$PORT` is the caller's variable.
+- `pre_start` steps run once per revision, or with `per_replica` before every instance. `keel run` runs none for its own
+  command, as `docker compose run` does not, and those of the services that it depends on.
 ";
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use futures_util::{Stream, StreamExt as _};
 use keel_model::{Hook, InstanceId, StackName};
 use keel_runtime::{
     Error as RuntimeError, ExecOutput, ExecRequest, ExecSpec, ForeignProcess, Launch, Resources,
-    Transfer,
+    Transfer, steps,
 };
 
 use super::body::{self, Setting};
@@ -184,6 +184,8 @@ pub(super) async fn run_hook(
     let done = tokio::time::timeout(timeout, run).await;
     let removed = inner.remove_container(&container).await;
     let output = done.unwrap_or(Err(RuntimeError::TimedOut(timeout)))?;
+    let (dir, policy, said) = (inner.dir(id), launch.spec.logs.clone(), output.output.clone());
+    super::blocking(move || steps::keep(&dir, &policy, &said)).await;
     removed.map_err(failed)?;
     Ok(output)
 }

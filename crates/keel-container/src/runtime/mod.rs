@@ -30,7 +30,7 @@ use keel_model::{Exit, Hook, InstanceId, StackName};
 use keel_runtime::{
     Capabilities, Capability, Error as RuntimeError, ExecOutput, ExecRequest, ExecSpec, Launch,
     LogLine, LogQuery, Once, Origin, Resources, Runtime, Seen, StartError, Started, VolumeInfo,
-    record,
+    record, steps,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -391,7 +391,11 @@ impl Runtime for ContainerRuntime {
         id: &InstanceId,
         query: LogQuery,
     ) -> Result<mpsc::Receiver<LogLine>, RuntimeError> {
-        self.inner.kept(id)?;
+        let known = self.inner.kept(id);
+        // Before its first start there is only what its first steps said.
+        if query.follow || !steps::are_kept(&self.inner.dir(id)) {
+            known?;
+        }
         Ok(logs::read(Arc::clone(&self.inner), id.clone(), query))
     }
 

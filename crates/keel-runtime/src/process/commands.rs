@@ -17,7 +17,7 @@ use crate::cgroup::Group;
 use crate::record::{self, Running};
 use crate::shim::plan::ProcessPlan;
 use crate::types::{Error, ExecOutput, ExecRequest, Launch, ProcessExec, Resources, StartError};
-use crate::traffic;
+use crate::{steps, traffic};
 
 /// How long a command may take when the request does not say.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -101,7 +101,10 @@ pub(super) async fn run_hook(
         record::write(&dir, record::FAILED, &prepared.kept)
             .map_err(Error::system(format!("can't write into {}", dir.display())))?;
     }
-    helper(inner, &prepared.process, timeout, HOOK_OUTPUT).await
+    let done = helper(inner, &prepared.process, timeout, HOOK_OUTPUT).await?;
+    let (policy, output) = (prepared.kept.launch.spec.logs.clone(), done.output.clone());
+    blocking(move || steps::keep(&dir, &policy, &output)).await;
+    Ok(done)
 }
 
 /// Has the shim program become the command of `plan`, and collects what comes of it.

@@ -120,6 +120,19 @@ impl Log {
         Self { dir: dir.to_owned(), policy, file: None, size: 0, dropped: 0 }
     }
 
+    /// Adds what somebody else said before the workload began, each line marked with who that was.
+    pub(crate) fn add(&mut self, mark: &str, text: &str) {
+        let stamp = stamp::now_text();
+        let (mut out, mut lines) = (String::new(), 0);
+        for line in text.lines() {
+            let end = (0..=line.len().min(MAX_LINE)).rev().find(|at| line.is_char_boundary(*at));
+            let line = &line[..end.unwrap_or(0)];
+            out.push_str(&format!("{stamp} stdout F [{mark}] {line}\n"));
+            lines += 1;
+        }
+        self.append(out.as_bytes(), lines);
+    }
+
     fn append(&mut self, bytes: &[u8], lines: u64) {
         if !self.policy.keep || bytes.is_empty() {
             return;
