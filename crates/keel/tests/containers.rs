@@ -281,3 +281,67 @@ fn who_shares_a_network_follows_it() {
     wait_for("the guest to be healed", || together().filter(|now| now.1 != after_release.1));
     keel.run(&["down"]).ok();
 }
+
+/// Of a stack with this service, and what is said when it can't be started.
+fn refused(keel: &Running, words: &[&str]) {
+    let up = keel.run(&["up", "-d", "--wait"]);
+    assert_eq!(up.code, 1, "{}", up.all());
+    for word in words {
+        assert!(up.stderr.contains(word), "{word:?}: {}", up.stderr);
+    }
+}
+
+#[test]
+fn a_port_that_is_taken_is_named_with_who_has_it() {
+    let Some(engine) = engine(Which::Docker) else { return };
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let udp_port = udp.local_addr().unwrap().port();
+    let service = |ports: &str| format!("services:\n  web: {}, ports: ['{ports}']}}\n", web("x"));
+    let compose = service(&format!("127.0.0.1:{port}:8000"));
+    let keel = Running::with_engine(&compose, &engine.socket);
+    let own = std::process::id().to_string();
+    refused(&keel, &["service `web`", &port.to_string(), &own, "publish another port"]);
+    assert_eq!(keel.run(&["ls", "-aq"]).stdout, "", "nothing was changed");
+    // What the engine opens it can tell only when it tries.
+    keel.sandbox.write("compose.yaml", &service(&format!("127.0.0.1:{udp_port}:8000/udp")));
+    refused(&keel, &["web", &udp_port.to_string()]);
+    drop((taken, udp));
+}
+
+#[test]
+fn a_socket_of_the_engine_that_may_not_be_used_is_named() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("skipped: only root can become somebody else");
+    }
+    let Some(engine) = engine(Which::Docker) else { return };
+    let compose = format!("services:\n  web: {}}}\n", web("x"));
+    let mut keel = Running::new(&compose);
+    keel.engine_at(&engine.socket);
+    // Somebody who may do anything in the sandbox, and nothing with the engine.
+    const NOBODY: u32 = 65534;
+    let sandbox = keel.sandbox.app().parent().unwrap().to_owned();
+    for path in [&sandbox, &keel.sandbox.app(), &keel.sandbox.app().join("compose.yaml")] {
+        std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    // The program may be where nobody else may look.
+    let program = sandbox.join("keel");
+    std::fs::copy(env!("CARGO_BIN_EXE_keel"), &program).unwrap();
+    let as_nobody = |arguments: &[&str]| {
+        let like = keel.command(arguments);
+        let mut command = std::process::Command::new("setpriv");
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&program);
+        command.args(arguments).current_dir(keel.sandbox.app()).env_clear();
+        command.envs(like.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        command.stdin(std::process::Stdio::null());
+        keel.sandbox.done(command.output().unwrap())
+    };
+    let up = as_nobody(&["up", "-d"]);
+    assert_eq!(up.code, 1, "{}", up.all());
+    let socket = engine.socket.display().to_string();
+    assert!(up.stderr.contains(&socket) && up.stderr.contains("permission"), "{}", up.stderr);
+    assert!(up.stderr.contains("group"), "{}", up.stderr);
+    assert_eq!(as_nobody(&["ls", "-aq"]).stdout, "");
+    as_nobody(&["server", "stop"]);
+}

@@ -245,6 +245,9 @@ impl Attempt<'_> {
     /// Why the engine could not make or start it.
     fn start_error(&self, error: &Error) -> StartError {
         let text = error.to_string();
+        if let Some(port) = taken_port(&text) {
+            return self.failed(format!("port {port} of the host is in use by somebody else"));
+        }
         let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
         let container = self.launch.spec.container.as_deref();
         let program = container.and_then(|container| container.entrypoint.as_ref()?.first());
@@ -266,6 +269,21 @@ impl Attempt<'_> {
             ..self.failed(format!("its container can't be started{named}: {text}"))
         }
     }
+}
+
+/// The port of the host that an engine could not open because it is taken, out of what it says about that.
+fn taken_port(text: &str) -> Option<String> {
+    let before = ["address already in use", "port is already allocated"]
+        .iter()
+        .find_map(|words| Some(&text[..text.find(words)?]))?;
+    // `listen udp4 127.0.0.1:53: bind:`, `Bind for 0.0.0.0:53 failed:`, `listen udp :53: bind:`
+    let port = |word: &str| {
+        let word = word.trim_end_matches([':', ',']);
+        let (host, port) = word.rsplit_once(':')?;
+        let address = host.is_empty() || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+        (address && port.parse::<u16>().is_ok()).then(|| word.trim_start_matches(':').to_owned())
+    };
+    before.split_whitespace().rev().find_map(port)
 }
 
 impl Inner {
@@ -431,4 +449,23 @@ fn addresses(
 
 fn bound(target: u16, ip: IpAddr, port: u16) -> PortBinding {
     PortBinding { target, address: SocketAddr::new(ip, port) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_is_taken_is_found_in_what_an_engine_says() {
+        let docker = "driver failed programming external connectivity on endpoint a-1 (27f0:9): Error starting \
+                      userland proxy: listen udp4 127.0.0.1:57692: bind: address already in use";
+        assert_eq!(taken_port(docker).as_deref(), Some("127.0.0.1:57692"));
+        let other = "Bind for 0.0.0.0:53 failed: port is already allocated";
+        assert_eq!(taken_port(other).as_deref(), Some("0.0.0.0:53"));
+        let podman = "cannot listen on the UDP port: listen udp4 :53: bind: address already in use";
+        assert_eq!(taken_port(podman).as_deref(), Some("53"));
+        let six = "listen udp6 [::1]:53: bind: address already in use";
+        assert_eq!(taken_port(six).as_deref(), Some("[::1]:53"));
+        assert_eq!(taken_port("no such image: a:1"), None);
+    }
 }

@@ -151,6 +151,11 @@ impl Running {
         keel
     }
 
+    /// The engine is there, and virtual addresses stay on loopback.
+    pub fn engine_at(&mut self, socket: &Path) {
+        self.engine = Some(format!("unix://{}", socket.display()));
+    }
+
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.sandbox.command(arguments);
         command.env("KEEL_VIP_CIDR", &self.network);
