@@ -40,6 +40,7 @@ needs=(
 # File that shows whether it is there, and the package that brings it.
 files=(
     /usr/lib/nginx/modules/ngx_stream_module.so:libnginx-mod-stream
+    /usr/bin/catatonit:catatonit
 )
 # Module of Python that the tests import, and the package that brings it.
 modules=(

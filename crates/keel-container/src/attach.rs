@@ -92,7 +92,8 @@ pub async fn attach(container: &ContainerExec, how: &Attach) -> Result<End, Erro
     let ends = Ends {
         output: attached.output,
         input: listens.then_some(attached.input),
-        ends_input: config.stdin_once == Some(true),
+        // One that is started here is ours alone; Podman does not tell.
+        ends_input: how.start || config.stdin_once == Some(true),
         terminal: terminal && listens,
         signals,
         leave,

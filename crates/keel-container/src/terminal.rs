@@ -15,9 +15,12 @@ use keel_runtime::ContainerExec;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::{Engine, Error};
+
+/// How long the engine may take to end the streams when the keys to leave were typed.
+const LEAVING: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// What is to be run.
 #[derive(Clone, Debug, Default)]
@@ -157,7 +160,7 @@ pub(crate) async fn converse(
     if raw.is_some() {
         size().await;
     }
-    let left = Arc::new(AtomicBool::new(false));
+    let left = Arc::new(Left::default());
     let feed = input.map(|input| tokio::spawn(feed(input, ends_input, leave, left.clone())));
     let mut sizes = signal(SignalKind::window_change()).ok();
     let changed = async |sizes: &mut Option<Signal>| match sizes {
@@ -178,27 +181,48 @@ pub(crate) async fn converse(
             },
             _ = changed(&mut sizes), if raw.is_some() => size().await,
             name = signalled(&mut signals) => send(name).await,
+            // The engine ends the streams then; Podman does not always.
+            () = left.typed.notified(), if terminal => {
+                let last = async {
+                    while let Some(Ok(part)) = output.next().await {
+                        let _ = write(&part);
+                    }
+                };
+                let _ = tokio::time::timeout(LEAVING, last).await;
+                break Ok(());
+            }
         }
     };
     feed.iter().for_each(tokio::task::JoinHandle::abort);
     drop(raw);
-    result.map(|()| left.load(Ordering::SeqCst))
+    result.map(|()| left.is_so.load(Ordering::SeqCst))
+}
+
+/// Whether the keys to leave were typed.
+#[derive(Default)]
+struct Left {
+    is_so: AtomicBool,
+    typed: Notify,
 }
 
 async fn feed(
     mut input: Pin<Box<dyn AsyncWrite + Send>>,
     ends_input: bool,
     leave: Vec<u8>,
-    left: Arc<AtomicBool>,
+    left: Arc<Left>,
 ) {
     let mut typed = typed();
     let mut last: Vec<u8> = Vec::new();
     while let Some(bytes) = typed.recv().await {
         last.extend_from_slice(&bytes);
         last.drain(..last.len().saturating_sub(leave.len()));
-        left.store(!leave.is_empty() && last == leave, Ordering::SeqCst);
+        let is_so = !leave.is_empty() && last == leave;
+        left.is_so.store(is_so, Ordering::SeqCst);
         if input.write_all(&bytes).await.is_err() || input.flush().await.is_err() {
             return;
+        }
+        if is_so {
+            left.typed.notify_one();
         }
     }
     if ends_input {
