@@ -4,6 +4,7 @@
 
 pub mod archive;
 pub mod attach;
+pub mod compose;
 pub mod copy;
 mod engine;
 mod error;

@@ -39,6 +39,9 @@ pub enum Networks {
     Apart,
     /// In that of the test, on a bridge of their own.
     Here,
+    /// The same, and the engine publishes ports and filters packets, as it usually does. For a test that runs in a namespace
+    /// of its own, as that is then the engine's to rule.
+    Ruled,
 }
 
 /// A running engine.
@@ -51,6 +54,7 @@ pub struct Running {
     /// Which one it is.
     pub which: Which,
     bridge: Option<Bridge>,
+    networks: Networks,
 }
 
 /// An engine, or nothing and a word about why.
@@ -84,16 +88,22 @@ async fn try_start(which: Which, networks: Networks) -> Result<Running, String> 
     let socket = runs.join("engine.sock");
     let bridge = match networks {
         Networks::Apart => None,
-        Networks::Here => Some(Bridge::make()?),
+        Networks::Here | Networks::Ruled => Some(Bridge::make()?),
     };
-    let process = spawn(which, bridge.as_ref(), dir.path(), &runs)?;
-    let mut running = Running { process, dir, socket, which, bridge };
+    let process = spawn(which, bridge.as_ref(), networks, dir.path(), &runs)?;
+    let mut running = Running { process, dir, socket, which, bridge, networks };
     running.wait().await?;
     running.load().await?;
     Ok(running)
 }
 
-fn spawn(which: Which, bridge: Option<&Bridge>, dir: &Path, runs: &Path) -> Result<Child, String> {
+fn spawn(
+    which: Which,
+    bridge: Option<&Bridge>,
+    networks: Networks,
+    dir: &Path,
+    runs: &Path,
+) -> Result<Child, String> {
     let log = File::create(dir.join("log")).map_err(|error| error.to_string())?;
     let path = |path: PathBuf| path.display().to_string();
     let (data, state) = (path(dir.join("data")), path(runs.join("state")));
@@ -104,13 +114,14 @@ fn spawn(which: Which, bridge: Option<&Bridge>, dir: &Path, runs: &Path) -> Resu
         _ => Vec::new(),
     };
     let bridge = format!("--bridge={bridge}");
+    let rules = if networks == Networks::Ruled { "--iptables=true" } else { "--iptables=false" };
     words.extend(match which {
         Which::Docker => vec![
             "dockerd",
             "--host",
             &url,
             &bridge,
-            "--iptables=false",
+            rules,
             "--data-root",
             &data,
             "--exec-root",
@@ -194,7 +205,8 @@ impl Running {
     pub async fn restart(&mut self) {
         self.end();
         let runs = self.socket.parent().unwrap().to_owned();
-        self.process = spawn(self.which, self.bridge.as_ref(), self.dir.path(), &runs).unwrap();
+        let (bridge, networks) = (self.bridge.as_ref(), self.networks);
+        self.process = spawn(self.which, bridge, networks, self.dir.path(), &runs).unwrap();
         self.wait().await.unwrap();
     }
 

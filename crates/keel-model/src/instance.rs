@@ -60,6 +60,34 @@ pub struct Assignment {
     /// With [`Goal::Drain`]: the goal that follows once it is drained ([`Goal::Run`] means: start it again).
     #[serde(default = "Goal::remove")]
     pub after_drain: Goal,
+    /// The container that it begins with, in the place of one that is made for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adoption: Option<Box<Adoption>>,
+}
+
+/// A container that something else has started, and that becomes an instance as it runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adoption {
+    /// The engine's id of it.
+    pub container: String,
+    /// Ports of the host that the engine holds for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holds: Vec<HeldPort>,
+    /// Ports that it listens at and that its service does not name: who calls it there must not be led to the service's
+    /// virtual address, where nobody listens.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub undeclared: Vec<u16>,
+}
+
+/// A TCP port of the host that a container engine leads to one container.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct HeldPort {
+    /// The host address; unspecified for all of its family.
+    pub ip: IpAddr,
+    /// The host port.
+    pub port: u16,
+    /// The port in the container.
+    pub target: u16,
 }
 
 /// Where in its life an instance is.

@@ -34,7 +34,8 @@ pub use id::{
 };
 pub use image::{Build, BuildSecret, ImageSource, PullPolicy};
 pub use instance::{
-    Assignment, Exit, Goal, Health, InstanceStatus, Phase, PortBinding, SharesWith, StartFailure,
+    Adoption, Assignment, Exit, Goal, Health, HeldPort, InstanceStatus, Phase, PortBinding,
+    SharesWith, StartFailure,
 };
 pub use policy::{
     ActiveCheck, AdaptiveConcurrency, Balance, Outlier, ProxyVersion, Retry, StickyCookie,

@@ -133,6 +133,7 @@ impl<'a> Draft<'a> {
             created_at: self.clock.now,
             goal_since: self.clock.now,
             after_drain: Goal::Remove,
+            adoption: None,
         };
         self.serials.insert(service.clone(), serial + 1);
         self.event(

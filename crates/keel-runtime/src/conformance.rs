@@ -105,6 +105,7 @@ pub fn launch(service: &str, spec: Spec) -> Launch {
         nameserver: None,
         networks: Vec::new(),
         volumes: Vec::new(),
+        aliases: Vec::new(),
     }
 }
 

@@ -63,6 +63,7 @@ struct State {
     starts: Vec<(InstanceId, u32)>,
     commands: Vec<(InstanceId, Vec<String>)>,
     volumes: Vec<String>,
+    foreign: BTreeMap<String, Option<i32>>,
     pids: u32,
 }
 
@@ -104,6 +105,11 @@ impl FakeRuntime {
             entry.lines.push(line(text));
         }
         self.bump();
+    }
+
+    /// There is a container that something else has started: it runs, or has ended with this code.
+    pub fn foreign(&self, container: &str, ended: Option<i32>) {
+        self.state().foreign.insert(container.to_owned(), ended);
     }
 
     /// Every successful start so far, with its attempt.
@@ -326,6 +332,32 @@ impl Runtime for FakeRuntime {
             shares: Vec::new(),
             started_at,
         })
+    }
+
+    async fn adopt(&self, launch: Launch, container: &str) -> Result<Option<Started>, StartError> {
+        let Some(ended) = self.state().foreign.get(container).copied() else { return Ok(None) };
+        let (ports, _): (Vec<_>, Vec<_>) = self.ports(&launch)?.into_iter().unzip();
+        let started_at = stamp::now();
+        let exit =
+            ended.map(|code| Exit { code: Some(code), signal: None, oom: false, at: started_at });
+        let (id, lines, tasks) = (launch.id.clone(), Vec::new(), Vec::new());
+        let pid = {
+            let mut state = self.state();
+            state.pids += 1;
+            let pid = state.pids;
+            let entry = Entry { launch, pid, ports: ports.clone(), started_at, exit, lines, tasks };
+            state.entries.insert(id, entry);
+            pid
+        };
+        self.bump();
+        Ok(Some(Started {
+            pid,
+            ports,
+            address: None,
+            not_enforced: Vec::new(),
+            shares: Vec::new(),
+            started_at,
+        }))
     }
 
     async fn stop(&self, id: &InstanceId, signal: i32, grace: Duration) -> Result<Exit, Error> {

@@ -1,10 +1,11 @@
 //! Processes and containers in one stack: each instance goes to the runtime that its spec names.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use keel_model::{Exit, Hook, InstanceId, RuntimeKind, StackName};
+use keel_model::{Exit, HeldPort, Hook, InstanceId, RuntimeKind, StackName};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -157,6 +158,18 @@ impl Runtime for MixedRuntime {
     async fn remove_volume(&self, name: &str) -> Result<(), Error> {
         self.containers.remove_volume(name).await?;
         self.processes.remove_volume(name).await
+    }
+
+    async fn adopt(&self, launch: Launch, container: &str) -> Result<Option<Started>, StartError> {
+        self.of(launch.spec.runtime).adopt(launch, container).await
+    }
+
+    fn adopted(&self, id: &InstanceId) -> Option<Vec<HeldPort>> {
+        self.with(id).adopted(id)
+    }
+
+    async fn tell_hosts(&self, id: &InstanceId, hosts: &[(IpAddr, String)]) -> Result<bool, Error> {
+        self.with(id).tell_hosts(id, hosts).await
     }
 
     async fn make_once(&self, once: Once) -> Result<ExecSpec, StartError> {

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use keel_model::{
-    Exit, Hook, InstanceId, PortBinding, RevisionId, ServiceName, SharesWith, Spec, StackName,
-    StartFailure, Timestamp,
+    Exit, HeldPort, Hook, InstanceId, PortBinding, RevisionId, ServiceName, SharesWith, Spec,
+    StackName, StartFailure, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
@@ -45,6 +45,9 @@ pub struct Launch {
     /// Volumes that it mounts, as its stack describes them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<keel_model::Volume>,
+    /// Names that its container has on its networks, for those that ask nobody but the engine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
 }
 
 /// An attempt that runs.
@@ -474,6 +477,38 @@ pub trait Runtime: Send + Sync {
     /// # Errors
     /// When an instance uses it or it can't be deleted.
     async fn remove_volume(&self, name: &str) -> Result<(), Error>;
+
+    /// Takes over a container that something else has started as the attempt of `launch`, without touching what runs in
+    /// it. `None` when there is no such container. Doing it again changes nothing.
+    ///
+    /// # Errors
+    /// When it can't be; the container is as it was then.
+    async fn adopt(
+        &self,
+        _launch: Launch,
+        _container: &str,
+    ) -> Result<Option<Started>, StartError> {
+        Ok(None)
+    }
+
+    /// The ports of the host that the engine holds for an instance which is still the container that was taken over,
+    /// whether or not it runs; `None` for every other.
+    fn adopted(&self, _id: &InstanceId) -> Option<Vec<HeldPort>> {
+        None
+    }
+
+    /// Has an instance that was taken over resolve these names, in the place of those that it was told before. Does
+    /// nothing (`false`) where it could not reach the addresses.
+    ///
+    /// # Errors
+    /// When it does not run, or can't be told.
+    async fn tell_hosts(
+        &self,
+        _id: &InstanceId,
+        _hosts: &[(IpAddr, String)],
+    ) -> Result<bool, Error> {
+        Ok(false)
+    }
 
     /// Makes a container for a command that runs once beside the instances, and does not start it.
     ///

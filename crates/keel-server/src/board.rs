@@ -27,6 +27,7 @@ struct State {
     statuses: BTreeMap<InstanceId, Arc<InstanceStatus>>,
     gone: BTreeSet<InstanceId>,
     drained: BTreeSet<InstanceId>,
+    quiet: BTreeSet<InstanceId>,
     unsaved: BTreeSet<InstanceId>,
 }
 
@@ -39,6 +40,8 @@ pub struct BoardView {
     pub gone: BTreeSet<InstanceId>,
     /// Instances that every proxy has acknowledged to spare, and that have nothing in flight.
     pub drained: BTreeSet<InstanceId>,
+    /// Draining instances that were taken over and that nobody is connected to past the proxy.
+    pub quiet: BTreeSet<InstanceId>,
 }
 
 impl Board {
@@ -75,6 +78,7 @@ impl Board {
             statuses: state.statuses.clone(),
             gone: state.gone.clone(),
             drained: state.drained.clone(),
+            quiet: state.quiet.clone(),
         }
     }
 
@@ -101,6 +105,15 @@ impl Board {
         self.change(|state| {
             let differs = state.drained != drained;
             state.drained = drained;
+            differs
+        });
+    }
+
+    /// Replaces the set of instances that nobody is connected to past the proxy.
+    pub fn set_quiet(&self, quiet: BTreeSet<InstanceId>) {
+        self.change(|state| {
+            let differs = state.quiet != quiet;
+            state.quiet = quiet;
             differs
         });
     }

@@ -174,7 +174,8 @@ pub fn inputs(
                 assignment: keel_model::Assignment::clone(&assignment.value),
                 status: board.statuses.get(id).map(|s| keel_model::InstanceStatus::clone(s)),
                 gone: board.gone.contains(id),
-                drained: board.drained.contains(id),
+                drained: board.drained.contains(id)
+                    && (assignment.value.adoption.is_none() || board.quiet.contains(id)),
             };
             (id.clone(), instance)
         })

@@ -2,6 +2,7 @@
 //!
 //! Handlers translate: JSON in, a call, JSON out. Bodies are bounded; a stream ends when its reader goes away.
 
+mod adopt;
 mod images;
 mod once;
 mod usage;
@@ -84,7 +85,9 @@ impl<E: Into<Refusal>> From<E> for Failure {
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let status = match self.0.code {
-            "no_such_stack" | "no_such_service" | "no_such_instance" => StatusCode::NOT_FOUND,
+            "no_such_stack" | "no_such_service" | "no_such_instance" | "no_such_project" => {
+                StatusCode::NOT_FOUND
+            }
             "conflict" | "port_in_use" | "route_taken" | "image_absent" | "image_platform" => {
                 StatusCode::CONFLICT
             }
@@ -129,6 +132,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/stacks/{stack}/logs", get(stack_logs))
         .route("/v1/stacks/{stack}/volumes", usage::volumes())
         .route("/v1/stacks/{stack}/stats", usage::stats())
+        .route("/v1/stacks/{stack}/adopt", adopt::adopt())
         .route("/v1/stacks/{stack}/once", once::make())
         .route("/v1/stacks/{stack}/once/remove", once::remove())
         .route("/v1/instances/{instance}/exec", get(exec))

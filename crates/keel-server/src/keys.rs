@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! meta/network                                   the network of virtual addresses
+//! meta/detours                                   there may be rules of ours in the machine's packet filter
 //! meta/lacks                                     what people were told that the engine lacks
 //! stacks/<stack>/record                          StackRecord: what the user wants
 //! stacks/<stack>/history/<generation>            StackRecord: what the user wanted
 //! stacks/<stack>/services/<service>/address      ServiceAddress
 //! stacks/<stack>/services/<service>/serial       next serial
+//! stacks/<stack>/services/<service>/detours      host ports that an engine holds for it → where the proxy listens
 //! stacks/<stack>/services/<service>/rollout      Rollout
 //! stacks/<stack>/services/<service>/revisions/<revision>   Service
 //! stacks/<stack>/services/<service>/prepared/<revision>    its `pre_start` steps ran
@@ -37,6 +39,9 @@ pub const ACME: &str = "acme/";
 pub const NETWORK: &str = "meta/network";
 /// What people were told that the engine in the place of our proxy lacks.
 pub const LACKS: &str = "meta/lacks";
+
+/// There may be rules of ours in the machine's packet filter.
+pub const DETOURS: &str = "meta/detours";
 
 /// When the image of this name was pulled.
 pub fn pulled(reference: &str) -> String {
@@ -87,6 +92,11 @@ pub fn address(stack: &StackName, name: &ServiceName) -> String {
 /// The next serial.
 pub fn serial(stack: &StackName, name: &ServiceName) -> String {
     service(stack, name, "serial")
+}
+
+/// Host ports that an engine holds for it, and where the proxy listens in their place.
+pub fn detours(stack: &StackName, name: &ServiceName) -> String {
+    service(stack, name, "detours")
 }
 
 /// The last rollout.

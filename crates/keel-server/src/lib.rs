@@ -13,6 +13,7 @@ mod board;
 mod changes;
 mod clock;
 mod controller;
+mod detour;
 mod error;
 mod events;
 mod http;

@@ -19,11 +19,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, Notify, watch};
 use tokio::task::JoinSet;
 
-use crate::agent::Context;
+use crate::agent::{Context, Direct, Hosts};
 use crate::api::types::{ProxyView, ServerInfo};
 use crate::board::Board;
 use crate::changes::Changes;
 use crate::controller::Controller;
+use crate::detour::{self, Keeper};
 use crate::events::EventLog;
 use crate::http::{Api, router};
 use crate::images::{Kept, Presence};
@@ -123,6 +124,7 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
     start_dns(&network, &worlds, &board, &events, &mut tasks).await;
     let figures = Figures { ask: Arc::default(), state: proxy.clone() };
     start_link(options, &agent, &figures, proxy_sender, &mut tasks).await?;
+    start_adoption(options, &agent, &proxy, &mut tasks);
     let metrics = metrics::start(metrics, &figures, &mut tasks);
     tasks.spawn(controller(&agent).run());
     tasks.spawn(agent.run());
@@ -132,6 +134,7 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
     let limitations = limitation.into_iter().chain(limitations(&*runtime)).collect();
     let api = Arc::new(Api {
         changes: Changes {
+            node: node.clone(),
             store: store.clone(),
             worlds: worlds.clone(),
             events: events.clone(),
@@ -140,7 +143,7 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
             images: images.clone(),
             turn: Mutex::new(()),
         },
-        presence: Presence { images, store },
+        presence: Presence { images, store: store.clone() },
         viewer: Viewer {
             node: node.clone(),
             worlds: worlds.clone(),
@@ -154,18 +157,31 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
         info: ServerInfo { metrics, ..info(options, node, &network, limitations) },
         shutdown: shutdown.clone(),
     });
-    let listener = listen(&socket_path(&options.state_dir))?;
+    let socket = socket_path(&options.state_dir);
+    let listener = listen(&socket)?;
     let message = format!("server {} started", env!("CARGO_PKG_VERSION"));
-    tracing::info!(socket = %socket_path(&options.state_dir).display(), "{message}");
+    tracing::info!(socket = %socket.display(), "{message}");
     events.add(EventKind::Platform, None, None, None, message);
     wait(listener, api, &shutdown).await;
     // The link first, as it would start another proxy.
     tasks.shutdown().await;
-    if worlds.current().stacks.is_empty() {
-        // What serves nothing would only be left over. A proxy that serves a stack goes on.
-        proxy.borrow().end(&options.state_dir);
-    }
+    leave(options, &worlds, &*store, &proxy).await;
     Ok(())
+}
+
+/// What serves nothing would only be left over. A proxy that serves a stack goes on.
+async fn leave(
+    options: &ServerOptions,
+    worlds: &WorldReader,
+    store: &dyn Store,
+    proxy: &watch::Receiver<ProxyState>,
+) {
+    if !worlds.current().stacks.is_empty() {
+        return;
+    }
+    proxy.borrow().end(&options.state_dir);
+    // Nor must anything be led to it.
+    detour::remove_all(store, &detour::tag(&options.state_dir)).await;
 }
 
 /// What is known of the proxy, before there is one.
@@ -225,6 +241,44 @@ async fn start_link(
     };
     tasks.spawn(link.run());
     Ok(())
+}
+
+/// What containers need that were taken over.
+fn start_adoption(
+    options: &ServerOptions,
+    shared: &Context,
+    proxy: &watch::Receiver<ProxyState>,
+    tasks: &mut JoinSet<()>,
+) {
+    let (led, led_around) = watch::channel(BTreeSet::new());
+    let keeper = Keeper {
+        tag: detour::tag(&options.state_dir),
+        worlds: shared.worlds.clone(),
+        board: shared.board.clone(),
+        runtime: shared.runtime.clone(),
+        proxy: proxy.clone(),
+        store: shared.store.clone(),
+        events: shared.events.clone(),
+        network: shared.network.clone(),
+        led,
+    };
+    let direct = Direct {
+        worlds: shared.worlds.clone(),
+        board: shared.board.clone(),
+        runtime: shared.runtime.clone(),
+        proxy: proxy.clone(),
+    };
+    let hosts = Hosts {
+        worlds: shared.worlds.clone(),
+        board: shared.board.clone(),
+        runtime: shared.runtime.clone(),
+        network: shared.network.clone(),
+        proxy: proxy.clone(),
+        led: led_around,
+    };
+    tasks.spawn(keeper.run());
+    tasks.spawn(direct.run());
+    tasks.spawn(hosts.run());
 }
 
 fn controller(shared: &Context) -> Controller {

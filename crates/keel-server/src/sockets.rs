@@ -6,6 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// State of a listening socket in `/proc/net/tcp`.
 const LISTEN: &str = "0A";
+/// State of a connection in both directions.
+const ESTABLISHED: &str = "01";
 /// Generations of processes that are looked through for an ancestor.
 const MAX_GENERATIONS: usize = 16;
 
@@ -27,14 +29,89 @@ pub fn listening() -> Vec<ListeningSocket> {
 }
 
 fn parse(line: &str) -> Option<ListeningSocket> {
+    let socket = parse_socket(line).filter(|socket| socket.state == LISTEN)?;
+    Some(ListeningSocket { address: socket.local, inode: socket.inode })
+}
+
+/// A line of one of the kernel's tables.
+struct Socket<'l> {
+    local: SocketAddr,
+    remote: SocketAddr,
+    state: &'l str,
+    inode: u64,
+}
+
+fn parse_socket(line: &str) -> Option<Socket<'_>> {
     let fields: Vec<&str> = line.split_whitespace().collect();
-    if fields.get(3) != Some(&LISTEN) {
-        return None;
+    let address = |text: &str| {
+        let (address, port) = text.split_once(':')?;
+        let port = u16::from_str_radix(port, 16).ok()?;
+        Some(SocketAddr::new(parse_address(address)?, port))
+    };
+    Some(Socket {
+        local: address(fields.get(1)?)?,
+        remote: address(fields.get(2)?)?,
+        state: fields.get(3)?,
+        inode: fields.get(9)?.parse().ok()?,
+    })
+}
+
+/// The tables of the network namespace that a process is in.
+fn tables(pid: &str) -> impl Iterator<Item = String> {
+    let paths = [format!("/proc/{pid}/net/tcp"), format!("/proc/{pid}/net/tcp6")];
+    paths.into_iter().filter_map(|path| fs::read_to_string(path).ok())
+}
+
+/// The TCP ports at which others reach what listens in the network namespace of a process.
+pub fn served_by(pid: u32) -> BTreeSet<u16> {
+    let pid = pid.to_string();
+    tables(&pid).flat_map(|table| served(&table)).collect()
+}
+
+fn served(table: &str) -> BTreeSet<u16> {
+    let sockets = table.lines().filter_map(parse).map(|socket| socket.address);
+    let reached = sockets.filter(|address| !address.ip().to_canonical().is_loopback());
+    reached.map(|address| address.port()).collect()
+}
+
+/// Whether anybody but our proxy and our `server`, which probes, is connected to one of these ports in the network namespace
+/// of a process.
+pub fn has_strangers(pid: u32, ports: &BTreeSet<u16>, own: &Own, server: u32) -> bool {
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let pid = pid.to_string();
+    let shared = namespace(&pid) == namespace("self");
+    let peers = tables(&pid).flat_map(|table| peers(&table, ports));
+    // What a container asks itself ends with it.
+    let peers: BTreeSet<_> = peers.filter(|peer| shared || !peer.ip().is_loopback()).collect();
+    if peers.is_empty() {
+        return false;
     }
-    let (address, port) = fields.get(1)?.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    let inode = fields.get(9)?.parse().ok()?;
-    Some(ListeningSocket { address: SocketAddr::new(parse_address(address)?, port), inode })
+    // The other ends that are on this machine.
+    let mut ends = HashMap::new();
+    for table in tables("self") {
+        let sockets = table.lines().filter_map(parse_socket);
+        ends.extend(sockets.map(|socket| (canonical(socket.local), socket.inode)));
+    }
+    let inodes = peers.iter().filter_map(|peer| ends.get(peer).copied());
+    let owners = owners(&inodes.collect());
+    let is_own = |peer: &SocketAddr| {
+        let owner = ends.get(peer).and_then(|inode| owners.get(inode));
+        owner.is_some_and(|(pid, _)| {
+            *pid == server || own.proxy.is_some_and(|proxy| descends(*pid, proxy))
+        })
+    };
+    peers.iter().any(|peer| !is_own(peer))
+}
+
+fn peers(table: &str, ports: &BTreeSet<u16>) -> Vec<SocketAddr> {
+    let sockets = table.lines().filter_map(parse_socket);
+    let connected =
+        sockets.filter(|it| it.state == ESTABLISHED && ports.contains(&it.local.port()));
+    connected.map(|socket| canonical(socket.remote)).collect()
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// The kernel writes addresses as 32-bit words in host order.
@@ -151,6 +228,35 @@ mod tests {
         let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port());
         assert!(holder(any, &Own::default()).is_some());
         assert!(addresses_in_use().contains(&address.ip()));
+    }
+
+    #[test]
+    fn tables_of_the_kernel_are_read() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
+            0: 00000000:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 11 1\n\
+            1: 0100007F:0035 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 12 1\n\
+            2: 020012AC:1F40 010012AC:A000 01 00000000:00000000 00:00000000 00000000 0 0 13 1\n\
+            3: 020012AC:A001 030012AC:1F40 01 00000000:00000000 00:00000000 00000000 0 0 14 1\n";
+        assert_eq!(served(table), BTreeSet::from([8000]));
+        let peers = peers(table, &BTreeSet::from([8000]));
+        assert_eq!(peers, [SocketAddr::from(([172, 18, 0, 1], 0xA000))]);
+    }
+
+    #[test]
+    fn a_connection_of_our_own_is_no_strangers() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let ports = BTreeSet::from([address.port()]);
+        let pid = std::process::id();
+        assert!(!has_strangers(pid, &ports, &Own::default(), 0));
+        let _client = std::net::TcpStream::connect(address).unwrap();
+        let _server = listener.accept().unwrap();
+        assert!(has_strangers(pid, &ports, &Own::default(), 0));
+        let own = Own { proxy: Some(pid), ..Own::default() };
+        // The kernel may leave out a line when others open and close connections meanwhile.
+        let finally = |own: &Own, server| (0..20).any(|_| !has_strangers(pid, &ports, own, server));
+        assert!(finally(&own, 0));
+        assert!(finally(&Own::default(), pid));
     }
 
     #[test]

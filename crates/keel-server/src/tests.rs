@@ -1,5 +1,7 @@
 //! The loops together, on a runtime in memory: what a user asks for becomes true, and stays true over restarts.
 
+mod adopt;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,6 +76,7 @@ impl Server {
         };
         tasks.spawn(controller.run());
         let changes = Changes {
+            node: node.clone(),
             store: store.clone(),
             worlds: worlds.clone(),
             events,

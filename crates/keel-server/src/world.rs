@@ -45,6 +45,8 @@ pub struct StackState {
     pub history: BTreeMap<u64, Arc<StackRecord>>,
     /// Addresses.
     pub addresses: BTreeMap<ServiceName, Arc<ServiceAddress>>,
+    /// Host ports that an engine holds for containers that were taken over, and where the proxy listens in their place.
+    pub detours: BTreeMap<ServiceName, Arc<BTreeMap<u16, u16>>>,
     /// Next serials.
     pub serials: BTreeMap<ServiceName, u64>,
     /// Last rollouts.
@@ -56,6 +58,11 @@ pub struct StackState {
 }
 
 impl StackState {
+    /// Whether any of its instances is a container that something else has started.
+    pub fn has_adopted(&self) -> bool {
+        self.assignments.values().any(|stored| stored.value.adoption.is_some())
+    }
+
     /// The definition that an instance of `revision` was started with. Policies that can change under it come
     /// from the current record, where the service still is.
     pub fn definition(&self, service: &ServiceName, revision: &RevisionId) -> Option<Service> {
@@ -97,6 +104,7 @@ enum Leaf {
     Record(Arc<StackRecord>),
     History(u64, Arc<StackRecord>),
     Address(ServiceName, Arc<ServiceAddress>),
+    Detours(ServiceName, Arc<BTreeMap<u16, u16>>),
     Serial(ServiceName, u64),
     Rollout(ServiceName, Arc<Rollout>),
     Revision(ServiceName, RevisionId, Arc<Service>),
@@ -172,6 +180,7 @@ fn decode(entry: &Entry) -> Result<Leaf, Error> {
             Leaf::History(generation, Arc::new(json(entry)?))
         }
         [_, "services", name, "address"] => Leaf::Address(service(name)?, Arc::new(json(entry)?)),
+        [_, "services", name, "detours"] => Leaf::Detours(service(name)?, Arc::new(json(entry)?)),
         [_, "services", name, "serial"] => Leaf::Serial(service(name)?, json(entry)?),
         [_, "services", name, "rollout"] => Leaf::Rollout(service(name)?, Arc::new(json(entry)?)),
         [_, "services", name, "revisions", revision] => {
@@ -195,6 +204,9 @@ fn place(world: &mut World, entry: &Entry, leaf: &Leaf) -> Result<(), Error> {
         }
         Leaf::Address(service, value) => {
             stack.addresses.insert(service, value);
+        }
+        Leaf::Detours(service, value) => {
+            stack.detours.insert(service, value);
         }
         Leaf::Serial(service, value) => {
             stack.serials.insert(service, value);

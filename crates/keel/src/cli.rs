@@ -104,6 +104,8 @@ pub enum ProgressForm {
 pub enum Command {
     /// Create and start services, replace what changed, and follow their logs
     Up(commands::up::UpArgs),
+    /// Take over what `docker compose` has started, as it runs
+    Adopt(commands::adopt::AdoptArgs),
     /// Stop and remove a stack
     Down(commands::down::DownArgs),
     /// List instances
@@ -187,6 +189,7 @@ impl Command {
     pub fn files(&self) -> &[PathBuf] {
         match self {
             Self::Up(args) => &args.files.file,
+            Self::Adopt(args) => &args.files.file,
             Self::Pull(args) => &args.files.file,
             Self::Build(args) => &args.files.file,
             Self::Push(args) => &args.files.file,

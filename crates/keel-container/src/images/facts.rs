@@ -98,7 +98,7 @@ fn canonical(part: &str) -> &str {
     }
 }
 
-pub(super) fn with_algorithm(id: &str) -> String {
+pub(crate) fn with_algorithm(id: &str) -> String {
     if id.contains(':') { id.to_owned() } else { format!("sha256:{id}") }
 }
 

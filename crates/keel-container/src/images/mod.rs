@@ -34,6 +34,7 @@ pub use context::{Context, ignored, is_remote};
 pub use credentials::{Credentials, Secret};
 pub use error::Error;
 pub use facts::ImageFacts;
+pub(crate) use facts::with_algorithm;
 pub use ignored::Ignored;
 pub use keep::{ImageSummary, KEPT_REVISIONS, context_image};
 pub use login::{LoginError, Logins};

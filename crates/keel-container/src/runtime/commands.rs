@@ -16,7 +16,7 @@ use keel_runtime::{
 };
 
 use super::body::{self, Setting};
-use super::{Inner, labels, refused, sent, start};
+use super::{Inner, OwnVolumes, labels, refused, sent, start};
 use crate::Error;
 
 /// How long a command may take when the request does not say.
@@ -182,7 +182,7 @@ pub(super) async fn run_hook(
         Ok(ExecOutput { code, output: tail.text() })
     };
     let done = tokio::time::timeout(timeout, run).await;
-    let removed = inner.remove_container(&container).await;
+    let removed = inner.remove_container(&container, OwnVolumes::Too).await;
     let output = done.unwrap_or(Err(RuntimeError::TimedOut(timeout)))?;
     let (dir, policy, said) = (inner.dir(id), launch.spec.logs.clone(), output.output.clone());
     super::blocking(move || steps::keep(&dir, &policy, &said)).await;

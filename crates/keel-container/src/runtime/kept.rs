@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use keel_model::{Content, Exit, InstanceId, PortBinding, SharesWith, Timestamp};
+use keel_model::{Content, Exit, HeldPort, InstanceId, PortBinding, SharesWith, Timestamp};
 use keel_runtime::{ForeignProcess, Launch, Seen};
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +40,9 @@ pub(super) struct Kept {
     /// Whose namespaces it is in.
     #[serde(default)]
     pub shares: Vec<SharesWith>,
+    /// It is the container that was taken over, with the ports of the host that the engine holds for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Vec<HeldPort>>,
 }
 
 impl Kept {

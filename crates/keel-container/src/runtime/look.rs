@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bollard::Docker;
-use bollard::models::ContainerInspectResponse;
+use bollard::models::{ContainerInspectResponse, EventActor};
 use bollard::query_parameters::EventsOptionsBuilder;
 use futures_util::StreamExt as _;
 use keel_model::{Exit, InstanceId, Timestamp};
@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use super::kept::{FILE, Kept};
 use super::{Entry, Inner, blocking, labels};
-use crate::{EngineInfo, Error};
+use crate::{EngineInfo, Error, Kind};
 
 /// Pause before the engine is looked for again; doubles up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(100);
@@ -31,6 +31,8 @@ const END_WAIT: Duration = Duration::from_secs(2);
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long Podman may take from the end of a process to the end of its container.
 const SETTLE: Duration = Duration::from_secs(5);
+/// What the engine tells that may have changed a container, as Docker and Podman name it.
+const NEWS: [&str; 8] = ["die", "died", "stop", "kill", "oom", "start", "destroy", "remove"];
 /// Codes above this stand for signals, as shells have it.
 const SIGNALS: i64 = 128;
 /// The largest signal.
@@ -45,6 +47,11 @@ pub(super) fn pid(seen: &ContainerInspectResponse) -> u32 {
 fn time(text: Option<&String>) -> Option<Timestamp> {
     let millis = text?.parse::<jiff::Timestamp>().ok()?.as_millisecond();
     u64::try_from(millis).ok().filter(|millis| *millis > 0).map(Timestamp)
+}
+
+/// When it was started last.
+pub(super) fn begun(seen: &ContainerInspectResponse) -> Option<Timestamp> {
+    time(seen.state.as_ref()?.started_at.as_ref())
 }
 
 /// How it ended, if it has.
@@ -218,6 +225,21 @@ impl Inner {
     }
 }
 
+impl Inner {
+    /// The instance that an event is about.
+    fn concerned(&self, actor: &EventActor) -> Option<InstanceId> {
+        let entries = self.entries();
+        let container = actor.id.as_deref()?;
+        let known = entries.iter().find(|(_, entry)| entry.kept.container == container);
+        if let Some((id, _)) = known {
+            return Some(id.clone());
+        }
+        let label = |key| actor.attributes.as_ref()?.get(key);
+        let id = label(labels::INSTANCE).filter(|_| label(labels::SERVER) == Some(&self.tag))?;
+        InstanceId::new(id.clone()).ok()
+    }
+}
+
 /// Starts the watcher of a running instance, if its process can be watched.
 pub(super) fn watch(inner: &Arc<Inner>, id: &InstanceId) {
     let Ok(kept) = inner.running(id) else { return };
@@ -268,8 +290,12 @@ pub(super) async fn follow(inner: Arc<Inner>) {
 
 async fn listen(inner: &Arc<Inner>, pause: &mut Duration, away: &mut bool) -> Result<(), Error> {
     let client = inner.engine.client().await?;
-    let ours = format!("{}={}", labels::SERVER, inner.tag);
-    let filters = HashMap::from([("type", vec!["container"]), ("label", vec![ours.as_str()])]);
+    let mut filters = HashMap::from([("type", vec!["container"])]);
+    // Containers that were taken over have no label of ours. The commands that health checks run are left out where the
+    // engine knows these names.
+    if inner.engine.info().await?.kind == Kind::Docker {
+        filters.insert("event", NEWS.to_vec());
+    }
     let options = EventsOptionsBuilder::default().filters(&filters).build();
     let mut events = client.events(Some(options));
     // What happened before they were followed.
@@ -297,12 +323,9 @@ async fn listen(inner: &Arc<Inner>, pause: &mut Duration, away: &mut bool) -> Re
             Ok(None) => return Ok(()),
             Ok(Some(event)) => event.map_err(|error| inner.engine.failed(&error))?,
         };
-        let attributes = event.actor.and_then(|actor| actor.attributes).unwrap_or_default();
-        let id = attributes.get(labels::INSTANCE).and_then(|id| InstanceId::new(id.clone()).ok());
-        let news = event.action.as_deref().is_some_and(|action| {
-            ["die", "died", "stop", "kill", "oom", "start", "destroy", "remove"].contains(&action)
-        });
-        if let Some(id) = id.filter(|_| news) {
+        let news = event.action.as_deref().is_some_and(|action| NEWS.contains(&action));
+        let id = event.actor.filter(|_| news).and_then(|actor| inner.concerned(&actor));
+        if let Some(id) = id {
             look(inner, &id).await;
         }
     }

@@ -4,8 +4,10 @@
 //! away takes nothing down: what is known stays known, ends are seen from the processes themselves, and when it is
 //! back everything is looked at again. Nothing is started twice, as a container's name is the instance's.
 
+mod adopt;
 mod body;
 mod commands;
+mod hosts;
 mod kept;
 mod labels;
 mod logs;
@@ -18,6 +20,7 @@ mod unnamed;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,7 +29,7 @@ use async_trait::async_trait;
 use bollard::query_parameters::{
     KillContainerOptionsBuilder, ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder,
 };
-use keel_model::{Exit, Hook, InstanceId, StackName};
+use keel_model::{Exit, HeldPort, Hook, InstanceId, StackName};
 use keel_runtime::{
     Capabilities, Capability, Error as RuntimeError, ExecOutput, ExecRequest, ExecSpec, Launch,
     LogLine, LogQuery, Once, Origin, Resources, Runtime, Seen, StartError, Started, VolumeInfo,
@@ -40,6 +43,21 @@ use kept::Kept;
 
 /// How long a container may take to be gone after SIGKILL.
 const KILL_WAIT: Duration = Duration::from_secs(10);
+
+/// What becomes of the volumes without a name that a container has for itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OwnVolumes {
+    /// They go with it.
+    Too,
+    /// Somebody else made them, and there may be data in them.
+    Stay,
+}
+
+impl OwnVolumes {
+    fn unless(adopted: bool) -> Self {
+        if adopted { Self::Stay } else { Self::Too }
+    }
+}
 
 /// One known instance.
 struct Entry {
@@ -232,10 +250,11 @@ impl Inner {
         })
     }
 
-    /// Takes a container away with the volumes that only it had.
-    async fn remove_container(&self, container: &str) -> Result<(), Error> {
+    /// Takes a container away.
+    async fn remove_container(&self, container: &str, volumes: OwnVolumes) -> Result<(), Error> {
         let client = self.engine.client().await?;
-        let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+        let volumes = volumes == OwnVolumes::Too;
+        let options = RemoveContainerOptionsBuilder::default().force(true).v(volumes).build();
         match client.remove_container(container, Some(options)).await {
             Ok(()) => Ok(()),
             Err(error) => match self.engine.failed(&error) {
@@ -254,7 +273,8 @@ impl Inner {
             Ok(there) => {
                 let labels = there.config.and_then(|config| config.labels).unwrap_or_default();
                 if labels.get(labels::SERVER) == Some(&self.tag) {
-                    self.remove_container(&there.id.unwrap_or_default()).await?;
+                    let id = there.id.unwrap_or_default();
+                    self.remove_container(&id, OwnVolumes::Too).await?;
                 }
                 Ok(())
             }
@@ -276,7 +296,8 @@ impl Inner {
             }
             return Ok(());
         };
-        let removed = self.remove_container(&kept.container).await;
+        let volumes = OwnVolumes::unless(kept.adopted.is_some());
+        let removed = self.remove_container(&kept.container, volumes).await;
         removed.map_err(|error| refused(id, "its container can't be removed", &error))?;
         self.forget(id)?;
         self.remove_networks(&kept.launch.stack).await;
@@ -423,6 +444,25 @@ impl Runtime for ContainerRuntime {
 
     async fn remove_volume(&self, name: &str) -> Result<(), RuntimeError> {
         self.inner.remove_volume(name).await
+    }
+
+    async fn adopt(&self, launch: Launch, container: &str) -> Result<Option<Started>, StartError> {
+        self.follow();
+        let gate = self.inner.gate(&launch.id);
+        let _turn = gate.lock().await;
+        adopt::adopt(&self.inner, launch, container).await
+    }
+
+    fn adopted(&self, id: &InstanceId) -> Option<Vec<HeldPort>> {
+        self.inner.entries().get(id)?.kept.adopted.clone()
+    }
+
+    async fn tell_hosts(
+        &self,
+        id: &InstanceId,
+        hosts: &[(IpAddr, String)],
+    ) -> Result<bool, RuntimeError> {
+        hosts::tell(&self.inner, id, hosts).await
     }
 
     async fn make_once(&self, once: Once) -> Result<ExecSpec, StartError> {

@@ -13,7 +13,7 @@ use keel_runtime::{ContainerExec, Error as RuntimeError, ExecSpec, Once, OncePor
 
 use super::body::{self, Setting};
 use super::start::{reach, shared};
-use super::{Inner, labels, sent};
+use super::{Inner, OwnVolumes, labels, sent};
 use crate::Error;
 
 /// Makes one.
@@ -53,7 +53,7 @@ pub(super) async fn make(inner: &Arc<Inner>, once: Once) -> Result<ExecSpec, Sta
     if !info.local
         && let Err(message) = sent::files(inner, &client, &created, &launch.spec).await
     {
-        let _ = inner.remove_container(&created).await;
+        let _ = inner.remove_container(&created, OwnVolumes::Too).await;
         let _ = inner.forget(&launch.id);
         return Err(failed(message));
     }
@@ -61,7 +61,7 @@ pub(super) async fn make(inner: &Arc<Inner>, once: Once) -> Result<ExecSpec, Sta
         let request =
             NetworkConnectRequest { container: created.clone(), endpoint_config: Some(settings) };
         if let Err(error) = client.connect_network(&network, request).await {
-            let _ = inner.remove_container(&created).await;
+            let _ = inner.remove_container(&created, OwnVolumes::Too).await;
             let _ = inner.forget(&launch.id);
             return Err(refused(error));
         }
@@ -125,7 +125,10 @@ pub(super) async fn remove(
     let listed = listed.map_err(|error| failed(inner.engine.failed(&error)))?;
     let any = !listed.is_empty();
     for container in listed {
-        inner.remove_container(&container.id.unwrap_or_default()).await.map_err(failed)?;
+        inner
+            .remove_container(&container.id.unwrap_or_default(), OwnVolumes::Too)
+            .await
+            .map_err(failed)?;
         let label = container.labels.unwrap_or_default().remove(labels::ONCE);
         let Some(id) = label.and_then(|label| InstanceId::new(label).ok()) else { continue };
         inner.forget(&id)?;

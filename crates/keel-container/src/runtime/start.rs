@@ -7,23 +7,25 @@ use std::sync::Arc;
 use bollard::Docker;
 use bollard::models::{ContainerInspectResponse, HostConfig, NetworkConnectRequest};
 use bollard::query_parameters::CreateContainerOptions;
-use keel_model::{ContainerNetwork, ContainerSpec, PortBinding, SharesWith, StartFailure};
+use keel_model::{
+    ContainerNetwork, ContainerSpec, HeldPort, PortBinding, SharesWith, StartFailure,
+};
 use keel_runtime::{ForeignProcess, Launch, StartError, Started, record, stamp};
 
 use super::body::{self, Reach, Setting};
 use super::kept::{FILE, Kept, without_content};
 use super::unnamed::Claimed;
-use super::{Entry, Inner, labels, look, sent};
+use super::{Entry, Inner, OwnVolumes, labels, look, sent};
 use crate::{EngineInfo, Error};
 
-fn failed(launch: &Launch, message: impl std::fmt::Display) -> StartError {
+pub(super) fn failed(launch: &Launch, message: impl std::fmt::Display) -> StartError {
     StartError {
         failure: StartFailure::Environment,
         message: format!("instance {}: {message}", launch.id),
     }
 }
 
-fn started(kept: &Kept) -> Started {
+pub(super) fn started(kept: &Kept) -> Started {
     Started {
         pid: kept.pid,
         ports: kept.ports.clone(),
@@ -75,6 +77,8 @@ struct Ready {
     before: String,
     /// It was made for this attempt, and goes again if that fails.
     is_new: bool,
+    /// It was taken over, with these ports of the host.
+    adopted: Option<Vec<HeldPort>>,
 }
 
 impl Attempt<'_> {
@@ -88,16 +92,30 @@ impl Attempt<'_> {
 
     /// The container of the attempt before, so that a restart finds the files that it left, or a new one.
     async fn container(&self) -> Result<(Ready, Claimed<'_>), StartError> {
-        let name = self.launch.id.as_str();
-        match self.inner.inspect(&self.client, name).await {
+        // One that was taken over keeps the name that others know it by.
+        let adopted = self.inner.kept(&self.launch.id).ok().filter(|kept| kept.adopted.is_some());
+        let there = match &adopted {
+            Some(kept) => self.inner.inspect(&self.client, &kept.container).await,
+            None => Err(Error::NotFound { message: String::new() }),
+        };
+        let there = match there {
+            Err(Error::NotFound { .. }) => {
+                self.inner.inspect(&self.client, self.launch.id.as_str()).await
+            }
+            there => there,
+        };
+        match there {
             Ok(there) => {
-                if let Some(ready) = self.fate(&there)?
+                let adopted = adopted.filter(|kept| there.id.as_ref() == Some(&kept.container));
+                if let Some(ready) = self.fate(&there, adopted.as_ref())?
                     && let Some(claimed) = self.inner.claim_again(&self.launch)
                 {
                     return Ok((ready, claimed));
                 }
                 let id = there.id.unwrap_or_default();
-                self.inner.remove_container(&id).await.map_err(|error| self.failed(error))?;
+                let volumes = OwnVolumes::unless(adopted.is_some());
+                let removed = self.inner.remove_container(&id, volumes).await;
+                removed.map_err(|error| self.failed(error))?;
             }
             Err(Error::NotFound { .. }) => {}
             Err(error) => return Err(self.failed(error)),
@@ -107,10 +125,14 @@ impl Attempt<'_> {
     }
 
     /// What becomes of the container that has the instance's name: it is started again, or (`None`) replaced.
-    fn fate(&self, there: &ContainerInspectResponse) -> Result<Option<Ready>, StartError> {
+    fn fate(
+        &self,
+        there: &ContainerInspectResponse,
+        adopted: Option<&Kept>,
+    ) -> Result<Option<Ready>, StartError> {
         let config = there.config.as_ref();
         let label = |key| config?.labels.as_ref()?.get(key).map(String::as_str);
-        if label(labels::SERVER) != Some(&self.inner.tag) {
+        if adopted.is_none() && label(labels::SERVER) != Some(&self.inner.tag) {
             return Err(self.failed(format!(
                 "the name is taken by a container that this server did not start; remove it with `docker rm {0}`, or \
                  stop what started it (`docker compose down`)",
@@ -118,14 +140,19 @@ impl Attempt<'_> {
             )));
         }
         let state = there.state.clone().unwrap_or_default();
+        let revision = match adopted {
+            Some(kept) => Some(kept.launch.revision.as_str()),
+            None => label(labels::REVISION),
+        };
         // A container can't move to the namespaces of another.
-        let same = label(labels::REVISION) == Some(self.launch.revision.as_str())
+        let same = revision == Some(self.launch.revision.as_str())
             && self.shared.are_of(there.host_config.as_ref());
         let running = state.running == Some(true);
         Ok((same && !running).then(|| Ready {
             id: there.id.clone().unwrap_or_default(),
             before: state.started_at.unwrap_or_default(),
             is_new: false,
+            adopted: adopted.and_then(|kept| kept.adopted.clone()),
         }))
     }
 
@@ -173,12 +200,12 @@ impl Attempt<'_> {
                 return Err(self.failed(format!("network {network}: {error}")));
             }
         }
-        Ok(Ready { id: created.id, before: String::new(), is_new: true })
+        Ok(Ready { id: created.id, before: String::new(), is_new: true, adopted: None })
     }
 
     /// Takes away what was made for an attempt that failed.
     async fn discard(&self, container: &str) {
-        if let Err(error) = self.inner.remove_container(container).await {
+        if let Err(error) = self.inner.remove_container(container, OwnVolumes::Too).await {
             tracing::warn!(instance = %self.launch.id, %error, "a container that did not start stays");
         }
     }
@@ -201,6 +228,7 @@ impl Attempt<'_> {
             unnamed: claimed.volumes.clone(),
             not_enforced: Vec::new(),
             shares: self.shared.with.clone(),
+            adopted: ready.adopted.clone(),
         };
         let before = self.inner.entries().get(id).map(|entry| entry.kept.clone());
         let begun = match self.inner.put(&kept, true) {
@@ -334,12 +362,12 @@ pub(super) struct Shared {
     /// Ids of containers by how the spec names them.
     pub(super) ids: BTreeMap<String, String>,
     /// The same as instances.
-    with: Vec<SharesWith>,
+    pub(super) with: Vec<SharesWith>,
 }
 
 impl Shared {
     /// Whether a container that is there is in the namespaces of just these.
-    fn are_of(&self, host: Option<&HostConfig>) -> bool {
+    pub(super) fn are_of(&self, host: Option<&HostConfig>) -> bool {
         let Some(host) = host else { return self.ids.is_empty() };
         let modes = [&host.network_mode, &host.ipc_mode, &host.pid_mode];
         let mut others = modes.into_iter().flatten().filter_map(|it| it.strip_prefix("container:"));

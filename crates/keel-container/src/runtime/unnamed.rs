@@ -11,7 +11,7 @@ use std::sync::{MutexGuard, PoisonError};
 use bollard::Docker;
 use bollard::models::VolumeCreateRequest;
 use keel_model::{InstanceId, MountSource};
-use keel_runtime::Launch;
+use keel_runtime::{Launch, record};
 use sha2::{Digest, Sha256};
 
 use super::{Inner, labels};
@@ -45,9 +45,42 @@ fn name(launch: &Launch, target: &Path, number: usize) -> String {
 
 type Claims = BTreeMap<String, InstanceId>;
 
+/// The volumes of containers that were taken over, by service and target.
+type Remembered = BTreeMap<String, BTreeMap<PathBuf, BTreeSet<String>>>;
+
+/// The file that they are kept in, beside the directories of the instances. It outlives these: the data does too.
+const REMEMBERED: &str = "adopted-volumes.json";
+
+fn key(launch: &Launch) -> String {
+    format!("{}/{}", launch.stack, launch.service)
+}
+
 impl Inner {
     fn claims(&self) -> MutexGuard<'_, Claims> {
         self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remembered(&self) -> Remembered {
+        record::read(&self.dir, REMEMBERED).unwrap_or_default()
+    }
+
+    /// Notes volumes that a service has from before the platform, so that its next container has them too.
+    pub(super) fn remember(
+        &self,
+        launch: &Launch,
+        volumes: &BTreeMap<PathBuf, String>,
+    ) -> Result<(), String> {
+        if volumes.is_empty() {
+            return Ok(());
+        }
+        let _turn = self.claims();
+        let mut all = self.remembered();
+        let of_service = all.entry(key(launch)).or_default();
+        for (target, name) in volumes {
+            of_service.entry(target.clone()).or_default().insert(name.clone());
+        }
+        record::write(&self.dir, REMEMBERED, &all)
+            .map_err(|error| format!("can't write into {}: {error}", self.dir.display()))
     }
 
     /// Those that other instances have that run, and those that are being taken.
@@ -63,9 +96,13 @@ impl Inner {
     pub(super) fn claim(&self, launch: &Launch) -> Claimed<'_> {
         let mut claims = self.claims();
         let held = self.held(&claims, &launch.id);
+        let remembered = self.remembered();
+        let of_service = remembered.get(&key(launch));
         let free = |target: &Path| {
-            let names = (0..).map(|number| name(launch, target, number));
-            names.into_iter().find(|name| !held.contains(name)).unwrap_or_default()
+            // What was there before the platform, first.
+            let older = of_service.and_then(|it| it.get(target)).into_iter().flatten().cloned();
+            let mut names = older.chain((0..).map(|number| name(launch, target, number)));
+            names.find(|name| !held.contains(name)).unwrap_or_default()
         };
         let volumes: BTreeMap<PathBuf, String> =
             targets(launch).map(|target| (target.clone(), free(target))).collect();

@@ -13,7 +13,7 @@ use crate::board::Board;
 use crate::names;
 use crate::network::Network;
 use crate::views::Viewer;
-use crate::world::World;
+use crate::world::{StackState, World};
 
 impl Context {
     /// The definition of an assignment.
@@ -33,7 +33,12 @@ impl Context {
             assignment.revision.clone(),
             &service.spec,
         );
-        let bare = Launch { attempt: assignment.attempt, ..bare };
+        // Containers that were taken over ask the engine, at least until they are told names.
+        let adopted = world.stacks.get(&assignment.stack).is_some_and(StackState::has_adopted);
+        let names = std::iter::once(assignment.service.to_string());
+        let names = names.chain(service.aliases.iter().cloned());
+        let aliases = if adopted { names.collect() } else { Vec::new() };
+        let bare = Launch { attempt: assignment.attempt, aliases, ..bare };
         let around = Around { world: &world, board: &self.board, network: &self.network };
         around.complete(bare, record.map(|record| &record.value.stack))
     }
@@ -73,6 +78,7 @@ fn bare(
         nameserver: None,
         networks: Vec::new(),
         volumes: Vec::new(),
+        aliases: Vec::new(),
     }
 }
 

@@ -4,7 +4,9 @@
 //! the worker knows the latest word of the leader. What the runtime still runs after a restart of the server is
 //! taken over, never started again.
 
+mod direct;
 mod health;
+mod hosts;
 mod launch;
 mod prepare;
 mod worker;
@@ -26,6 +28,8 @@ use crate::network::Network;
 use crate::world::{World, WorldReader};
 use crate::{Error, clock};
 
+pub use direct::Direct;
+pub use hosts::Hosts;
 pub use launch::beside;
 pub use prepare::Preparations;
 
@@ -204,6 +208,7 @@ mod tests {
             created_at: Timestamp(0),
             goal_since: Timestamp(0),
             after_drain: Goal::Remove,
+            adoption: None,
         })
     }
 

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use keel_model::{
-    Assignment, EventKind, Goal, Health, InstanceId, InstanceStatus, Phase, Service, StartFailure,
+    Adoption, Assignment, EventKind, Goal, Health, InstanceId, InstanceStatus, Phase, Service,
+    StartFailure,
 };
-use keel_runtime::{ExecRequest, Started};
+use keel_runtime::{ExecRequest, Launch, Started};
 use tokio::sync::watch;
 
 use super::Context;
@@ -21,6 +22,8 @@ use crate::clock;
 const HOOK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause before wiping an instance's files is tried again.
 const REMOVE_RETRY: Duration = Duration::from_secs(1);
+/// Pause before taking over a container is tried again.
+const ADOPT_RETRY: Duration = Duration::from_secs(1);
 /// Longest text kept in a status, in bytes.
 const MAX_MESSAGE: usize = 4096;
 
@@ -48,6 +51,14 @@ pub async fn run(context: Arc<Context>, mut word: Word) -> InstanceId {
             return id;
         }
     }
+}
+
+/// What became of a container that was to be taken over.
+enum Adopted {
+    Yes(Started),
+    /// Or it was taken over before: what follows is a start like any other.
+    Gone,
+    Withdrawn,
 }
 
 struct Worker {
@@ -124,6 +135,13 @@ impl Worker {
             };
         });
         let launch = self.context.launch(assignment, &service);
+        if let Some(adoption) = &assignment.adoption {
+            match self.adopt(launch.clone(), adoption, word).await {
+                Adopted::Yes(started) => return self.adopted(assignment, &service, started),
+                Adopted::Gone => {}
+                Adopted::Withdrawn => return,
+            }
+        }
         let prepared = tokio::select! {
             prepared = self.context.prepare(assignment, &service, &launch) => prepared,
             () = withdrawn(word) => Err("it was withdrawn before it could start".to_owned()),
@@ -137,7 +155,36 @@ impl Worker {
         }
     }
 
-    async fn started(&self, assignment: &Assignment, service: &Service, started: Started) {
+    /// Takes over the container that it begins with, if it has not been taken over before. An engine that is away is waited
+    /// for: starting another container beside one that runs would be worse.
+    async fn adopt(&self, launch: Launch, adoption: &Adoption, word: &mut Word) -> Adopted {
+        if self.context.runtime.seen(&self.id).is_some() {
+            return Adopted::Gone;
+        }
+        loop {
+            match self.context.runtime.adopt(launch.clone(), &adoption.container).await {
+                Ok(Some(started)) => return Adopted::Yes(started),
+                Ok(None) => return Adopted::Gone,
+                Err(error) => self.update(|status| status.message = error.message),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(ADOPT_RETRY) => {}
+                () = withdrawn(word) => return Adopted::Withdrawn,
+            }
+        }
+    }
+
+    /// It runs, or had ended, before the platform knew of it: no step is run for it.
+    fn adopted(&self, assignment: &Assignment, service: &Service, started: Started) {
+        let message = match started.pid {
+            0 => "taken over; it had ended".to_owned(),
+            pid => format!("taken over as it runs (process {pid})"),
+        };
+        self.note_started(service, started);
+        self.tell(assignment, EventKind::InstanceStarted, message);
+    }
+
+    fn note_started(&self, service: &Service, started: Started) {
         let health = if service.spec.health.is_some() { Health::Starting } else { Health::None };
         self.update(|status| {
             status.phase = Phase::Running;
@@ -148,12 +195,17 @@ impl Worker {
             status.started_at = Some(started.started_at);
             status.not_enforced = started.not_enforced;
             status.shares = started.shares;
+            status.message.clear();
         });
-        let what = match started.pid {
+    }
+
+    async fn started(&self, assignment: &Assignment, service: &Service, started: Started) {
+        let message = match started.pid {
             0 => "it had ended before its process was seen".to_owned(),
             pid => format!("process {pid}"),
         };
-        self.tell(assignment, EventKind::InstanceStarted, what);
+        self.note_started(service, started);
+        self.tell(assignment, EventKind::InstanceStarted, message);
         for step in &service.spec.post_start {
             if let Err(reason) = self.step(step).await {
                 self.stop(assignment).await;

@@ -2,6 +2,7 @@
 //!
 //! One connection per call: calls are rare, and a connection that is never reused can't be stale.
 
+mod adopt;
 mod beside;
 
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
 //! The HTTP API of the server, and a client for it.
 
+pub mod adopt;
 pub mod client;
 pub mod images;
 pub mod once;

@@ -99,6 +99,7 @@ pub struct LacksView {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
     /// For programs: `no_such_stack`, `no_such_service`, `port_in_use`, `route_taken`, `disk_full`, `conflict`, `invalid`, `internal`;
+    /// about projects that are taken over also `no_such_project`, `not_root`, `engine_elsewhere`, `no_detour`;
     /// about images also `image_absent`, `image_not_found`, `image_denied`, `image_platform`, `image_rate_limited`, `image_failed`,
     /// `registry_away`, `registry_untrusted`, `build_failed`, `build_context`, `engine_away`.
     pub code: String,

@@ -3,6 +3,7 @@
 //! A change is checked completely, then written in one conditional transaction; a refused change leaves everything
 //! as it was. A change that changes nothing is not written.
 
+mod adopt;
 mod commit;
 mod ports;
 mod routes;
@@ -13,7 +14,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use keel_container::images::Images;
-use keel_model::{EventKind, Generation, Goal, StackName, StackRecord};
+use keel_model::{EventKind, Generation, Goal, NodeName, StackName, StackRecord};
 use keel_store::{Outcome, Store, Transaction};
 use tokio::sync::{Mutex, watch};
 
@@ -26,8 +27,10 @@ use crate::images::Again;
 use crate::network::Network;
 use crate::traffic::ProxyState;
 use crate::world::{ServiceAddress, StackState, World, WorldReader};
-use crate::{clock, images, keys, preflight, sockets, views};
+use crate::{clock, detour, images, keys, preflight, sockets, views};
 
+#[cfg(test)]
+pub(crate) use adopt::Taken;
 pub use wish::Operation;
 
 /// Tries against other writers before a change gives up.
@@ -46,6 +49,8 @@ enum Change {
 
 /// Makes changes.
 pub struct Changes {
+    /// This machine.
+    pub node: NodeName,
     /// Where they are written.
     pub store: Arc<dyn Store>,
     /// What they start from.
@@ -199,6 +204,17 @@ impl Changes {
         kind: Change,
         next: impl Fn(&StackState) -> Result<StackRecord, Refusal>,
     ) -> Result<Applied, Refusal> {
+        self.change_with(name, kind, None, next).await
+    }
+
+    /// The same, with containers that are taken over.
+    async fn change_with(
+        &self,
+        name: &StackName,
+        kind: Change,
+        taken: Option<&adopt::Taken>,
+        next: impl Fn(&StackState) -> Result<StackRecord, Refusal>,
+    ) -> Result<Applied, Refusal> {
         let _turn = self.turn.lock().await;
         for _ in 0..TRIES {
             let world = self.worlds.refresh().await?;
@@ -206,9 +222,8 @@ impl Changes {
             let stack = world.stacks.get(name).unwrap_or(&empty);
             let mut wanted = next(stack)?;
             let old = stack.record.as_ref().map(|record| &*record.value);
-            if old
-                .is_some_and(|old| commit::same(old, &wanted) && !commit::wants_another_try(stack))
-            {
+            let same = |old| commit::same(old, &wanted) && !commit::wants_another_try(stack);
+            if taken.is_none() && old.is_some_and(same) {
                 return Ok(Applied { generation: wanted.generation, changes: Vec::new() });
             }
             let last = stack.history.keys().next_back().copied().unwrap_or(0);
@@ -218,15 +233,25 @@ impl Changes {
                 wanted.applied = wanted.generation;
             }
             wanted.changed_at = clock::now();
+            let detours = match taken {
+                Some(taken) => taken.detours(&world)?,
+                None => detour::Chosen::new(),
+            };
             if !wanted.removing {
                 check_programs(stack, &wanted)?;
                 let own = self.proxy.borrow().own();
-                ports::check(&world, &wanted, &own)?;
+                let held = stack.detours.values().flat_map(|held| held.keys());
+                let held = held.chain(detours.values().flat_map(BTreeMap::keys));
+                ports::check(&world, &wanted, &own, &held.copied().collect())?;
                 routes::check(&world, &wanted)?;
                 routes::check_sockets(old, &wanted.stack, &own)?;
             }
-            self.prepare(&world, stack, &wanted).await?;
-            let outcome = self.store.commit(commit::commit(name, stack, &wanted)).await?;
+            self.prepare(&world, stack, &wanted, taken).await?;
+            let mut transaction = commit::commit(name, stack, &wanted);
+            if let Some(taken) = taken {
+                transaction = taken.write(transaction, stack, &wanted, &self.node, &detours);
+            }
+            let outcome = self.store.commit(transaction).await?;
             if outcome == Outcome::Conflict {
                 continue;
             }
@@ -245,6 +270,7 @@ impl Changes {
         world: &World,
         stack: &StackState,
         wanted: &StackRecord,
+        adopted: Option<&adopt::Taken>,
     ) -> Result<(), Refusal> {
         let name = &wanted.stack.name;
         let mut taken: BTreeSet<IpAddr> = world
@@ -278,6 +304,9 @@ impl Changes {
                 },
             };
             taken.insert(address.address);
+            if let Some(adopted) = adopted {
+                adopted.keep_chosen(service_name, service, &mut address, &mut ports);
+            }
             ports::choose(service, &mut address, &mut ports)?;
             if known.as_ref() != Some(&address) {
                 writes.push((keys::address(name, service_name), encode(&address)));

@@ -12,8 +12,14 @@ use crate::world::{ServiceAddress, World};
 /// Host ports that are chosen for `ports:` entries without one.
 const CHOSEN_PORTS: std::ops::Range<u16> = 32_768..40_000;
 
-/// Refuses host ports that somebody else has.
-pub(super) fn check(world: &World, wanted: &StackRecord, own: &Own) -> Result<(), Refusal> {
+/// Refuses host ports that somebody else has. Those that are `held` by containers of the stack that were taken over are no
+/// hindrance: the proxy listens beside them.
+pub(super) fn check(
+    world: &World,
+    wanted: &StackRecord,
+    own: &Own,
+    held: &BTreeSet<u16>,
+) -> Result<(), Refusal> {
     let mut seen: BTreeMap<(Option<IpAddr>, u16), (StackName, ServiceName)> = BTreeMap::new();
     let others = world.stacks.iter().filter(|(name, _)| **name != wanted.stack.name);
     for (name, stack) in others {
@@ -42,7 +48,8 @@ pub(super) fn check(world: &World, wanted: &StackRecord, own: &Own) -> Result<()
                 ));
             }
             let ip = port.ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-            if let Some(holder) = sockets::holder(SocketAddr::new(ip, published), own) {
+            let holder = || sockets::holder(SocketAddr::new(ip, published), own);
+            if let Some(holder) = (!held.contains(&published)).then(holder).flatten() {
                 return Err(port_in_use(service, published, &holder));
             }
             let owner = (wanted.stack.name.clone(), service.clone());
@@ -70,14 +77,19 @@ pub(super) fn choose(
         if address.chosen.contains_key(&port.target) {
             continue;
         }
-        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-        let free = CHOSEN_PORTS.clone().find(|candidate| {
-            !taken.contains(candidate) && std::net::TcpListener::bind((any, *candidate)).is_ok()
-        });
-        let free =
-            free.ok_or_else(|| Refusal::new("port_in_use", "no host port is free to publish on"))?;
-        taken.insert(free);
-        address.chosen.insert(port.target, free);
+        address.chosen.insert(port.target, free(taken)?);
     }
     Ok(())
+}
+
+/// A host port that nobody has; it is taken then.
+pub(super) fn free(taken: &mut BTreeSet<u16>) -> Result<u16, Refusal> {
+    let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let free = CHOSEN_PORTS.clone().find(|candidate| {
+        !taken.contains(candidate) && std::net::TcpListener::bind((any, *candidate)).is_ok()
+    });
+    let free =
+        free.ok_or_else(|| Refusal::new("port_in_use", "no host port is free to publish on"))?;
+    taken.insert(free);
+    Ok(free)
 }

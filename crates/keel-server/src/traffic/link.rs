@@ -34,10 +34,10 @@ pub use self::state::ProxyState;
 use super::snapshot::{Sources, drained, snapshot};
 use super::{Credentials, callers};
 use crate::board::Board;
-use crate::clock;
 use crate::events::EventLog;
 use crate::network::Network;
 use crate::world::WorldReader;
+use crate::{clock, detour};
 
 /// Pause between two tries to reach the proxy.
 const RECONNECT: Duration = Duration::from_millis(10);
@@ -317,6 +317,7 @@ impl Link {
         let ipv6 = std::path::Path::new("/proc/net/if_inet6").exists();
         let next = generation.next();
         let view = self.board.view();
+        let ways = detour::ways(&world, &*self.runtime);
         let sources = Sources {
             world: &world,
             board: &view,
@@ -325,6 +326,7 @@ impl Link {
             network: &self.network,
             credentials: &self.credentials,
             ipv6,
+            ways: &ways,
         };
         let mut wanted = snapshot(&sources, next);
         callers::add(&mut wanted, &world, &view, &*self.runtime);

@@ -11,6 +11,7 @@ use keel_route::snapshot::{Cluster, ClusterId, Listener, Snapshot};
 
 use super::{Credentials, ProxyState, tables};
 use crate::board::BoardView;
+use crate::detour::{Ways, divert};
 use crate::network::Network;
 use crate::world::{StackState, World};
 
@@ -35,6 +36,8 @@ pub struct Sources<'s> {
     pub credentials: &'s Credentials,
     /// This machine has IPv6.
     pub ipv6: bool,
+    /// Host ports that the proxy can't open yet.
+    pub ways: &'s Ways,
 }
 
 /// Everything that the proxy needs to know.
@@ -56,7 +59,9 @@ pub fn snapshot(sources: &Sources<'_>, generation: Generation) -> Snapshot {
                 snapshot.clusters.insert(cluster.0, cluster.1);
             }
             let refuses = apart(&record.value.stack, service_name, service);
-            for mut listener in listeners(name, stack, service_name, service, network, ipv6) {
+            let mut own = listeners(name, stack, service_name, service, network, ipv6);
+            divert(&mut own, sources.ways);
+            for mut listener in own {
                 if !listener.published {
                     listener.refuses.clone_from(&refuses);
                 }

@@ -66,6 +66,7 @@ async fn told(world: &World, board: &BoardView, credentials: &Credentials) -> Sn
         network: &network,
         credentials,
         ipv6: true,
+        ways: &crate::detour::Ways::new(),
     };
     snapshot(&sources, Generation(7))
 }
@@ -188,6 +189,7 @@ fn running() -> (World, BoardView) {
             created_at: Timestamp(0),
             goal_since: Timestamp(0),
             after_drain: Goal::Remove,
+            adoption: None,
         };
         state.assignments.insert(id, stored(assignment));
     }

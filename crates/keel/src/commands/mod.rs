@@ -1,5 +1,6 @@
 //! One module per command: its options, and what it does with them.
 
+pub mod adopt;
 pub mod attach;
 pub mod build;
 pub mod completion;
@@ -49,6 +50,7 @@ pub async fn run(ctx: &Context, command: Command) -> Result<(), Failure> {
         Command::Build(args) => build::run(ctx, args).await,
         Command::Push(args) => push::run(ctx, args).await,
         Command::Images(args) => images::run(ctx, args).await,
+        Command::Adopt(args) => adopt::run(ctx, args).await,
         Command::Down(args) => down::run(ctx, args).await,
         Command::Ps(args) => ps::run(ctx, args).await,
         Command::Ls(args) => ls::run(ctx, args).await,

@@ -56,7 +56,7 @@ pub(super) fn recipe(launch: &Launch, setting: &Setting<'_>) -> Recipe {
     let spec = &launch.spec;
     let none = ContainerSpec::default();
     let container = spec.container.as_deref().unwrap_or(&none);
-    let (network_mode, mut endpoints) = networks(container, setting.shared);
+    let (network_mode, mut endpoints) = networks(launch, container, setting.shared);
     let first = (!endpoints.is_empty()).then(|| endpoints.remove(0));
     let networking = first.map(|(name, settings)| NetworkingConfig {
         endpoints_config: Some(HashMap::from([(name, settings)])),
@@ -134,6 +134,7 @@ fn shared(mode: &str, ids: &BTreeMap<String, String>) -> String {
 }
 
 fn networks(
+    launch: &Launch,
     container: &ContainerSpec,
     ids: &BTreeMap<String, String>,
 ) -> (Option<String>, Vec<(String, EndpointSettings)>) {
@@ -143,7 +144,13 @@ fn networks(
             let endpoints: Vec<_> = attachments
                 .iter()
                 .enumerate()
-                .map(|(index, to)| (to.network.clone(), endpoint(to, mac.filter(|_| index == 0))))
+                .map(|(index, to)| {
+                    let mut settings = endpoint(to, mac.filter(|_| index == 0));
+                    let names = launch.aliases.iter().filter(|name| !to.aliases.contains(name));
+                    let names: Vec<String> = to.aliases.iter().chain(names).cloned().collect();
+                    settings.aliases = some(&names);
+                    (to.network.clone(), settings)
+                })
                 .collect();
             (endpoints.first().map(|(name, _)| name.clone()), endpoints)
         }
@@ -162,7 +169,6 @@ fn endpoint(to: &Attachment, mac: Option<&String>) -> EndpointSettings {
     let text = |address: &Option<IpAddr>| address.map(|address| address.to_string());
     let fixed = to.ipv4.is_some() || to.ipv6.is_some() || !to.link_local.is_empty();
     EndpointSettings {
-        aliases: some(&to.aliases),
         mac_address: to.mac_address.as_ref().or(mac).cloned(),
         gw_priority: to.gateway_priority,
         driver_opts: map(&to.driver_opts).or_else(|| {
