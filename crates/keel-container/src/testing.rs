@@ -290,11 +290,28 @@ impl Drop for Running {
             println!("the engine is cleared: {:?}", cleared.join());
         }
         self.end();
+        end_monitors(self.dir.path());
         let runs = self.socket.parent().unwrap();
         for dir in [self.dir.path(), runs] {
             unmount(dir);
         }
         let _ = fs::remove_dir_all(runs);
+    }
+}
+
+/// Podman's monitors of commands outlive it by minutes, and then make its directories anew.
+fn end_monitors(of: &Path) {
+    let of = of.as_os_str().as_encoded_bytes();
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    for pid in processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let program = words.split(|byte| *byte == 0).next().unwrap_or_default();
+        if program.ends_with(b"/conmon")
+            && words.windows(of.len()).any(|part| part == of)
+            && let Some(pid) = rustix::process::Pid::from_raw(pid)
+        {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
     }
 }
 

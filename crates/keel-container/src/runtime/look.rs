@@ -25,8 +25,10 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_secs(30);
 /// Pause between two looks at a container whose process has ended while the engine does not know yet.
 const END_PAUSE: Duration = Duration::from_millis(5);
-/// After this the end is believed without the engine.
+/// After this the end is believed without an engine that does not answer.
 const END_WAIT: Duration = Duration::from_secs(2);
+/// And without one that answers and has not noticed: on a busy machine it can take seconds, and knows the exit code.
+const END_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How long the engine may take to say what it knows.
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long Podman may take from the end of a process to the end of its container.
@@ -250,18 +252,19 @@ pub(super) fn watch(inner: &Arc<Inner>, id: &InstanceId) {
             // The engine will tell.
             return;
         }
-        let asked = async {
-            loop {
-                let done = shared.look_at(&owned).await && shared.running(&owned).is_err();
-                if done {
-                    return;
-                }
-                tokio::time::sleep(END_PAUSE).await;
+        let begun = Instant::now();
+        loop {
+            let looked = tokio::time::timeout(END_WAIT, shared.look_at(&owned)).await;
+            let answers = looked.unwrap_or(false);
+            if answers && shared.running(&owned).is_err() {
+                return;
             }
-        };
-        if tokio::time::timeout(END_WAIT, asked).await.is_err() {
-            shared.finish(&owned, &kept, unseen());
+            if begun.elapsed() > if answers { END_WAIT_MAX } else { END_WAIT } {
+                break;
+            }
+            tokio::time::sleep(END_PAUSE).await;
         }
+        shared.finish(&owned, &kept, unseen());
     });
     if let Some(entry) = inner.entries().get_mut(id)
         && let Some(old) = entry.watcher.replace(task)
