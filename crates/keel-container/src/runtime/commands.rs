@@ -255,7 +255,7 @@ pub(super) async fn resources(inner: &Inner, id: &InstanceId) -> Result<Resource
 impl Inner {
     /// Takes the networks of a stack away once its last instance is gone.
     pub(super) async fn remove_networks(&self, stack: &StackName) {
-        let _turn = self.networks.lock().await;
+        let mut known = self.networks.lock().await;
         if self.entries().values().any(|entry| entry.kept.launch.stack == *stack) {
             return;
         }
@@ -264,6 +264,7 @@ impl Inner {
         let options = ListNetworksOptionsBuilder::default().filters(&ours).build();
         let Ok(networks) = client.list_networks(Some(options)).await else { return };
         for network in networks.into_iter().filter_map(|network| network.name) {
+            known.remove(&network);
             if let Err(error) = client.remove_network(&network).await {
                 // Somebody else's container is on it.
                 let error = self.engine.failed(&error);

@@ -18,7 +18,7 @@ mod start;
 mod surroundings;
 mod unnamed;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -76,8 +76,8 @@ struct Inner {
     entries: Mutex<BTreeMap<InstanceId, Entry>>,
     gates: Mutex<BTreeMap<InstanceId, Arc<tokio::sync::Mutex<()>>>>,
     changed: watch::Sender<u64>,
-    /// Held by whoever makes or takes away networks.
-    networks: tokio::sync::Mutex<()>,
+    /// Networks that are known to be there. Held by whoever makes or takes away some.
+    networks: tokio::sync::Mutex<BTreeSet<String>>,
     /// Volumes without a name in the file that are taken by an instance whose start is under way.
     claims: Mutex<BTreeMap<String, InstanceId>>,
 }

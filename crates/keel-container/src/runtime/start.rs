@@ -57,8 +57,13 @@ pub(super) async fn start(inner: &Arc<Inner>, mut launch: Launch) -> Result<Star
     }
     let shared = shared(inner, &launch).map_err(|message| failed(&launch, message))?;
     let at = Attempt { inner, client, info: &info, launch, shared };
-    let (container, claimed) = at.container().await?;
-    at.run(container, claimed).await
+    match at.begun().await {
+        // Somebody has taken one away that was there.
+        Err(error) if error.message.contains("network") && inner.forget_networks().await => {
+            at.begun().await
+        }
+        started => started,
+    }
 }
 
 /// One attempt under way.
@@ -90,8 +95,34 @@ impl Attempt<'_> {
         self.inner.engine.failed(error)
     }
 
+    async fn begun(&self) -> Result<Started, StartError> {
+        let (container, claimed) = self.container().await?;
+        self.run(container, claimed).await
+    }
+
     /// The container of the attempt before, so that a restart finds the files that it left, or a new one.
     async fn container(&self) -> Result<(Ready, Claimed<'_>), StartError> {
+        // Without a trace of one there is mostly none, and if there is, making another fails.
+        let traced = self.inner.dir(&self.launch.id).exists();
+        if traced && let Some(left) = self.left().await? {
+            return Ok(left);
+        }
+        let claimed = self.inner.claim(&self.launch);
+        if let Some(ready) = self.create(&claimed).await? {
+            return Ok((ready, claimed));
+        }
+        drop(claimed);
+        if let Some(left) = self.left().await? {
+            return Ok(left);
+        }
+        let claimed = self.inner.claim(&self.launch);
+        let ready = self.create(&claimed).await?;
+        let taken = || self.failed("somebody else takes its container's name again and again");
+        Ok((ready.ok_or_else(taken)?, claimed))
+    }
+
+    /// The container that has the instance's name, if it is to be started again; one that is to be replaced is taken away.
+    async fn left(&self) -> Result<Option<(Ready, Claimed<'_>)>, StartError> {
         // One that was taken over keeps the name that others know it by.
         let adopted = self.inner.kept(&self.launch.id).ok().filter(|kept| kept.adopted.is_some());
         let there = match &adopted {
@@ -110,18 +141,17 @@ impl Attempt<'_> {
                 if let Some(ready) = self.fate(&there, adopted.as_ref())?
                     && let Some(claimed) = self.inner.claim_again(&self.launch)
                 {
-                    return Ok((ready, claimed));
+                    return Ok(Some((ready, claimed)));
                 }
                 let id = there.id.unwrap_or_default();
                 let volumes = OwnVolumes::unless(adopted.is_some());
                 let removed = self.inner.remove_container(&id, volumes).await;
                 removed.map_err(|error| self.failed(error))?;
+                Ok(None)
             }
-            Err(Error::NotFound { .. }) => {}
-            Err(error) => return Err(self.failed(error)),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(self.failed(error)),
         }
-        let claimed = self.inner.claim(&self.launch);
-        Ok((self.create(&claimed).await?, claimed))
     }
 
     /// What becomes of the container that has the instance's name: it is started again, or (`None`) replaced.
@@ -156,7 +186,8 @@ impl Attempt<'_> {
         }))
     }
 
-    async fn create(&self, claimed: &Claimed<'_>) -> Result<Ready, StartError> {
+    /// Makes a container; `None` if there is one of that name.
+    async fn create(&self, claimed: &Claimed<'_>) -> Result<Option<Ready>, StartError> {
         let launch = &self.launch;
         let made = self.inner.make_unnamed(&self.client, launch, claimed).await;
         made.map_err(|message| self.failed(message))?;
@@ -178,7 +209,11 @@ impl Attempt<'_> {
         std::fs::create_dir_all(&dir)
             .map_err(|error| self.failed(format!("can't make {}: {error}", dir.display())))?;
         let created = self.client.create_container(Some(options), recipe.body).await;
-        let created = created.map_err(|error| self.start_error(&self.refused(&error)))?;
+        let created = match created.map_err(|error| self.refused(&error)) {
+            Ok(created) => created,
+            Err(Error::Conflict { .. }) => return Ok(None),
+            Err(error) => return Err(self.start_error(&error)),
+        };
         for warning in created.warnings {
             tracing::info!(instance = %launch.id, warning, "the container engine warns");
         }
@@ -200,7 +235,7 @@ impl Attempt<'_> {
                 return Err(self.failed(format!("network {network}: {error}")));
             }
         }
-        Ok(Ready { id: created.id, before: String::new(), is_new: true, adopted: None })
+        Ok(Some(Ready { id: created.id, before: String::new(), is_new: true, adopted: None }))
     }
 
     /// Takes away what was made for an attempt that failed.

@@ -71,10 +71,16 @@ impl Inner {
         network: &Network,
     ) -> Result<(), String> {
         // Engines before Docker 25 make a second network of the same name without a word.
-        let _turn = self.networks.lock().await;
+        let mut there = self.networks.lock().await;
+        if there.contains(&network.name) {
+            return Ok(());
+        }
         let known = client.inspect_network(&network.name, None).await;
         let error = match known.map_err(|error| self.engine.failed(&error)) {
-            Ok(_) => return Ok(()),
+            Ok(_) => {
+                there.insert(network.name.clone());
+                return Ok(());
+            }
             Err(error @ Error::NotFound { .. }) => error,
             Err(error) => return Err(format!("network {}: {error}", network.name)),
         };
@@ -88,9 +94,17 @@ impl Inner {
         let made = client.create_network(self.network_request(stack, network)).await;
         match made.map_err(|error| self.engine.failed(&error)) {
             // Another instance was quicker.
-            Ok(_) | Err(Error::Conflict { .. }) => Ok(()),
+            Ok(_) | Err(Error::Conflict { .. }) => {
+                there.insert(network.name.clone());
+                Ok(())
+            }
             Err(error) => Err(format!("network {} can't be made: {error}", network.name)),
         }
+    }
+
+    /// Has networks looked for again; whether any were thought to be there.
+    pub(super) async fn forget_networks(&self) -> bool {
+        !std::mem::take(&mut *self.networks.lock().await).is_empty()
     }
 
     fn network_request(&self, stack: &StackName, network: &Network) -> NetworkCreateRequest {

@@ -103,6 +103,25 @@ async fn what_others_do_to_a_container_is_seen() {
 }
 
 #[tokio::test]
+async fn a_network_that_was_there_and_is_not_any_more_is_made_again() {
+    let Some(containers) = docker().await else { return };
+    let (runtime, first) = running(&containers, "connected").await;
+    let client = containers.engine.engine().client().await.unwrap();
+    let force = RemoveContainerOptionsBuilder::default().force(true).build();
+    client.remove_container(first.id.as_str(), Some(force)).await.unwrap();
+    ended(&*runtime, &first.id).await;
+    assert_eq!(first.networks.len(), 1);
+    client.remove_network(&first.networks[0].name).await.unwrap();
+    let second = containers.launch("connected-too", "sleep 1000");
+    runtime.start(second.clone()).await.unwrap();
+    client.inspect_network(&first.networks[0].name, None).await.unwrap();
+    runtime.remove(&first.id).await.unwrap();
+    runtime.remove(&second.id).await.unwrap();
+    let left = client.inspect_network(&first.networks[0].name, None).await;
+    assert!(left.is_err(), "it goes with the last instance");
+}
+
+#[tokio::test]
 async fn a_restart_finds_the_files_that_the_attempt_before_left() {
     let Some(containers) = docker().await else { return };
     let runtime = containers.get();

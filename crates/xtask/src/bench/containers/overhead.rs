@@ -13,7 +13,9 @@ use super::docker::{Docker, IMAGE};
 use super::{PORT, platform, written};
 
 /// Rounds; in each one of both, one after the other.
-const ROUNDS: usize = 15;
+const ROUNDS: usize = 25;
+/// Before each: the kernel takes the network of a container that was removed apart when that is long reported.
+const REST: Duration = Duration::from_millis(500);
 /// How long the engine may take to remove one.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The container that is started without keel.
@@ -30,6 +32,7 @@ pub fn figures(docker: &Docker) -> Result<Vec<Figure>, Error> {
     platform.keel(&["up", "-d", "--wait"])?;
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
+        std::thread::sleep(REST);
         let start = Instant::now();
         platform.keel(&["scale", "web=2"])?;
         ours.push(start.elapsed().as_secs_f64() * 1000.0);
@@ -39,6 +42,7 @@ pub fn figures(docker: &Docker) -> Result<Vec<Figure>, Error> {
             let all = docker.call("GET", "/containers/json?all=1", None)?;
             Ok(all.as_array().is_some_and(|all| all.len() == 1))
         })?;
+        std::thread::sleep(REST);
         bare.push(alone(docker)? * 1000.0);
     }
     let overhead = median(&ours) - median(&bare);
