@@ -80,6 +80,9 @@ pub struct Readiness {
     pub probe: Option<Probe>,
     /// The target port that is asked; the service's first when absent.
     pub port: Option<u16>,
+    /// The file names no port: they are those that the image exposes, at which not every service of it listens.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub from_image: bool,
     /// Time between two probes once ready (2 s).
     #[serde(with = "crate::millis")]
     pub interval: Duration,
@@ -100,6 +103,7 @@ impl Default for Readiness {
         Self {
             probe: None,
             port: None,
+            from_image: false,
             interval: Duration::from_secs(2),
             timeout: Duration::from_secs(1),
             successes: 2,

@@ -153,6 +153,8 @@ pub enum StartFailure {
     Hook,
     /// The disk is full, a file is missing, rights are lacking, …
     Environment,
+    /// The container engine is away: it is tried again when that is back.
+    Away,
 }
 
 /// An address under which an instance answers for one target port.

@@ -147,7 +147,9 @@ impl Instance {
                     "could not start: program is not executable".to_owned()
                 }
                 Some(StartFailure::Hook) => "could not start: a pre_start step failed".to_owned(),
-                Some(StartFailure::Environment) | None => "could not start".to_owned(),
+                Some(StartFailure::Environment | StartFailure::Away) | None => {
+                    "could not start".to_owned()
+                }
             },
             Trouble::Unhealthy => "is unhealthy".to_owned(),
             Trouble::NeverReady => {

@@ -175,6 +175,9 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// Nobody knows: the container engine is away or hangs.
+    #[error("{0}")]
+    Away(String),
     /// The instance's environment can't be made.
     #[error(transparent)]
     Start(#[from] StartError),

@@ -184,6 +184,14 @@ fn a_project_is_taken_over_and_released_without_losing_a_request() {
         assert!(shown.contains("app_web_1") && shown.contains("app-web-1"), "{shown}");
         assert!(shown.contains("adopted, and not run again"), "{shown}");
         assert_eq!((keel.run(&["ls", "-aq"]).ok(), rules()), (String::new(), Vec::new()));
+        // A second database on the same volume would be the end of it.
+        let beside = keel.run(&["up", "-d", "db"]);
+        assert!(beside.code == 1 && beside.stderr.contains("keel adopt"), "{}", beside.all());
+        assert!(beside.stderr.contains("app_db_1"), "{}", beside.all());
+        assert_eq!(
+            (project.containers(), keel.run(&["ls", "-aq"]).ok()),
+            (before.clone(), String::new())
+        );
 
         let addresses = ["127.0.0.1".to_owned(), "[::1]".to_owned(), bridge()];
         let traffic = addresses.map(|address| Traffic::to(&format!("{address}:{PORT}")));

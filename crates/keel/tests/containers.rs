@@ -185,6 +185,54 @@ fn containers_and_processes_reach_each_other_by_their_names() {
 }
 
 #[test]
+fn an_engine_that_is_away_makes_nobody_unhealthy() {
+    let Some(mut engine) = engine(Which::Docker) else { return };
+    let port = free_port();
+    let check = "healthcheck: {test: [CMD, 'true'], interval: 200ms, retries: 1}";
+    let compose =
+        format!("services:\n  web: {}, ports: ['{port}:8000'], {check}}}\n", web("hello"));
+    let keel = Running::with_engine(&compose, &engine.socket);
+    keel.run(&["up", "-d", "--wait"]).ok();
+    let before = keel.pids();
+    // Containers outlive an engine that dies.
+    rustix_kill(engine.pid());
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(3);
+    while std::time::Instant::now() < until {
+        assert!(get(port).is_some_and(|body| body.starts_with("hello")));
+        let instances = keel.json(&["ps"]);
+        assert_eq!(instances[0]["health"], "healthy", "{instances}");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert_eq!(keel.pids(), before);
+    // The next engine ends what the one before left, and it is started again at once.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(engine.restart());
+    wait_for("another container", || {
+        let now = keel.pids();
+        (now.len() == 1 && now != before && get(port).is_some()).then_some(())
+    });
+    let events = keel.run(&["events", "--since", "1h"]).ok();
+    assert!(!events.contains("unhealthy"), "{events}");
+}
+
+/// Not every service of an image listens where the image says that one does.
+#[test]
+fn who_listens_at_no_port_of_its_image_is_ready_all_the_same() {
+    let Some(engine) = engine(Which::Docker) else { return };
+    let build =
+        format!("build: {{dockerfile_inline: \"FROM {IMAGE}\\nENV PORT=9000\\nEXPOSE 8000\\n\"}}");
+    let sleeps = "init: true, command: [sh, -c, 'echo port $$PORT; exec sleep 1000']";
+    let compose = format!(
+        "services:\n  checked: {{{build}, {sleeps}, healthcheck: {{test: [CMD, 'true'], interval: 1s}}}}\n  \
+         plain: {{{build}, {sleeps}}}\n",
+    );
+    let keel = Running::with_engine(&compose, &engine.socket);
+    keel.run(&["up", "-d", "--wait", "--wait-timeout", "40"]).ok();
+    // What the image sets stays as it is.
+    assert!(keel.run(&["logs", "plain"]).ok().contains("port 9000"));
+}
+
+#[test]
 fn networks_keep_services_apart() {
     let Some(engine) = engine(Which::Docker) else { return };
     let on = |networks: &str| format!("{}, networks: [{networks}]}}", web("hello"));

@@ -217,6 +217,7 @@ impl Lower<'_> {
         let settings = &context.settings.readiness;
         let default = Readiness::default();
         Readiness {
+            from_image: false,
             probe: settings.probe.clone(),
             port: settings.port,
             interval: settings.interval.unwrap_or(default.interval),

@@ -21,6 +21,8 @@ use crate::Error;
 
 /// How long a command may take when the request does not say.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the engine may take to say what it knows of a command.
+const ANSWER: Duration = Duration::from_secs(5);
 /// How much output is kept when the request does not say.
 const DEFAULT_OUTPUT: usize = 4 << 10;
 /// How much output of a hook is kept.
@@ -111,8 +113,11 @@ pub(super) async fn exec(
         Ok(Ok(())) => {}
         Ok(Err(error)) => return Err(refuse(error)),
         Err(_) => {
+            // An engine that hangs has perhaps not even begun it.
+            let asked = tokio::time::timeout(ANSWER, client.inspect_exec(&exec)).await;
+            let hangs = |_| refuse(bollard::errors::Error::RequestTimeoutError);
             // The engine can't end a command; on this machine its process can be.
-            let pid = client.inspect_exec(&exec).await.ok().and_then(|exec| exec.pid);
+            let pid = asked.map_err(hangs)?.ok().and_then(|exec| exec.pid);
             let pid =
                 pid.filter(|_| kept.process.is_some()).and_then(|pid| u32::try_from(pid).ok());
             if let Some(process) = pid.and_then(ForeignProcess::find) {

@@ -150,6 +150,9 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 
 /// An engine's refusal as the runtime's error.
 fn refused(id: &InstanceId, what: &str, error: &Error) -> RuntimeError {
+    if error.is_away() {
+        return RuntimeError::Away(format!("instance {id}: {what}: {error}"));
+    }
     RuntimeError::system(format!("instance {id}: {what}"))(std::io::Error::other(error.to_string()))
 }
 

@@ -25,6 +25,12 @@ pub(super) fn failed(launch: &Launch, message: impl std::fmt::Display) -> StartE
     }
 }
 
+/// The engine did not do it.
+fn refused(launch: &Launch, error: &Error) -> StartError {
+    let failure = if error.is_away() { StartFailure::Away } else { StartFailure::Environment };
+    StartError { failure, ..failed(launch, error) }
+}
+
 pub(super) fn started(kept: &Kept) -> Started {
     Started {
         pid: kept.pid,
@@ -47,8 +53,8 @@ pub(super) async fn start(inner: &Arc<Inner>, mut launch: Launch) -> Result<Star
             format!("it still runs its attempt {}; stop it first", kept.launch.attempt),
         ));
     }
-    let client = inner.engine.client().await.map_err(|error| failed(&launch, error))?;
-    let info = inner.engine.info().await.map_err(|error| failed(&launch, error))?;
+    let client = inner.engine.client().await.map_err(|error| refused(&launch, &error))?;
+    let info = inner.engine.info().await.map_err(|error| refused(&launch, &error))?;
     // A port of the host can be one instance's only.
     if inner.has_sibling(&launch)
         && let Some(container) = &mut launch.spec.container
@@ -297,7 +303,7 @@ impl Attempt<'_> {
         let begun = self.client.start_container(&kept.container, None).await;
         begun.map_err(|error| self.start_error(&self.refused(&error)))?;
         let seen = self.inner.inspect(&self.client, &kept.container).await;
-        let seen = seen.map_err(|error| self.failed(error))?;
+        let seen = seen.map_err(|error| refused(&self.launch, &error))?;
         kept.find(&seen, self.info);
         if let Some(exit) = look::exit(&seen) {
             kept.exit = Some(exit);
@@ -307,6 +313,9 @@ impl Attempt<'_> {
 
     /// Why the engine could not make or start it.
     fn start_error(&self, error: &Error) -> StartError {
+        if error.is_away() {
+            return refused(&self.launch, error);
+        }
         let text = error.to_string();
         if let Some(port) = taken_port(&text) {
             return self.failed(format!("port {port} of the host is in use by somebody else"));

@@ -1,9 +1,9 @@
 //! Readiness and health of one running instance, as two loops that report what they find.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use keel_model::{Health, HealthCheck, InstanceId, PortBinding, Probe, Readiness, Test, Timestamp};
-use keel_runtime::{ExecRequest, Runtime};
+use keel_runtime::{Error, ExecRequest, Runtime};
 
 use crate::clock;
 
@@ -13,6 +13,8 @@ const STARTUP_PAUSE: Duration = Duration::from_millis(10);
 const STARTUP_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// First pause of a health check before its first success; doubles up to the check's `start_interval`.
 const HEALTH_PAUSE: Duration = Duration::from_millis(25);
+/// A container that listens at none of its image's ports by then is not one that does.
+const GUESS: Duration = Duration::from_secs(10);
 /// A program that is not asked anything must have run for this long before it counts as ready: one that ends at
 /// once was never ready.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -31,9 +33,11 @@ pub enum Finding {
     Health(Health, String),
 }
 
-/// Asks for readiness until dropped; `known` is the verdict from before, if any.
+/// Asks for readiness until dropped; `known` is the verdict from before, if any. A service with a health check (`checked`)
+/// is not asked at ports that only its image names.
 pub async fn watch_readiness(
     readiness: Readiness,
+    checked: bool,
     ports: Vec<PortBinding>,
     id: InstanceId,
     runtime: &dyn Runtime,
@@ -44,6 +48,8 @@ pub async fn watch_readiness(
         Some(target) => ports.iter().find(|binding| binding.target == target),
         None => ports.first(),
     };
+    let guessed = readiness.from_image && readiness.probe.is_none() && readiness.port.is_none();
+    let port = port.filter(|_| !(guessed && checked));
     let asked = match (&readiness.probe, port) {
         (Some(probe), _) => probe.clone(),
         (None, Some(_)) => Probe::Tcp,
@@ -58,8 +64,19 @@ pub async fn watch_readiness(
     }
     let (mut ready, mut first) = (known, !known);
     let (mut streak, mut pause) = (0, STARTUP_PAUSE);
+    let begun = Instant::now();
     loop {
-        let answer = ask(&asked, port, &id, runtime, readiness.timeout).await;
+        let answer = match ask(&asked, port, &id, runtime, readiness.timeout).await {
+            Answer::Given(answer) => answer,
+            Answer::None => {
+                tokio::time::sleep(readiness.interval).await;
+                continue;
+            }
+        };
+        if guessed && first && answer.is_err() && begun.elapsed() > GUESS {
+            report(Finding::Answering(true, String::new()));
+            return std::future::pending().await;
+        }
         let good = answer.is_ok();
         streak = if good == ready { 0 } else { streak + 1 };
         let needed = match (ready, first) {
@@ -89,13 +106,21 @@ async fn ask(
     id: &InstanceId,
     runtime: &dyn Runtime,
     timeout: Duration,
-) -> Result<(), String> {
-    match (probe, port) {
-        (Probe::Exec(command), _) => run(runtime, id, command.clone(), timeout).await,
+) -> Answer {
+    Answer::Given(match (probe, port) {
+        (Probe::Exec(command), _) => return run(runtime, id, command.clone(), timeout).await,
         (Probe::None, _) => Ok(()),
         (_, Some(binding)) => keel_runtime::check(probe, binding.address, timeout).await,
         (_, None) => Err("the readiness probe names a port that the service does not have".into()),
-    }
+    })
+}
+
+/// What came of a question.
+enum Answer {
+    /// It is well, or why not.
+    Given(Result<(), String>),
+    /// It could not be asked, which says nothing about the instance.
+    None,
 }
 
 /// Runs the health check until dropped; `known` is the verdict from before.
@@ -118,7 +143,13 @@ pub async fn watch_health(
     let (mut verdict, mut failures, mut counted) = (known, 0, started_at);
     let mut pause = HEALTH_PAUSE;
     loop {
-        let answer = run(runtime, &id, command.clone(), check.timeout).await;
+        let answer = match run(runtime, &id, command.clone(), check.timeout).await {
+            Answer::Given(answer) => answer,
+            Answer::None => {
+                tokio::time::sleep(check.interval).await;
+                continue;
+            }
+        };
         let now = clock::now();
         if answer.is_ok() {
             (verdict, failures, counted) = (Health::Healthy, 0, now);
@@ -146,9 +177,11 @@ async fn run(
     id: &InstanceId,
     command: Vec<String>,
     timeout: Duration,
-) -> Result<(), String> {
+) -> Answer {
     let request = ExecRequest { command, timeout: Some(timeout), ..ExecRequest::default() };
-    match runtime.exec(id, request).await {
+    Answer::Given(match runtime.exec(id, request).await {
+        // Nothing is heard of the instance, good or bad; that it has ended is seen elsewhere, and how.
+        Err(Error::Away(_) | Error::NotRunning(_)) => return Answer::None,
         Ok(output) if output.code == 0 => Ok(()),
         Ok(output) => {
             let words = last_words(&output.output);
@@ -156,7 +189,7 @@ async fn run(
             Err(format!("the check ended with code {}{colon}{words}", output.code))
         }
         Err(error) => Err(format!("the check could not run: {error}")),
-    }
+    })
 }
 
 /// The end of a command's output, of bounded length.

@@ -11,7 +11,7 @@ use keel_model::{
     Adoption, Assignment, EventKind, Goal, Health, InstanceId, InstanceStatus, Phase, Service,
     StartFailure,
 };
-use keel_runtime::{ExecRequest, Launch, Started};
+use keel_runtime::{ExecRequest, Launch, StartError, Started};
 use tokio::sync::watch;
 
 use super::Context;
@@ -22,6 +22,8 @@ use crate::clock;
 const HOOK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause before wiping an instance's files is tried again.
 const REMOVE_RETRY: Duration = Duration::from_secs(1);
+/// Pause before an engine that was away is asked again.
+const AWAY_RETRY: Duration = Duration::from_millis(200);
 /// Pause before taking over a container is tried again.
 const ADOPT_RETRY: Duration = Duration::from_secs(1);
 /// Longest text kept in a status, in bytes.
@@ -149,9 +151,28 @@ impl Worker {
         if let Err(reason) = prepared {
             return self.failed(assignment, StartFailure::Hook, &reason);
         }
-        match self.context.runtime.start(launch).await {
+        match self.start_when_possible(launch, word).await {
             Ok(started) => self.started(assignment, &service, started).await,
             Err(error) => self.failed(assignment, error.failure, &error.message),
+        }
+    }
+
+    /// An engine that is away is waited for: that is no fault of the instance, and it is to run as soon as it can.
+    async fn start_when_possible(
+        &self,
+        launch: Launch,
+        word: &mut Word,
+    ) -> Result<Started, StartError> {
+        loop {
+            let error = match self.context.runtime.start(launch.clone()).await {
+                Err(error) if error.failure == StartFailure::Away => error,
+                started => return started,
+            };
+            self.update(|status| status.message.clone_from(&error.message));
+            tokio::select! {
+                () = tokio::time::sleep(AWAY_RETRY) => {}
+                () = withdrawn(word) => return Err(error),
+            }
         }
     }
 
@@ -261,6 +282,7 @@ impl Worker {
         let report = |finding| self.report(assignment, finding, &answering);
         let readiness = health::watch_readiness(
             service.readiness.clone(),
+            service.spec.health.is_some(),
             status.ports.clone(),
             self.id.clone(),
             runtime,

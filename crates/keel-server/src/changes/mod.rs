@@ -78,6 +78,7 @@ impl Changes {
             images::pin(&self.images, &mut request.stack, request.services.as_deref()).await?;
         let (engine, services) = (self.images.engine(), request.services.as_deref());
         images::external::check(engine, &request.stack, services).await?;
+        self.check_beside(&request.stack, services).await?;
         let change = |stack: &StackState| wish::applied(stack, &request);
         let applied = self.change(&name, Change::Definition, change).await?;
         images::note(&*self.store, known).await;

@@ -152,6 +152,7 @@ const fn failure_words(failure: Option<StartFailure>) -> &'static str {
         Some(StartFailure::NotFound) => "command not found",
         Some(StartFailure::NotExecutable) => "command not executable",
         Some(StartFailure::Hook) => "a pre_start step failed",
+        Some(StartFailure::Away) => "the container engine is away",
         Some(StartFailure::Environment) => "its environment could not be prepared",
         None => "",
     }

@@ -86,7 +86,8 @@ pub(super) fn recipe(launch: &Launch, setting: &Setting<'_>) -> Recipe {
     Recipe { body, platform, connect: endpoints }
 }
 
-/// From weakest to strongest: the platform's variables, those of the other services, the spec's own.
+/// From weakest to strongest: the platform's variables, the spec's own. Others would take the place of the image's, which
+/// often reads such names as `PORT` and `REDIS_URL`; other services are found by their names.
 fn environment(launch: &Launch) -> Vec<String> {
     let mut all = BTreeMap::from([
         ("KEEL_INSTANCE".to_owned(), launch.id.to_string()),
@@ -94,10 +95,6 @@ fn environment(launch: &Launch) -> Vec<String> {
         ("KEEL_STACK".to_owned(), launch.stack.to_string()),
         ("KEEL_REVISION".to_owned(), launch.revision.to_string()),
     ]);
-    if let Some(port) = launch.spec.ports.first() {
-        all.insert("PORT".to_owned(), port.to_string());
-    }
-    all.extend(launch.environment.clone());
     all.extend(launch.spec.environment.clone());
     let set = all.iter().map(|(key, value)| format!("{key}={value}"));
     // A name alone takes the image's variable away.

@@ -10,7 +10,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{StreamExt as _, stream};
-use keel_container::compose::{self, Found};
+use keel_container::compose::{self, Found, State};
 use keel_container::images::{Error, ImageFacts};
 use keel_model::{
     Adoption, Assignment, Generation, Goal, HeldPort, InstanceId, Service, ServiceName, Stack,
@@ -91,6 +91,35 @@ impl Changes {
         self.change_with(&name, Change::Definition, Some(taken), next).await
     }
 
+    /// Refuses to start services beside containers that `docker compose` runs for them: two databases on one volume.
+    ///
+    /// # Errors
+    /// [`Refusal`] that names one.
+    pub(super) async fn check_beside(
+        &self,
+        stack: &Stack,
+        services: Option<&[ServiceName]>,
+    ) -> Result<(), Refusal> {
+        let world = self.worlds.refresh().await?;
+        let known = world.stacks.get(&stack.name);
+        let is_new = |name: &ServiceName| {
+            services.is_none_or(|services| services.contains(name))
+                && !known.is_some_and(|known| has(known, name))
+        };
+        let new = stack.services.iter().filter(|(name, _)| is_new(name));
+        let new: BTreeSet<&str> = new
+            .filter(|(_, service)| service.spec.container.is_some())
+            .map(|(name, _)| name.as_str())
+            .collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        // An engine that is away tells when something is started.
+        let engine = self.images.engine();
+        let found = compose::project(engine, stack.name.as_str()).await.unwrap_or_default();
+        beside(&found, &new).map_or(Ok(()), Err)
+    }
+
     /// What there is of a project, and what is known of its images.
     async fn look(&self, stack: &Stack) -> Result<Sight, Refusal> {
         let engine = self.images.engine();
@@ -122,6 +151,22 @@ impl Changes {
         let listening = found.iter().map(|container| (container.id.clone(), served(container)));
         Ok(Sight { images, listening: listening.collect(), found })
     }
+}
+
+/// What is said of the first container that runs for one of these services.
+fn beside(found: &[Found], services: &BTreeSet<&str>) -> Option<Refusal> {
+    let runs = |found: &&Found| {
+        let state = matches!(found.state, State::Running | State::Paused | State::Restarting);
+        !found.one_off && state && services.contains(found.service.as_str())
+    };
+    let Found { service, name, .. } = found.iter().find(runs)?;
+    let message = format!(
+        "service `{service}` runs already: docker compose has started container {name} for it, and another beside it would use \
+         the same volumes and ports"
+    );
+    Some(Refusal::new("started_by_compose", message).hint(
+        "`keel adopt` takes the project over as it runs; or end it first with `docker compose down`",
+    ))
 }
 
 /// The ports that others reach in a container.
