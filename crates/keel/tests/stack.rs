@@ -226,6 +226,9 @@ fn a_revision_that_fails_is_rolled_back_and_explained() {
     assert_eq!(keel.pids(), before);
     assert_eq!(get(port).as_deref(), Some("v1"));
 
+    // The file is not what runs.
+    let diff = keel.run(&["diff"]).ok();
+    assert!(diff.starts_with("~ web  (retry, its last release failed: "), "{diff}");
     let history = keel.json(&["history"]);
     assert_eq!(history.as_array().unwrap().len(), 2);
     let back = keel.run(&["rollback"]);

@@ -138,7 +138,8 @@ pub struct Applied {
 pub struct ChangeView {
     /// Which service.
     pub service: ServiceName,
-    /// `create`, `replace` (instances are replaced), `update` (settings only), `scale`, `remove`.
+    /// `create`, `replace` (instances are replaced), `update` (settings only), `scale`, `remove`, `retry` (nothing differs, but
+    /// the last release failed and is tried again).
     pub kind: String,
     /// How (`start-first, 1 at a time`), for people.
     pub how: String,

@@ -67,6 +67,20 @@ pub(super) fn same(old: &StackRecord, new: &StackRecord) -> bool {
         && old.remove_volumes == new.remove_volumes
 }
 
+/// The services of `next` whose newest revision was taken back or did not become ready, and why.
+pub(super) fn not_come_about(stack: &StackState, next: &StackRecord) -> Vec<(ServiceName, String)> {
+    let failed = stack.rollouts.iter().filter(|(name, rollout)| {
+        let wanted = next.stack.services.get(*name).map(|service| service.spec.revision());
+        matches!(rollout.value.state, RolloutState::RolledBack | RolloutState::Failed)
+            && wanted.as_ref() == Some(&rollout.value.to)
+    });
+    failed
+        .map(|(name, rollout)| {
+            (name.clone(), format!("its last release failed: {}", rollout.value.reason))
+        })
+        .collect()
+}
+
 /// A rollout that failed is tried again when the user says the same once more.
 pub(super) fn wants_another_try(stack: &StackState) -> bool {
     stack.rollouts.values().any(|rollout| {

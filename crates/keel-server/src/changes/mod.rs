@@ -96,7 +96,15 @@ impl Changes {
         let stack = world.stacks.get(&request.stack.name).unwrap_or(&empty);
         let next = wish::applied(stack, &request)?;
         let old = stack.record.as_ref().map(|record| &*record.value);
-        Ok(views::changes(old, &next))
+        let mut changes = views::changes(old, &next);
+        // What the file says is what was wanted last, and did not come about.
+        for (service, reason) in commit::not_come_about(stack, &next) {
+            if changes.iter().all(|change| change.service != service) {
+                let (kind, fields) = ("retry".to_owned(), Vec::new());
+                changes.push(ChangeView { service, kind, how: reason, fields });
+            }
+        }
+        Ok(changes)
     }
 
     /// Changes numbers of instances.

@@ -55,7 +55,22 @@ pub fn sources(lowered: &Lowered, services: Option<&BTreeSet<ServiceName>>) -> S
     let own = lowered.images.iter().filter(|(name, _)| wanted(name));
     let own = own.map(|(name, source)| (name.to_string(), source.clone()));
     let further = lowered.further_images.iter();
-    own.chain(further.map(|(name, source)| (name.clone(), source.clone()))).collect()
+    let mut all: Sources =
+        own.chain(further.map(|(name, source)| (name.clone(), source.clone()))).collect();
+    // What one is built from, which may be built from others.
+    loop {
+        let builds = all.values().filter_map(|source| source.build.as_ref());
+        let contexts = builds.flat_map(|build| build.additional_contexts.values());
+        let from = contexts.filter_map(|context| context.strip_prefix("service:"));
+        let from: BTreeSet<&str> = from.filter(|name| !all.contains_key(*name)).collect();
+        let missing = lowered.images.iter().filter(|(name, _)| from.contains(name.as_str()));
+        let missing: Sources =
+            missing.map(|(name, source)| (name.to_string(), source.clone())).collect();
+        if missing.is_empty() {
+            return all;
+        }
+        all.extend(missing);
+    }
 }
 
 /// Makes present what `up` needs.
