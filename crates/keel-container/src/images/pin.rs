@@ -29,7 +29,7 @@ pub fn pin(service: &mut Service, image: &ImageFacts) {
         }
     }
     if container.from_image.ports {
-        service.readiness.from_image = service.spec.ports.is_empty() && !image.ports.is_empty();
+        service.readiness.from_image |= service.spec.ports.is_empty() && !image.ports.is_empty();
         // Other containers reach it at these without the file naming them, as they do without a platform.
         for target in image.ports.iter().filter_map(|port| port.strip_suffix("/tcp")?.parse().ok())
         {
