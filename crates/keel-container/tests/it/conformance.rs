@@ -83,6 +83,10 @@ impl Harness for Containers {
         false
     }
 
+    fn tells_addresses(&self) -> bool {
+        false
+    }
+
     fn adapt(&self, launch: &mut Launch) {
         let attached = Attachment { network: NETWORK.into(), ..Attachment::default() };
         launch.spec.runtime = RuntimeKind::Container;
