@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::rc::Rc;
 
 use super::poll::{Interest, Poll, Progress};
@@ -54,7 +54,9 @@ pub fn run(arguments: &Arguments) -> Result<(), Error> {
     let mut poll = Poll::new()?;
     let mut listeners = Vec::new();
     for (port, service) in services {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+        // In a container others do not come by its loopback address.
+        let ip = std::env::var("LISTEN").ok().and_then(|text| text.parse().ok());
+        let listener = TcpListener::bind((ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), port))?;
         listener.set_nonblocking(true)?;
         poll.add(&listener, listeners.len() as u64, Interest::Read)?;
         listeners.push((listener, service));

@@ -18,7 +18,7 @@ async def serve():
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("bench.Echo", {"Stream": handler}),)
     )
-    server.add_insecure_port("127.0.0.1:" + os.environ["PORT"])
+    server.add_insecure_port(os.environ.get("LISTEN", "127.0.0.1") + ":" + os.environ["PORT"])
     await server.start()
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)

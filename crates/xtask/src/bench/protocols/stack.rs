@@ -110,7 +110,7 @@ const PROCESSES: &str = r#"  environment: { REVISION: "${REVISION:-one}" }
 "#;
 /// And as containers: a file system with nothing of its own, and a fixed port.
 const CONTAINERS: &str = r#"  image: IMAGE
-  environment: { REVISION: "${REVISION:-one}", PORT: "80" }
+  environment: { REVISION: "${REVISION:-one}", PORT: "80", LISTEN: "0.0.0.0" }
   volumes: ["/usr:/usr:ro", "/lib:/lib:ro", "/lib64:/lib64:ro", "${SCRIPTS}:${SCRIPTS}:ro", "${XTASK}:${XTASK}:ro"]
 "#;
 

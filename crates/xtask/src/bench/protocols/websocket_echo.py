@@ -16,7 +16,7 @@ async def serve():
 
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
-    async with websockets.serve(echo, "127.0.0.1", int(os.environ["PORT"])):
+    async with websockets.serve(echo, os.environ.get("LISTEN", "127.0.0.1"), int(os.environ["PORT"])):
         await ended.wait()
 
 
