@@ -424,6 +424,23 @@ async fn two_containers_can_not_have_one_port_of_the_host() {
     assert!(refusal.to_string().contains("each would have port 80 of the host"), "{refusal}");
 }
 
+/// The server died after the runtime had started it, and before its status was stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_whose_start_was_not_noted_is_ready_all_the_same() {
+    let server = Server::new().await;
+    server.apply(stack(&[("cart", 1)], "1")).await;
+    let view = server.settled().await;
+    let id = view.services["cart"].instances[0].id.clone();
+    let (store, runtime) = (server.store.clone(), server.runtime.clone());
+    drop(server);
+    let forget = keel_store::Transaction::new().delete(crate::keys::status(&id));
+    assert_ne!(store.commit(forget).await.unwrap(), keel_store::Outcome::Conflict);
+    let starts = runtime.starts();
+    let server = Server::start(store, runtime).await;
+    server.until("one", |view| ready(view, "cart") == 1).await;
+    assert_eq!(server.runtime.starts(), starts);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revision_that_fails_is_rolled_back() {
     let server = Server::new().await;

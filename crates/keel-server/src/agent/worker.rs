@@ -278,6 +278,15 @@ impl Worker {
             return word.changed().await.is_err();
         };
         let runtime = &*self.context.runtime;
+        // A server that died before it noted the start did not say whether there is a check.
+        let known = match (&service.spec.health, status.health) {
+            (None, _) => Health::None,
+            (Some(_), Health::None) => Health::Starting,
+            (Some(_), known) => known,
+        };
+        if known != status.health {
+            self.update(|status| status.health = known);
+        }
         let answering = AtomicBool::new(status.ready);
         let report = |finding| self.report(assignment, finding, &answering);
         let readiness = health::watch_readiness(
@@ -294,8 +303,7 @@ impl Worker {
                 Some(check) => {
                     let started = status.started_at.unwrap_or_else(clock::now);
                     let id = self.id.clone();
-                    let (check, known) = (check.clone(), status.health);
-                    health::watch_health(check, id, runtime, started, known, &report).await;
+                    health::watch_health(check.clone(), id, runtime, started, known, &report).await;
                 }
                 None => std::future::pending().await,
             }
