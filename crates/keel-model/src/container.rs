@@ -223,16 +223,17 @@ impl Default for ContainerNetwork {
 /// Whether two services are containers that share no network.
 #[must_use]
 pub fn are_apart(one: &crate::Spec, other: &crate::Spec) -> bool {
-    let networks = |spec: &crate::Spec| -> Option<Vec<String>> {
-        match &spec.container.as_ref()?.network {
-            ContainerNetwork::Attached(to) if !to.is_empty() => {
-                Some(to.iter().map(|to| to.network.clone()).collect())
-            }
-            _ => None,
-        }
-    };
-    let (Some(one), Some(other)) = (networks(one), networks(other)) else { return false };
-    !one.iter().any(|network| other.contains(network))
+    let (one, other) = (attachments(one), attachments(other));
+    let shared = |to: &Attachment| other.iter().any(|it| it.network == to.network);
+    !one.is_empty() && !other.is_empty() && !one.iter().any(shared)
+}
+
+/// The networks of a container that has any of its own.
+fn attachments(spec: &crate::Spec) -> &[Attachment] {
+    match spec.container.as_deref().map(|container| &container.network) {
+        Some(ContainerNetwork::Attached(to)) => to,
+        _ => &[],
+    }
 }
 
 /// A connection to a network.

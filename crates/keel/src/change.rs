@@ -12,7 +12,7 @@ use crate::context::{Context, print_json};
 use crate::evidence::Evidence;
 use crate::failure::Failure;
 use crate::ui::progress::{self, Progress};
-use crate::ui::time;
+use crate::ui::{status, time};
 use crate::wait::{Outcome, Until, Wait};
 
 /// How long a command waits.
@@ -142,7 +142,9 @@ impl Change<'_> {
             .flat_map(|view| wait.scope(view))
             .filter(|(_, service)| !service.converged)
             .map(|(name, s)| {
-                format!("{name}: {} {}/{} ready  {}", s.state, s.ready, s.desired, s.reason)
+                let waits = status::waits(s, time::now());
+                let reason = waits.as_deref().unwrap_or(&s.reason);
+                format!("{name}: {} {}/{} ready  {reason}", s.state, s.ready, s.desired)
             })
             .collect();
         let mut hint =

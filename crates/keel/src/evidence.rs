@@ -30,6 +30,10 @@ const NEVER_READY: &str = "did not become ready";
 const PORT_HINT: &str = "each instance must listen on the port that $PORT names; the service's own port belongs to its \
      virtual address (see docs/processes.md), or give it `x-keel: {network: isolated}`";
 
+/// The same of a container.
+const CONTAINER_HINT: &str = "a container must take connections at its first port at its own address (0.0.0.0, not 127.0.0.1); \
+     name the port with `expose`, or give it `x-keel: {readiness: none}`";
+
 /// What is known of one service's failure.
 #[derive(Clone, Debug)]
 struct Note {
@@ -90,14 +94,14 @@ impl Evidence {
     ) -> Failure {
         let mut details = Vec::new();
         let mut names = Vec::new();
-        let mut port_hint = false;
+        let mut port_hint = None;
         let mut code = "service_failed";
         for (name, service) in services.filter(|(_, service)| service.failed) {
             names.push(name.as_str());
             if service.state == "rolled back" {
                 code = "rolled_back";
             }
-            port_hint |= self.wrong_port(name, service);
+            port_hint = port_hint.or_else(|| self.wrong_port(name, service));
             details.extend(self.describe(name, service, paint));
         }
         let message = match (names.as_slice(), code) {
@@ -117,7 +121,7 @@ impl Evidence {
                 "see `keel logs {first}` and `keel ps -a`; correct the file and run `keel up` again"
             )
         };
-        let hint = if port_hint { format!("{PORT_HINT}\nhint: {hint}") } else { hint };
+        let hint = port_hint.map(|it| format!("{it}\nhint: {hint}")).unwrap_or(hint);
         Failure::failed(code, message).details(details).hint(hint)
     }
 
@@ -126,11 +130,11 @@ impl Evidence {
         &self,
         mut services: impl Iterator<Item = (&'a ServiceName, &'a ServiceView)>,
     ) -> Option<&'static str> {
-        services.any(|(name, service)| self.wrong_port(name, service)).then_some(PORT_HINT)
+        services.find_map(|(name, service)| self.wrong_port(name, service))
     }
 
-    /// Whether a service's port was taken, by its own words, or nothing ever answered at the one it was given.
-    fn wrong_port(&self, name: &ServiceName, service: &ServiceView) -> bool {
+    /// What to do if a service's port was taken, by its own words, or nothing ever answered at the one it was given.
+    fn wrong_port(&self, name: &ServiceName, service: &ServiceView) -> Option<&'static str> {
         let note = self.notes.get(name);
         let taken = note.is_some_and(|n| n.log.iter().any(|l| l.contains("ddress already in use")));
         let silent = |instance: &InstanceView| {
@@ -141,7 +145,9 @@ impl Evidence {
         let never_ready = service.reason.contains("was not ready within")
             || note.is_some_and(|note| note.trouble == NEVER_READY);
         let mute = never_ready || (!service.converged && service.instances.iter().any(silent));
-        taken || (!service.ports.is_empty() && mute)
+        let contained = service.instances.iter().any(|instance| !instance.image.is_empty());
+        let hint = if contained { CONTAINER_HINT } else { PORT_HINT };
+        (taken || (!service.ports.is_empty() && mute)).then_some(hint)
     }
 
     fn describe(&self, name: &ServiceName, service: &ServiceView, paint: Paint) -> Vec<String> {

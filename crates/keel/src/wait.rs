@@ -4,6 +4,7 @@
 //! meanwhile is found again; that is bounded by [`RECONNECT`].
 
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::time::Duration;
 
 use keel_model::{Generation, Phase, ServiceName, StackName};
@@ -19,6 +20,9 @@ use crate::ui::progress::Progress;
 pub const RECONNECT: Duration = Duration::from_secs(30);
 /// Pause between two looks.
 pub const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often is looked whether there is something to say while nothing changes.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,15 +75,21 @@ impl Wait {
         evidence: &mut Evidence,
     ) -> Result<Outcome, Failure> {
         let deadline = self.limit.map(|limit| Instant::now() + limit);
-        let mut last = None;
+        let mut last: Option<StackView> = None;
         let mut watch = Watch::new(client.clone(), self.stack.clone());
         loop {
-            let next = match deadline {
-                Some(deadline) => match timeout_at(deadline, watch.next()).await {
-                    Ok(next) => next?,
-                    Err(_) => return Ok(Outcome::TimedOut(last)),
-                },
-                None => watch.next().await?,
+            let mut next = pin!(watch.next());
+            let next = loop {
+                let look = Instant::now() + LOOK;
+                let until = deadline.map_or(look, |deadline| deadline.min(look));
+                if let Ok(next) = timeout_at(until, &mut next).await {
+                    break next?;
+                }
+                if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                    return Ok(Outcome::TimedOut(last));
+                }
+                // What has stayed as it is for a while has a reason.
+                last.iter().for_each(|view| progress.update(self.scope(view)));
             };
             let Some(view) = next else { return Ok(Outcome::Reached(None)) };
             progress.update(self.scope(&view));

@@ -281,7 +281,7 @@ fn whenever_the_server_dies_a_second_try_takes_over_what_is_left() {
         let keel = &project.keel;
         let before = project.containers();
         let traffic = Traffic::to(&format!("127.0.0.1:{PORT}"));
-        keel.run(&["server", "start"]);
+        keel.run(&["server", "--detach"]);
         for pause in [0, 20, 40, 60, 80, 120, 200] {
             let mut adopt = keel.command(&["adopt", "--wait-timeout", "5"]).spawn().unwrap();
             std::thread::sleep(std::time::Duration::from_millis(pause));

@@ -233,6 +233,22 @@ fn who_listens_at_no_port_of_its_image_is_ready_all_the_same() {
 }
 
 #[test]
+fn who_is_not_ready_is_said_to_be_so_and_why() {
+    let Some(engine) = engine(Which::Docker) else { return };
+    let compose = format!(
+        "services:\n  deaf: {{image: '{IMAGE}', init: true, command: [sleep, '1000'], expose: [8000]}}\n"
+    );
+    let keel = Running::with_engine(&compose, &engine.socket);
+    let up = keel.run(&["up", "-d", "--wait", "--wait-timeout", "6"]);
+    assert_eq!(up.code, 1, "{}", up.all());
+    // While it is waited for, and at the end.
+    assert!(up.stderr.matches("Connection refused").count() >= 2, "{}", up.all());
+    assert!(up.stderr.contains("0.0.0.0, not 127.0.0.1"), "{}", up.all());
+    let ps = keel.run(&["ps"]).ok();
+    assert!(ps.contains("(not ready: ") && ps.contains("Connection refused"), "{ps}");
+}
+
+#[test]
 fn networks_keep_services_apart() {
     let Some(engine) = engine(Which::Docker) else { return };
     let on = |networks: &str| format!("{}, networks: [{networks}]}}", web("hello"));

@@ -10,9 +10,9 @@ use bollard::models::{
     ContainerInspectResponse, ContainerUpdateBody, RestartPolicy, RestartPolicyNameEnum,
 };
 use keel_model::InstanceId;
-use keel_runtime::{Launch, StartError, Started, stamp};
+use keel_runtime::{Launch, StartError, Started};
 
-use super::kept::{Kept, without_content};
+use super::kept::Kept;
 use super::start::{failed, shared, started};
 use super::{Inner, look};
 use crate::Error;
@@ -49,22 +49,15 @@ pub(super) async fn adopt(
     let unnamed = volumes(&launch.spec, &seen);
     let remembered = inner.remember(&launch, &unnamed);
     remembered.map_err(|error| failed(&launch, error))?;
+    let id = seen.id.clone().unwrap_or_else(|| container.to_owned());
+    // What is known of it begins now: it is not late to become ready because it is old.
     let mut kept = Kept {
-        launch: without_content(&launch),
-        container: seen.id.clone().unwrap_or_else(|| container.to_owned()),
-        before: String::new(),
-        process: None,
-        pid: 0,
-        ports: Vec::new(),
-        address: None,
-        addresses: Vec::new(),
-        // What is known of it begins now: it is not late to become ready because it is old.
-        started_at: stamp::now(),
         exit: look::exit(&seen),
         unnamed,
         not_enforced: left.into_iter().collect(),
         shares,
         adopted: Some(held_ports(&seen)),
+        ..Kept::begins(&launch, id, String::new())
     };
     kept.find(&seen, &info);
     if kept.exit.is_some() {

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use keel_model::{Content, Exit, HeldPort, InstanceId, PortBinding, SharesWith, Timestamp};
-use keel_runtime::{ForeignProcess, Launch, Seen};
+use keel_runtime::{ForeignProcess, Launch, Seen, stamp};
 use serde::{Deserialize, Serialize};
 
 /// Name of the record's file in the directory of an instance.
@@ -46,6 +46,26 @@ pub(super) struct Kept {
 }
 
 impl Kept {
+    /// Of an attempt that begins now, before anything is known of it.
+    pub(super) fn begins(launch: &Launch, container: String, before: String) -> Self {
+        Self {
+            launch: without_content(launch),
+            container,
+            before,
+            process: None,
+            pid: 0,
+            ports: Vec::new(),
+            address: None,
+            addresses: Vec::new(),
+            started_at: stamp::now(),
+            exit: None,
+            unnamed: BTreeMap::new(),
+            not_enforced: Vec::new(),
+            shares: Vec::new(),
+            adopted: None,
+        }
+    }
+
     pub(super) fn seen(&self, id: &InstanceId) -> Seen {
         Seen {
             id: id.clone(),
@@ -62,7 +82,7 @@ impl Kept {
 }
 
 /// A launch as it is kept: secrets are not in it.
-pub(super) fn without_content(launch: &Launch) -> Launch {
+fn without_content(launch: &Launch) -> Launch {
     let mut launch = launch.clone();
     for file in &mut launch.spec.files {
         file.content = Content::new(Vec::new());

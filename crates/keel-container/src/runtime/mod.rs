@@ -371,8 +371,10 @@ impl Runtime for ContainerRuntime {
     }
 
     fn origin(&self, id: &InstanceId) -> Option<Origin> {
-        let addresses = self.inner.running(id).ok()?.addresses;
-        (!addresses.is_empty()).then_some(Origin::Addresses(addresses))
+        // Asked for each instance at every change: only what is wanted is copied.
+        let entries = self.inner.entries();
+        let kept = entries.get(id).map(|entry| &entry.kept).filter(|kept| kept.exit.is_none())?;
+        (!kept.addresses.is_empty()).then(|| Origin::Addresses(kept.addresses.clone()))
     }
 
     fn changed(&self) -> watch::Receiver<u64> {

@@ -10,10 +10,10 @@ use bollard::query_parameters::CreateContainerOptions;
 use keel_model::{
     ContainerNetwork, ContainerSpec, HeldPort, PortBinding, SharesWith, StartFailure,
 };
-use keel_runtime::{ForeignProcess, Launch, StartError, Started, record, stamp};
+use keel_runtime::{ForeignProcess, Launch, StartError, Started, record};
 
 use super::body::{self, Reach, Setting};
-use super::kept::{FILE, Kept, without_content};
+use super::kept::{FILE, Kept};
 use super::unnamed::Claimed;
 use super::{Entry, Inner, OwnVolumes, labels, look, sent};
 use crate::{EngineInfo, Error};
@@ -254,22 +254,12 @@ impl Attempt<'_> {
     /// Starts the container and finds out where it answers.
     async fn run(&self, ready: Ready, claimed: Claimed<'_>) -> Result<Started, StartError> {
         let id = &self.launch.id;
+        // The engine's own time of a start is later than the first lines of its output.
         let mut kept = Kept {
-            launch: without_content(&self.launch),
-            container: ready.id.clone(),
-            before: ready.before.clone(),
-            process: None,
-            pid: 0,
-            ports: Vec::new(),
-            address: None,
-            addresses: Vec::new(),
-            // The engine's own time of it is later than the first lines of its output.
-            started_at: stamp::now(),
-            exit: None,
             unnamed: claimed.volumes.clone(),
-            not_enforced: Vec::new(),
             shares: self.shared.with.clone(),
             adopted: ready.adopted.clone(),
+            ..Kept::begins(&self.launch, ready.id.clone(), ready.before.clone())
         };
         let before = self.inner.entries().get(id).map(|entry| entry.kept.clone());
         let begun = match self.inner.put(&kept, true) {

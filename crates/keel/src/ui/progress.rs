@@ -11,7 +11,7 @@ use keel_server::api::types::{ServiceView, StackView};
 use unicode_width::UnicodeWidthStr as _;
 
 use super::paint::Paint;
-use super::{table, time};
+use super::{status, table, time};
 use crate::cli::ProgressForm;
 use crate::wait::settled;
 
@@ -37,11 +37,13 @@ struct Row {
 
 impl Row {
     fn of(view: &ServiceView) -> Self {
+        let waits = status::waits(view, time::now()).filter(|_| !view.converged);
+        let reason = waits.as_deref().unwrap_or(&view.reason);
         Self {
             state: view.state.clone(),
             ready: view.ready,
             desired: view.desired,
-            reason: table::cut(view.reason.lines().next().unwrap_or(""), MAX_REASON),
+            reason: table::cut(reason.lines().next().unwrap_or(""), MAX_REASON),
             updated: (view.state == "updating").then(|| updated(view)),
             converged: settled(view),
             failed: view.failed && settled(view),

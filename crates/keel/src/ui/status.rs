@@ -1,5 +1,7 @@
 //! What an instance is doing, in the words of `docker compose ps`.
 
+use std::time::Duration;
+
 use keel_model::{Exit, Goal, Health, Phase, StartFailure, Timestamp};
 use keel_server::api::types::{InstanceView, PublishedView, ServiceView};
 
@@ -52,12 +54,20 @@ impl State {
     }
 }
 
+/// Longest reason in the STATUS column, in columns.
+const MAX_WHY: usize = 60;
+/// What is not ready for less than this is on its way.
+const A_WHILE: Duration = Duration::from_secs(3);
+
 /// The STATUS column: `Up 3 minutes (healthy)`.
 pub fn line(instance: &InstanceView, now: Timestamp) -> String {
     let status = instance.status.as_ref();
     match State::of(instance) {
         State::Created => "Created".to_owned(),
-        State::Starting => "Starting".to_owned(),
+        State::Starting => match message(instance) {
+            "" => "Starting".to_owned(),
+            why => format!("Starting: {}", super::table::cut(why, MAX_WHY)),
+        },
         State::Draining => "Draining".to_owned(),
         State::Stopping => "Stopping".to_owned(),
         State::Running => {
@@ -69,7 +79,7 @@ pub fn line(instance: &InstanceView, now: Timestamp) -> String {
             .and_then(|s| s.exit.as_ref())
             .map_or_else(|| "Exited".to_owned(), |exit| exited(exit, now)),
         State::Failed => {
-            format!("Failed: {}", super::table::cut(message(instance), 60))
+            format!("Failed: {}", super::table::cut(message(instance), MAX_WHY))
         }
     }
 }
@@ -83,14 +93,33 @@ fn message(instance: &InstanceView) -> &str {
         .unwrap_or(text)
 }
 
-fn note(instance: &InstanceView) -> &'static str {
-    match instance.health {
-        Health::Healthy => " (healthy)",
-        Health::Unhealthy => " (unhealthy)",
-        Health::Starting => " (health: starting)",
-        Health::None if instance.ready => "",
-        Health::None => " (not ready)",
-    }
+fn note(instance: &InstanceView) -> String {
+    let health = match instance.health {
+        Health::Healthy => "healthy",
+        Health::Unhealthy => "unhealthy",
+        Health::Starting => "health: starting",
+        Health::None => "",
+    };
+    let ready = match (instance.ready, instance.health, message(instance)) {
+        // These are not ready by themselves.
+        (true, ..) | (_, Health::Unhealthy | Health::Starting, _) => String::new(),
+        (false, _, "") => "not ready".to_owned(),
+        (false, _, why) => format!("not ready: {}", super::table::cut(why, MAX_WHY)),
+    };
+    let parts: Vec<&str> = [health, &ready].into_iter().filter(|part| !part.is_empty()).collect();
+    if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) }
+}
+
+/// Why an instance of the service that should take requests does not, if that has been so for a while.
+pub fn waits(service: &ServiceView, now: Timestamp) -> Option<String> {
+    let waits = |instance: &&InstanceView| {
+        let state = matches!(State::of(instance), State::Starting | State::Running);
+        let begun = instance.status.as_ref().and_then(|status| status.started_at);
+        let long = now.since(begun.unwrap_or(instance.created_at)) > A_WHILE;
+        state && !instance.ready && long && !message(instance).is_empty()
+    };
+    let instance = service.instances.iter().find(waits)?;
+    Some(format!("{}: {}", instance.id, message(instance)))
 }
 
 fn exited(exit: &Exit, now: Timestamp) -> String {

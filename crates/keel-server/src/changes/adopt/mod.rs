@@ -100,7 +100,7 @@ impl Changes {
         stack: &Stack,
         services: Option<&[ServiceName]>,
     ) -> Result<(), Refusal> {
-        let world = self.worlds.refresh().await?;
+        let world = self.worlds.current();
         let known = world.stacks.get(&stack.name);
         let is_new = |name: &ServiceName| {
             services.is_none_or(|services| services.contains(name))
