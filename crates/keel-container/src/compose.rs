@@ -138,7 +138,8 @@ fn state(seen: &ContainerInspectResponse) -> State {
     match status.as_str() {
         _ if state.restarting == Some(true) => State::Restarting,
         _ if state.paused == Some(true) => State::Paused,
-        _ if state.running == Some(true) => State::Running,
+        // Podman says that it runs no more while it waits for its end.
+        _ if state.running == Some(true) || status == "stopping" => State::Running,
         "exited" | "stopped" => State::Exited(state.exit_code.unwrap_or(0)),
         "created" | "configured" => State::Created,
         _ => State::Other(status),

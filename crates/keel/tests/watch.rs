@@ -58,7 +58,7 @@ impl Beside {
     }
 
     /// Ctrl-C, and how it ended.
-    fn interrupt(mut self) -> (Option<i32>, String) {
+    fn interrupt(&mut self) -> (Option<i32>, String) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
         let ended = wait_for("the watch to end", || self.child.try_wait().unwrap());
@@ -189,6 +189,16 @@ impl Watched {
         let url = format!("unix://{}", self.engine.socket.display());
         let output = Command::new("docker").env("DOCKER_HOST", url).args(arguments).output();
         String::from_utf8(output.unwrap().stdout).unwrap()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("keel ps:\n{}", self.keel.run(&["ps", "-a"]).all());
+            println!("keel events:\n{}", self.keel.run(&["events"]).all());
+            println!("the engine's containers:\n{}", self.docker(&["ps", "-a"]));
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bollard::Docker;
-use bollard::models::{ContainerInspectResponse, EventActor};
+use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum, EventActor};
 use bollard::query_parameters::EventsOptionsBuilder;
 use futures_util::StreamExt as _;
 use keel_model::{Exit, InstanceId, Timestamp};
@@ -60,6 +60,10 @@ pub(super) fn begun(seen: &ContainerInspectResponse) -> Option<Timestamp> {
 pub(super) fn exit(seen: &ContainerInspectResponse) -> Option<Exit> {
     let state = seen.state.as_ref()?;
     if state.running == Some(true) || state.restarting == Some(true) || state.paused == Some(true) {
+        return None;
+    }
+    // Podman's word while it waits for the end that it was asked for: it lives, and its code is still a zero.
+    if state.status == Some(ContainerStateStatusEnum::STOPPING) {
         return None;
     }
     let code = state.exit_code.unwrap_or(0);

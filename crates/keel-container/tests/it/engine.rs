@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bollard::query_parameters::RemoveContainerOptionsBuilder;
+use bollard::query_parameters::{RemoveContainerOptionsBuilder, StopContainerOptionsBuilder};
 use keel_container::{ContainerRuntime, Place};
 use keel_model::StartFailure;
 use keel_runtime::conformance::{Harness as _, PATIENCE, ended, logged};
 use keel_runtime::{Launch, Runtime as _};
 
 use crate::conformance::Containers;
+use crate::rig::on_each_engine;
 use keel_container::testing::{self, Networks, Which};
 
 async fn docker() -> Option<Containers> {
@@ -101,6 +102,38 @@ async fn what_others_do_to_a_container_is_seen() {
     client.inspect_container(other.id.as_str(), None).await.expect("it is still there");
     client.remove_container(other.id.as_str(), Some(force)).await.unwrap();
 }
+
+async fn one_that_another_stops_has_not_ended_well(which: Which) {
+    let Some(engine) = testing::start(which, Networks::Apart).await else { return };
+    let containers = Containers::new(engine);
+    let runtime = containers.get();
+    let launch =
+        containers.launch("stopped", "trap 'echo asked' TERM; while :; do sleep 0.1; done");
+    runtime.start(launch.clone()).await.unwrap();
+    drop(runtime);
+    containers.reopen();
+    let client = containers.engine.engine().client().await.unwrap();
+    let options = StopContainerOptionsBuilder::default().t(3).build();
+    let id = launch.id.clone();
+    let stop = tokio::spawn(async move { client.stop_container(id.as_str(), Some(options)).await });
+    // Server after server looks while it is asked to end.
+    let mut looks = 0;
+    let end = loop {
+        let runtime = containers.get();
+        let seen = runtime.list().await.unwrap().remove(0);
+        if seen.exit.is_some() {
+            break seen.exit;
+        }
+        looks += 1;
+        containers.reopen();
+    };
+    stop.await.unwrap().unwrap();
+    assert!(looks > 2, "{looks}");
+    assert_eq!(end.as_ref().and_then(|exit| exit.signal), Some(9), "{end:?}");
+    containers.get().remove(&launch.id).await.unwrap();
+}
+
+on_each_engine!(one_that_another_stops_has_not_ended_well);
 
 #[tokio::test]
 async fn a_network_that_was_there_and_is_not_any_more_is_made_again() {
