@@ -1,18 +1,18 @@
 //! Notices of the kernel: where something has happened.
 //!
-//! They are taken in on a thread of their own, into a set with a bound: a burst can be as large as it likes, and nothing
+//! They are taken in by a task of their own, into a set with a bound: a burst can be as large as it likes, and nothing
 //! is lost by not being looked at soon. One directory is watched at a time, so that those that nobody wants cost nothing.
 
+use std::collections::HashMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use notify::event::{AccessKind, AccessMode};
-use notify::{
-    Config, ErrorKind, Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
-};
+use futures_util::StreamExt as _;
+use inotify::{EventMask, EventOwned, Inotify, WatchDescriptor, WatchMask, Watches};
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use super::tree::{Directories, Dirty};
@@ -29,9 +29,13 @@ const MAX_WATCHES: &str = "fs.inotify.max_user_watches";
 /// Most programs of one user that may watch.
 const MAX_INSTANCES: &str = "fs.inotify.max_user_instances";
 
+/// Bytes that are read at once: some hundred notices.
+const BUFFER: usize = 16 << 10;
+
 #[derive(Default)]
 struct Shared {
     dirty: Mutex<Dirty>,
+    watched: Mutex<HashMap<WatchDescriptor, PathBuf>>,
     wake: Notify,
 }
 
@@ -40,14 +44,35 @@ impl Shared {
         self.dirty.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn hear(&self, heard: notify::Result<Event>) {
-        let mut dirty = self.dirty();
-        match heard {
-            Ok(event) if event.need_rescan() => dirty.all = true,
-            Ok(event) if changes(&event.kind) => dirty.paths.extend(event.paths),
-            Ok(_) => return,
+    fn watched(&self) -> MutexGuard<'_, HashMap<WatchDescriptor, PathBuf>> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hear(&self, heard: io::Result<EventOwned>) {
+        let path = match heard {
+            Ok(event) if event.mask.contains(EventMask::IGNORED) => {
+                self.watched().remove(&event.wd);
+                return;
+            }
+            Ok(event) if !event.mask.contains(EventMask::Q_OVERFLOW) => {
+                let Some(directory) = self.watched().get(&event.wd).cloned() else { return };
+                Some(event.name.map_or(directory.clone(), |name| directory.join(name)))
+            }
             // Whatever was to be told is lost.
-            Err(_) => dirty.all = true,
+            Ok(_) | Err(_) => None,
+        };
+        self.note(path);
+    }
+
+    /// Notes where to look; everywhere if that is not known.
+    fn note(&self, path: Option<PathBuf>) {
+        let mut dirty = self.dirty();
+        match path {
+            Some(path) if !dirty.all => {
+                dirty.paths.insert(path);
+            }
+            Some(_) => {}
+            None => dirty.all = true,
         }
         if dirty.paths.len() > MAX_PATHS {
             dirty.all = true;
@@ -60,21 +85,36 @@ impl Shared {
     }
 }
 
-/// Whether something may be different after it.
-fn changes(kind: &EventKind) -> bool {
-    match kind {
-        EventKind::Access(kind) => *kind == AccessKind::Close(AccessMode::Write),
-        _ => true,
-    }
+/// Whatever may leave something different than it was.
+fn changes() -> WatchMask {
+    WatchMask::ATTRIB
+        | WatchMask::CLOSE_WRITE
+        | WatchMask::CREATE
+        | WatchMask::DELETE
+        | WatchMask::DELETE_SELF
+        | WatchMask::MODIFY
+        | WatchMask::MOVE
+        | WatchMask::MOVE_SELF
 }
 
 /// Takes in notices.
 pub struct Notices {
     shared: Arc<Shared>,
+    reader: JoinHandle<()>,
+}
+
+impl Drop for Notices {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
 }
 
 /// Asks for notices.
-pub struct Asking(RecommendedWatcher);
+pub struct Asking {
+    watches: Watches,
+    known: HashMap<PathBuf, WatchDescriptor>,
+    shared: Arc<Shared>,
+}
 
 /// Both ends.
 ///
@@ -82,9 +122,17 @@ pub struct Asking(RecommendedWatcher);
 /// When the kernel gives no more of them.
 pub fn begin() -> io::Result<(Notices, Asking)> {
     let shared = Arc::new(Shared::default());
-    let ear = shared.clone();
-    let watcher = RecommendedWatcher::new(move |heard| ear.hear(heard), Config::default());
-    Ok((Notices { shared }, Asking(watcher.map_err(|error| refused(error, None))?)))
+    let mut events = Inotify::init()
+        .and_then(|inotify| inotify.into_event_stream(vec![0; BUFFER]))
+        .map_err(|error| refused(error, None))?;
+    let (watches, ear) = (events.watches(), shared.clone());
+    let reader = tokio::spawn(async move {
+        while let Some(heard) = events.next().await {
+            ear.hear(heard);
+        }
+    });
+    let asking = Asking { watches, known: HashMap::new(), shared: shared.clone() };
+    Ok((Notices { shared, reader }, asking))
 }
 
 impl Notices {
@@ -105,18 +153,25 @@ impl Notices {
 
 impl Directories for Asking {
     fn enter(&mut self, directory: &Path) -> io::Result<()> {
-        let watched = self.0.watch(directory, RecursiveMode::NonRecursive);
-        watched.map_err(|error| refused(error, Some(directory)))
+        // Locked over both: what happens there at once must find its name.
+        let mut watched = self.shared.watched();
+        let watch = self.watches.add(directory, changes());
+        let watch = watch.map_err(|error| refused(error, Some(directory)))?;
+        watched.insert(watch.clone(), directory.to_owned());
+        self.known.insert(directory.to_owned(), watch);
+        Ok(())
     }
 
     fn leave(&mut self, directory: &Path) {
-        // The kernel may have been faster.
-        let _ = self.0.unwatch(directory);
+        if let Some(watch) = self.known.remove(directory) {
+            // The kernel may have been faster.
+            let _ = self.watches.remove(watch);
+        }
     }
 }
 
 /// Why there are no notices, and what to do about it.
-fn refused(error: notify::Error, directory: Option<&Path>) -> io::Error {
+fn refused(error: io::Error, directory: Option<&Path>) -> io::Error {
     let limit = |name: &str, what: &str| {
         let path = format!("/proc/sys/{}", name.replace('.', "/"));
         let now = std::fs::read_to_string(path).unwrap_or_default();
@@ -128,12 +183,6 @@ fn refused(error: notify::Error, directory: Option<&Path>) -> io::Error {
         io::Error::other(format!(
             "this user may watch no more {what}{shown}; raise the limit: `sysctl -w {name}={more}`"
         ))
-    };
-    let error = match error.kind {
-        ErrorKind::MaxFilesWatch => return limit(MAX_WATCHES, "directories"),
-        ErrorKind::Io(error) => error,
-        ErrorKind::PathNotFound => io::ErrorKind::NotFound.into(),
-        other => io::Error::other(format!("{other:?}")),
     };
     let number = error.raw_os_error();
     let is = |errno: rustix::io::Errno| number == Some(errno.raw_os_error());
@@ -149,29 +198,17 @@ fn refused(error: notify::Error, directory: Option<&Path>) -> io::Error {
 #[cfg(test)]
 mod tests {
     use std::fs;
-
-    use notify::event::{CreateKind, Flag};
+    use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
 
-    fn shared() -> (Notices, Arc<Shared>) {
-        let shared = Arc::new(Shared::default());
-        (Notices { shared: shared.clone() }, shared)
-    }
-
-    fn event(kind: EventKind, path: &str) -> Event {
-        Event::new(kind).add_path(path.into())
-    }
-
     #[tokio::test]
     async fn notices_are_gathered_until_it_is_quiet() {
-        let (notices, shared) = shared();
-        let create = EventKind::Create(CreateKind::File);
-        shared.hear(Ok(event(EventKind::Access(AccessKind::Open(AccessMode::Any)), "/read")));
-        shared.hear(Ok(event(create, "/a")));
+        let (notices, _) = begin().unwrap();
+        notices.shared.note(Some("/a".into()));
         let later = async {
             tokio::time::sleep(QUIET / 4).await;
-            shared.hear(Ok(event(create, "/b")));
+            notices.shared.note(Some("/b".into()));
         };
         let (dirty, ()) = tokio::join!(notices.settled(), later);
         assert_eq!(dirty.paths, ["/a", "/b"].map(Into::into).into());
@@ -180,9 +217,10 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_lost_makes_everything_suspect() {
-        let (notices, shared) = shared();
-        shared.hear(Ok(event(EventKind::Create(CreateKind::File), "/a")));
-        shared.hear(Ok(Event::new(EventKind::Other).set_flag(Flag::Rescan)));
+        let (notices, _) = begin().unwrap();
+        notices.shared.note(Some("/a".into()));
+        notices.shared.hear(Err(io::Error::other("lost")));
+        notices.shared.note(Some("/b".into()));
         let dirty = notices.settled().await;
         assert_eq!(dirty, Dirty { all: true, ..Dirty::default() });
     }
@@ -195,6 +233,10 @@ mod tests {
         let file = dir.path().join("file");
         fs::write(&file, "x").unwrap();
         assert!(notices.settled().await.paths.contains(&file));
+        // Reading changes nothing.
+        fs::read(&file).unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        assert_eq!(notices.settled().await.paths, [dir.path().to_owned()].into());
         asking.leave(dir.path());
         let error = asking.enter(&dir.path().join("none")).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
@@ -202,10 +244,10 @@ mod tests {
 
     #[test]
     fn a_limit_of_the_kernel_is_named() {
-        let full = notify::Error::new(ErrorKind::MaxFilesWatch);
+        let full = io::Error::from_raw_os_error(28);
         let text = refused(full, Some(Path::new("/x"))).to_string();
         assert!(text.contains("sysctl -w fs.inotify.max_user_watches="), "{text}");
-        let many = notify::Error::io(io::Error::from_raw_os_error(24));
+        let many = io::Error::from_raw_os_error(24);
         let text = refused(many, None).to_string();
         assert!(text.contains("fs.inotify.max_user_instances="), "{text}");
     }
