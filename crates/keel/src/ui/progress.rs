@@ -43,7 +43,7 @@ impl Row {
             state: view.state.clone(),
             ready: view.ready,
             desired: view.desired,
-            reason: table::cut(reason.lines().next().unwrap_or(""), MAX_REASON),
+            reason: table::shorten(reason.lines().next().unwrap_or(""), MAX_REASON),
             updated: (view.state == "updating").then(|| updated(view)),
             converged: settled(view),
             failed: view.failed && settled(view),

@@ -66,7 +66,7 @@ pub fn line(instance: &InstanceView, now: Timestamp) -> String {
         State::Created => "Created".to_owned(),
         State::Starting => match message(instance) {
             "" => "Starting".to_owned(),
-            why => format!("Starting: {}", super::table::cut(why, MAX_WHY)),
+            why => format!("Starting: {}", super::table::shorten(why, MAX_WHY)),
         },
         State::Draining => "Draining".to_owned(),
         State::Stopping => "Stopping".to_owned(),
@@ -79,7 +79,7 @@ pub fn line(instance: &InstanceView, now: Timestamp) -> String {
             .and_then(|s| s.exit.as_ref())
             .map_or_else(|| "Exited".to_owned(), |exit| exited(exit, now)),
         State::Failed => {
-            format!("Failed: {}", super::table::cut(message(instance), MAX_WHY))
+            format!("Failed: {}", super::table::shorten(message(instance), MAX_WHY))
         }
     }
 }
@@ -104,7 +104,7 @@ fn note(instance: &InstanceView) -> String {
         // These are not ready by themselves.
         (true, ..) | (_, Health::Unhealthy | Health::Starting, _) => String::new(),
         (false, _, "") => "not ready".to_owned(),
-        (false, _, why) => format!("not ready: {}", super::table::cut(why, MAX_WHY)),
+        (false, _, why) => format!("not ready: {}", super::table::shorten(why, MAX_WHY)),
     };
     let parts: Vec<&str> = [health, &ready].into_iter().filter(|part| !part.is_empty()).collect();
     if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) }

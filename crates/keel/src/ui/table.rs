@@ -50,6 +50,17 @@ pub fn cut(text: &str, width: usize) -> String {
     kept
 }
 
+/// Cuts prose to `width` columns, after a word where one ends in the second half.
+pub fn shorten(text: &str, width: usize) -> String {
+    let cut = cut(text, width);
+    let Some(kept) = cut.strip_suffix('…').filter(|_| cut != text) else { return cut };
+    let whole = text[kept.len()..].starts_with(' ');
+    match kept.rfind(' ').filter(|at| !whole && at * 2 > kept.len()) {
+        Some(at) => format!("{}…", kept[..at].trim_end_matches([' ', ',', ':', ';'])),
+        None => cut,
+    }
+}
+
 /// `text` filled up with spaces to `width` columns.
 pub fn pad(text: &str, width: usize) -> String {
     format!("{text}{}", " ".repeat(width.saturating_sub(text.width())))
@@ -77,5 +88,15 @@ mod tests {
         assert_eq!(cut("short", 5), "short");
         assert_eq!(cut("longer", 5), "long…");
         assert_eq!(cut("店店店", 4), "店…");
+    }
+
+    #[test]
+    fn prose_ends_with_a_word() {
+        assert_eq!(shorten("is short", 8), "is short");
+        assert_eq!(shorten("nothing listens at the port", 20), "nothing listens at…");
+        assert_eq!(shorten("nothing listens: at all", 19), "nothing listens…");
+        assert_eq!(shorten("nothing listens at all", 16), "nothing listens…");
+        assert_eq!(shorten("a sha256:0123456789abcdef", 12), "a sha256:01…");
+        assert_eq!(shorten("ends with one…", 20), "ends with one…");
     }
 }
