@@ -1,6 +1,6 @@
 //! The move of a service from one revision to another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -86,4 +86,15 @@ pub struct Rollout {
     /// The instance that made it fail; kept, stopped, for a while so that its output can be read.
     #[serde(default)]
     pub failed_instance: Option<InstanceId>,
+    /// Other revisions that failed when they were tried last.
+    #[serde(default)]
+    pub failed_before: BTreeSet<RevisionId>,
+}
+
+impl Rollout {
+    /// Whether `revision` failed when it was tried last.
+    #[must_use]
+    pub fn saw_failing(&self, revision: &RevisionId) -> bool {
+        self.failed_before.contains(revision) || (self.state.has_failed() && self.to == *revision)
+    }
 }

@@ -484,6 +484,35 @@ async fn rollback_returns_to_the_definition_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rollback_does_not_return_to_what_failed_before_the_last_release() {
+    let server = Server::new().await;
+    server.apply(stack(&[("cart", 1)], "1")).await;
+    let good = server.settled().await.services["cart"].revision.clone();
+    let script = Script { exit_after: Some((Duration::from_millis(10), 3)), ..Script::default() };
+    server.runtime.script(&service("cart"), script);
+    for failing in ["2", "3"] {
+        server.apply(stack(&[("cart", 1)], failing)).await;
+        server.until("a verdict", |view| view.failed).await;
+        server.until("the way back", |v| v.converged && ready(v, "cart") == 1).await;
+    }
+    server.runtime.script(&service("cart"), Script::default());
+    server.apply(stack(&[("cart", 1)], "4")).await;
+    server.until("the new one", |v| v.converged && !v.failed).await;
+    let marked = || -> Vec<bool> {
+        let history = server.viewer.history(&name()).unwrap();
+        history.iter().map(|entry| entry.change.contains("(failed: cart)")).collect()
+    };
+    assert_eq!(marked(), [false, true, true, false]);
+    server.changes.rollback(&name(), &RollbackRequest::default()).await.unwrap();
+    let view = server.until("the first", |v| v.converged && !v.failed).await;
+    assert_eq!(view.services["cart"].revision, good);
+    // What failed once and runs now has not failed.
+    server.apply(stack(&[("cart", 1)], "2")).await;
+    server.until("what failed", |v| v.converged && !v.failed).await;
+    assert_eq!(marked(), [false, false, false, true, false, false]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_that_make_no_sense_change_nothing() {
     let server = Server::new().await;
     server.apply(stack(&[("cart", 1)], "1")).await;

@@ -241,9 +241,8 @@ impl Viewer {
 /// The services whose revision in `record` failed at its last try.
 fn failed_services(stack: &StackState, record: &StackRecord) -> String {
     let failed = record.stack.services.iter().filter(|(name, service)| {
-        stack.rollouts.get(*name).is_some_and(|rollout| {
-            rollout.value.state.has_failed() && rollout.value.to == service.spec.revision()
-        })
+        let rollout = stack.rollouts.get(*name);
+        rollout.is_some_and(|rollout| rollout.value.saw_failing(&service.spec.revision()))
     });
     failed.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
 }

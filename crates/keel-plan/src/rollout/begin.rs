@@ -1,5 +1,7 @@
 //! Opens a rollout when a service first appears, changes, is restarted by the user, or is tried again.
 
+use std::collections::BTreeSet;
+
 use keel_model::{
     EventKind, Goal, InstanceId, RevisionId, Rollout, RolloutState, Service, ServiceName,
 };
@@ -109,6 +111,7 @@ fn fresh(
     let now = draft.clock.now;
     Rollout {
         service: name.clone(),
+        failed_before: failed_before(draft, name, &to),
         from,
         to,
         state: RolloutState::Progressing,
@@ -123,6 +126,17 @@ fn fresh(
         marks: std::collections::BTreeMap::new(),
         failed_instance: None,
     }
+}
+
+/// The revisions that failed when they were tried last, as far as one could still return to them. What is to be tried now
+/// is not among them.
+fn failed_before(draft: &Draft<'_>, name: &ServiceName, to: &RevisionId) -> BTreeSet<RevisionId> {
+    let Some(before) = draft.rollouts.get(name) else { return BTreeSet::new() };
+    // A restart that fails says nothing against the revision that it was of.
+    let is_new = before.from.as_ref() != Some(&before.to);
+    let last = Some(&before.to).filter(|_| before.state.has_failed() && is_new);
+    let all = before.failed_before.iter().chain(last);
+    all.filter(|it| *it != to && draft.knows(name, it)).cloned().collect()
 }
 
 fn open(draft: &mut Draft<'_>, name: &ServiceName, mut rollout: Rollout, occasion: Occasion) {

@@ -217,13 +217,18 @@ pub(super) fn rolled_back(
     Ok(next)
 }
 
-/// Where a rollout failed, only the revision that it returned to is known to be good.
+/// Where a rollout failed, only the revision that it returned to is known to be good; and nobody wants to return to one
+/// that failed before.
 fn proved(stack: &StackState, record: &StackRecord) -> bool {
     stack.rollouts.iter().all(|(name, rollout)| {
         let rollout = &rollout.value;
-        let service = record.stack.services.get(name);
-        !rollout.state.has_failed()
-            || service.is_none_or(|s| rollout.from.as_ref() == Some(&s.spec.revision()))
+        let Some(service) = record.stack.services.get(name) else { return true };
+        let revision = service.spec.revision();
+        if rollout.state.has_failed() {
+            rollout.from.as_ref() == Some(&revision)
+        } else {
+            !rollout.saw_failing(&revision)
+        }
     })
 }
 

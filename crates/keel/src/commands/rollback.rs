@@ -13,7 +13,7 @@ use crate::wait::Until;
 /// Options of `keel rollback`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct RollbackArgs {
-    /// The generation to return to, as `keel history` lists it (default: the definition before this one)
+    /// The generation to return to, as `keel history` lists it (default: the last one before this that did not fail)
     #[arg(value_name = "GENERATION")]
     pub generation: Option<u64>,
     /// Whether and how long to wait
