@@ -5,13 +5,16 @@
 //! `stubborn` (writes `ready`, ends only by SIGKILL), `missing`, `forbidden`; anything else runs until it is stopped.
 //! Clones share everything, which is what a restart of the server looks like to a runtime.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use keel_model::{Exit, Hook, InstanceId, PortBinding, ServiceName, StartFailure, Timestamp};
+use keel_model::{
+    Exit, Hook, InstanceId, MountSource, PortBinding, ServiceName, StackName, StartFailure,
+    Timestamp,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -26,6 +29,8 @@ use crate::types::{
 const QUEUE: usize = 64;
 /// How long a killed instance may take to be gone.
 const KILL_WAIT: Duration = Duration::from_secs(10);
+
+const AWAY: &str = "what runs it is away";
 
 /// What instances of a service do.
 #[derive(Clone, Debug, Default)]
@@ -62,7 +67,9 @@ struct State {
     scripts: BTreeMap<ServiceName, Script>,
     starts: Vec<(InstanceId, u32)>,
     commands: Vec<(InstanceId, Vec<String>)>,
-    volumes: Vec<String>,
+    volumes: BTreeMap<String, StackName>,
+    held: BTreeSet<String>,
+    away: bool,
     foreign: BTreeMap<String, Option<i32>>,
     pids: u32,
 }
@@ -110,6 +117,21 @@ impl FakeRuntime {
     /// There is a container that something else has started: it runs, or has ended with this code.
     pub fn foreign(&self, container: &str, ended: Option<i32>) {
         self.state().foreign.insert(container.to_owned(), ended);
+    }
+
+    /// What runs instances is away, or is back.
+    pub fn away(&self, away: bool) {
+        self.state().away = away;
+    }
+
+    /// Somebody uses a volume, or does not any more.
+    pub fn hold(&self, volume: &str, held: bool) {
+        let mut state = self.state();
+        if held {
+            state.held.insert(volume.to_owned())
+        } else {
+            state.held.remove(volume)
+        };
     }
 
     /// Every successful start so far, with its attempt.
@@ -295,6 +317,10 @@ impl Runtime for FakeRuntime {
                 })
             };
         }
+        if self.state().away {
+            let message = format!("instance {}: {AWAY}", launch.id);
+            return Err(StartError { failure: StartFailure::Away, message });
+        }
         if let Some(error) = refused(&launch, &script) {
             return Err(error);
         }
@@ -315,6 +341,12 @@ impl Runtime for FakeRuntime {
             state.starts.push((id.clone(), attempt));
             let mut lines = state.entries.remove(&id).map(|old| old.lines).unwrap_or_default();
             lines.extend(said);
+            for mount in &launch.spec.mounts {
+                if let MountSource::Volume { name, .. } = &mount.source {
+                    let stack = || launch.stack.clone();
+                    state.volumes.entry(name.clone()).or_insert_with(stack);
+                }
+            }
             let ports = ports.clone();
             let entry = Entry { launch, pid, ports, started_at, exit: None, lines, tasks };
             state.entries.insert(id.clone(), entry);
@@ -437,6 +469,9 @@ impl Runtime for FakeRuntime {
         _timeout: Duration,
     ) -> Result<ExecOutput, Error> {
         let mut state = self.state();
+        if state.away {
+            return Err(Error::Away(format!("instance {}: {AWAY}", launch.id)));
+        }
         state.commands.push((launch.id.clone(), hook.command.clone()));
         let scripted = state.scripts.get(&launch.service).and_then(|script| script.exec.clone());
         Ok(scripted.unwrap_or(ExecOutput { code: 0, output: String::new() }))
@@ -499,14 +534,21 @@ impl Runtime for FakeRuntime {
     }
 
     async fn volumes(&self) -> Result<Vec<VolumeInfo>, Error> {
-        let path = |name: &String| std::path::Path::new("/nowhere").join(name);
-        let state = self.state();
-        let info = |name: &String| VolumeInfo { name: name.clone(), path: path(name), stack: None };
-        Ok(state.volumes.iter().map(info).collect())
+        let info = |(name, stack): (&String, &StackName)| VolumeInfo {
+            name: name.clone(),
+            path: std::path::Path::new("/nowhere").join(name),
+            stack: Some(stack.clone()),
+        };
+        Ok(self.state().volumes.iter().map(info).collect())
     }
 
     async fn remove_volume(&self, name: &str) -> Result<(), Error> {
-        self.state().volumes.retain(|volume| volume != name);
+        let mut state = self.state();
+        if state.held.contains(name) {
+            let reason = "somebody uses it".to_owned();
+            return Err(Error::Volume { name: name.to_owned(), reason });
+        }
+        state.volumes.remove(name);
         Ok(())
     }
 }

@@ -138,9 +138,12 @@ async fn volumes_binds_and_memory_are_mounted() {
         fs::remove_dir(left).unwrap();
     }
     assert!(kept.exists(), "a named volume outlives its instances");
-    assert_eq!(runtime.volumes().await.unwrap()[0].name, "t_data");
+    let volumes = runtime.volumes().await.unwrap();
+    let [volume] = volumes.as_slice() else { panic!("{volumes:?}") };
+    assert_eq!((volume.name.as_str(), volume.stack.as_ref()), ("t_data", Some(&launch.stack)));
     runtime.remove_volume("t_data").await.unwrap();
     assert!(!kept.exists());
+    assert_eq!(runtime.volumes().await.unwrap(), []);
     assert!(runtime.remove_volume("../instances").await.is_err());
 }
 

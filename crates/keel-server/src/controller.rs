@@ -3,7 +3,7 @@
 //! A wake-up carries nothing. Each turn takes the whole world and the whole board, and every write is conditional
 //! on what the plan was made from, so that a turn that raced with a user's change is thrown away and done again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use keel_store::{Outcome, Store, Transaction};
 use crate::board::{Board, BoardView};
 use crate::events::EventLog;
 use crate::world::{StackState, World, WorldReader};
-use crate::{Error, clock, keys};
+use crate::{Error, clock, keys, volumes};
 
 /// Actions written in one transaction. A plan is level-triggered, so that a crash between two parts of it is
 /// only a turn that was cut short.
@@ -129,17 +129,17 @@ impl Controller {
     async fn remove_volumes(&self, stack: &StackState) {
         let Some(record) = stack.record.as_ref().filter(|r| r.value.remove_volumes) else { return };
         let name = &record.value.stack.name;
-        let volumes = record.value.stack.volumes.values().filter(|volume| !volume.external);
-        let mut names: BTreeSet<String> = volumes.map(|volume| volume.name.clone()).collect();
-        // Those too that no file names.
-        let known = self.runtime.volumes().await.unwrap_or_default();
-        let ours = known.into_iter().filter(|volume| volume.stack.as_ref() == Some(name));
-        names.extend(ours.map(|volume| volume.name));
-        for volume in names {
-            if let Err(error) = self.runtime.remove_volume(&volume).await {
-                let message = format!("volume {volume} can't be removed: {error}");
-                self.events.add(keel_model::EventKind::Platform, Some(name), None, None, message);
-            }
+        let mut names = volumes::defined(&record.value.stack);
+        // Those too that only an earlier file named.
+        let all = self.runtime.volumes().await.unwrap_or_default();
+        names.extend(volumes::made_for(name, &all));
+        let external = record.value.stack.volumes.values().filter(|volume| volume.external);
+        external.for_each(|volume| {
+            names.remove(&volume.name);
+        });
+        let world = self.worlds.current();
+        for message in volumes::delete(&*self.runtime, &world, name, names).await {
+            self.events.add(keel_model::EventKind::Platform, Some(name), None, None, message);
         }
     }
 

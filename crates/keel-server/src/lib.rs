@@ -31,6 +31,7 @@ mod sockets;
 mod tests;
 mod traffic;
 mod views;
+mod volumes;
 mod world;
 
 pub use error::Error;

@@ -127,22 +127,13 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
     start_adoption(options, &agent, &proxy, &mut tasks);
     let metrics = metrics::start(metrics, &figures, &mut tasks);
     tasks.spawn(controller(&agent).run());
-    tasks.spawn(agent.run());
+    tasks.spawn(agent.clone().run());
     tasks.spawn(Kept::new(&images, &worlds, &store).run());
 
     let shutdown = Arc::new(Notify::new());
     let limitations = limitation.into_iter().chain(limitations(&*runtime)).collect();
     let api = Arc::new(Api {
-        changes: Changes {
-            node: node.clone(),
-            store: store.clone(),
-            worlds: worlds.clone(),
-            events: events.clone(),
-            network: network.clone(),
-            proxy: proxy.clone(),
-            images: images.clone(),
-            turn: Mutex::new(()),
-        },
+        changes: changes(&agent, &proxy, &images),
         presence: Presence { images, store: store.clone() },
         viewer: Viewer {
             node: node.clone(),
@@ -167,6 +158,20 @@ async fn serve(options: &ServerOptions) -> Result<(), Error> {
     tasks.shutdown().await;
     leave(options, &worlds, &*store, &proxy).await;
     Ok(())
+}
+
+fn changes(agent: &Context, proxy: &watch::Receiver<ProxyState>, images: &Images) -> Changes {
+    Changes {
+        node: agent.node.clone(),
+        store: agent.store.clone(),
+        worlds: agent.worlds.clone(),
+        events: agent.events.clone(),
+        network: agent.network.clone(),
+        proxy: proxy.clone(),
+        images: images.clone(),
+        runtime: agent.runtime.clone(),
+        turn: Mutex::new(()),
+    }
 }
 
 /// What serves nothing would only be left over. A proxy that serves a stack goes on.

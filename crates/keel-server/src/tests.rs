@@ -83,6 +83,7 @@ impl Server {
             network: network.clone(),
             proxy: proxy.clone(),
             images: keel_container::images::Images::new(keel_container::Engine::default()),
+            runtime: Arc::new(runtime.clone()),
             turn: Mutex::new(()),
         };
         let viewer = Viewer { node, worlds, board, network, proxy };
@@ -510,6 +511,64 @@ async fn rollback_does_not_return_to_what_failed_before_the_last_release() {
     server.apply(stack(&[("cart", 1)], "2")).await;
     server.until("what failed", |v| v.converged && !v.failed).await;
     assert_eq!(marked(), [false, false, false, true, false, false]);
+}
+
+/// A stack whose service has a volume.
+fn with_volume(stack_name: &str, volume: &str) -> Stack {
+    let mut wanted = stack(&[("db", 1)], "1");
+    wanted.name = StackName::new(stack_name).unwrap();
+    let mount = json!({"source": {"volume": {"name": volume, "subpath": null}}, "target": "/data", "read_only": false});
+    let mount = serde_json::from_value(mount).unwrap();
+    wanted.services.get_mut("db").unwrap().spec.mounts.push(mount);
+    let volume = json!({"name": volume, "external": false});
+    wanted.volumes.insert("data".into(), serde_json::from_value(volume).unwrap());
+    wanted
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_go_when_that_is_asked_for_with_their_stack_or_later() {
+    let server = Server::new().await;
+    let down = async |volumes| server.changes.down(&name(), &DownRequest { volumes }).await;
+    let volumes = async || {
+        let all = server.runtime.volumes().await.unwrap();
+        all.into_iter().map(|volume| volume.name).collect::<Vec<_>>()
+    };
+    let gone = async || {
+        let mut changes = server.viewer.subscribe();
+        while server.viewer.stack(&name()).is_ok() {
+            changes.changed().await;
+        }
+    };
+    server.apply(with_volume("shop", "shop_data")).await;
+    server.settled().await;
+    down(false).await.unwrap();
+    gone().await;
+    assert_eq!(volumes().await, ["shop_data"]);
+    assert_eq!(down(false).await.unwrap_err().code, "no_such_stack");
+    // Somebody uses it.
+    server.runtime.hold("shop_data", true);
+    let refusal = down(true).await.unwrap_err();
+    assert_eq!(refusal.code, "volume_in_use");
+    assert!(refusal.message.contains("volume shop_data can't be deleted"), "{}", refusal.message);
+    server.runtime.hold("shop_data", false);
+    // Another stack does.
+    server.apply(with_volume("other", "shop_data")).await;
+    let refusal = down(true).await.unwrap_err();
+    assert!(refusal.message.contains("stack other uses it too"), "{}", refusal.message);
+    server.apply(with_volume("other", "other_data")).await;
+    down(true).await.unwrap();
+    assert!(!volumes().await.contains(&"shop_data".to_owned()));
+    assert_eq!(down(true).await.unwrap_err().code, "no_such_stack");
+    // With the stack; and what was in use then goes later.
+    server.apply(with_volume("shop", "shop_data")).await;
+    server.settled().await;
+    server.runtime.hold("shop_data", true);
+    down(true).await.unwrap();
+    gone().await;
+    assert!(volumes().await.contains(&"shop_data".to_owned()));
+    server.runtime.hold("shop_data", false);
+    down(true).await.unwrap();
+    assert!(!volumes().await.contains(&"shop_data".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

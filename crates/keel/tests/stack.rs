@@ -31,9 +31,12 @@ fn kill_9(pid: u64) {
 #[test]
 fn a_stack_comes_up_serves_scales_and_goes() {
     let port = free_port();
+    let data = tempfile::tempdir().unwrap();
     let keel = Running::new(&format!(
-        "name: demo\nservices:\n  web:\n    command: {}\n    ports: [\"{port}:80\"]\n    deploy: {{ replicas: 2 }}\n",
-        responder("v1")
+        "name: demo\nservices:\n  web:\n    command: {}\n    ports: [\"{port}:80\"]\n    deploy: {{ replicas: 2 }}\n    \
+         volumes: ['data:{}']\nvolumes: {{data: }}\n",
+        responder("v1"),
+        data.path().display(),
     ));
     let up = keel.run(&["up", "-d", "--wait", "--wait-timeout", "60"]);
     assert_eq!(up.code, 0, "{}", up.all());
@@ -56,6 +59,10 @@ fn a_stack_comes_up_serves_scales_and_goes() {
     let down = keel.run(&["down"]);
     assert_eq!(down.code, 0, "{}", down.all());
     assert_eq!(keel.run(&["ls", "-aq"]).ok(), "");
+    // Its data outlives it, until that is asked for.
+    assert_eq!(keel.run(&["volumes", "-q"]).ok(), "demo_data\n");
+    keel.run(&["down", "-v"]).ok();
+    assert_eq!(keel.run(&["volumes"]).code, 1);
     assert_eq!(keel.run(&["ps"]).code, 1);
     assert_eq!(keel.run(&["down"]).code, 0);
     assert!(get(port).is_none());

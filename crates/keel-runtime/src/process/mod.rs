@@ -10,6 +10,7 @@ mod ports;
 mod start;
 mod surroundings;
 pub(crate) mod users;
+mod volumes;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -436,22 +437,12 @@ impl Runtime for ProcessRuntime {
     async fn volumes(&self) -> Result<Vec<VolumeInfo>, Error> {
         let dir = self.inner.volumes_dir.clone();
         let failed = Error::system(format!("can't list {}", dir.display()));
-        let list = move || -> io::Result<Vec<VolumeInfo>> {
-            let mut all = Vec::new();
-            for entry in fs::read_dir(dir)? {
-                let entry = entry?;
-                let name = entry.file_name().to_string_lossy().into_owned();
-                all.push(VolumeInfo { name, path: entry.path(), stack: None });
-            }
-            all.sort_by(|a, b| a.name.cmp(&b.name));
-            Ok(all)
-        };
-        blocking(list).await.map_err(failed)
+        blocking(move || volumes::list(&dir)).await.map_err(failed)
     }
 
     async fn remove_volume(&self, name: &str) -> Result<(), Error> {
         let bad = |reason: String| Error::Volume { name: name.to_owned(), reason };
-        let path = surroundings::volume_dir(&self.inner.volumes_dir, name).map_err(bad)?;
+        let path = volumes::dir_of(&self.inner.volumes_dir, name).map_err(bad)?;
         let user = self.inner.entries().iter().find_map(|(id, entry)| {
             let uses = entry.kept.launch.spec.mounts.iter().any(|mount| {
                 matches!(&mount.source,
@@ -463,10 +454,8 @@ impl Runtime for ProcessRuntime {
             return Err(bad(format!("instance {id} uses it; remove that first")));
         }
         let failed = Error::system(format!("can't remove {}", path.display()));
-        match blocking(move || fs::remove_dir_all(path)).await {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
-            _ => Ok(()),
-        }
+        let (dir, name) = (self.inner.volumes_dir.clone(), name.to_owned());
+        blocking(move || volumes::remove(&dir, &name)).await.map_err(failed)
     }
 }
 

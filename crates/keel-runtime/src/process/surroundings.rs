@@ -13,6 +13,7 @@ use std::path::{Component, Path, PathBuf};
 
 use keel_model::{FileMount, Mount, MountSource};
 
+use super::volumes;
 use crate::shim::plan::{FileStep, MountStep};
 use crate::types::{Identity, Launch};
 
@@ -60,7 +61,7 @@ impl Plan {
         let mut mounts: Vec<&Mount> = launch.spec.mounts.iter().collect();
         mounts.sort_by_key(|mount| mount.target.components().count());
         for (number, mount) in mounts.into_iter().enumerate() {
-            plan.mount(number, mount, user, places)?;
+            plan.mount(number, mount, user, launch, places)?;
         }
         plan.names(launch, places)?;
         for file in &launch.spec.files {
@@ -74,6 +75,7 @@ impl Plan {
         number: usize,
         mount: &Mount,
         user: &Identity,
+        launch: &Launch,
         places: &Places<'_>,
     ) -> Result<(), String> {
         let target = absolute(&mount.target)?;
@@ -99,8 +101,10 @@ impl Plan {
                 return Ok(());
             }
             MountSource::Volume { name, subpath } => {
-                let volume = volume_dir(places.volumes, name)?;
-                make_owned(&volume, user).map_err(|e| format!("volume {name}: {e}"))?;
+                let volume = volumes::dir_of(places.volumes, name)?;
+                volumes::note_stack(places.volumes, name, &launch.stack)
+                    .and_then(|()| make_owned(&volume, user))
+                    .map_err(|e| format!("volume {name}: {e}"))?;
                 match subpath {
                     Some(sub) => {
                         let inner = volume.join(relative(sub)?);
@@ -276,21 +280,6 @@ impl Plan {
         }
         self.files.push(step);
         Ok(())
-    }
-}
-
-/// The directory of a named volume.
-pub(super) fn volume_dir(volumes: &Path, name: &str) -> Result<PathBuf, String> {
-    let plain = !name.is_empty()
-        && !name.starts_with('.')
-        && name.len() <= 200
-        && !name.contains(['/', '\0']);
-    if plain {
-        Ok(volumes.join(name))
-    } else {
-        Err(format!(
-            "the volume name {name:?} can't be a directory; use letters, digits, '_', '.', '-'"
-        ))
     }
 }
 

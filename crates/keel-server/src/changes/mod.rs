@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use keel_container::images::Images;
 use keel_model::{EventKind, Generation, Goal, NodeName, StackName, StackRecord};
+use keel_runtime::Runtime;
 use keel_store::{Outcome, Store, Transaction};
 use tokio::sync::{Mutex, watch};
 
@@ -27,7 +28,7 @@ use crate::images::Again;
 use crate::network::Network;
 use crate::traffic::ProxyState;
 use crate::world::{ServiceAddress, StackState, World, WorldReader};
-use crate::{clock, detour, images, keys, preflight, sockets, views};
+use crate::{clock, detour, images, keys, preflight, sockets, views, volumes};
 
 #[cfg(test)]
 pub(crate) use adopt::Taken;
@@ -63,6 +64,8 @@ pub struct Changes {
     pub proxy: watch::Receiver<ProxyState>,
     /// What container services are pinned to.
     pub images: Images,
+    /// Keeps the volumes of stacks.
+    pub runtime: Arc<dyn Runtime>,
     /// One change at a time; others would only conflict.
     pub turn: Mutex<()>,
 }
@@ -140,6 +143,9 @@ impl Changes {
     /// # Errors
     /// [`Refusal`]; nothing is changed then.
     pub async fn down(&self, name: &StackName, request: &DownRequest) -> Result<Applied, Refusal> {
+        if request.volumes && self.delete_left_volumes(name).await? {
+            return Ok(Applied { generation: Generation(0), changes: Vec::new() });
+        }
         self.change(name, Change::Operation, |stack| {
             let mut next = wish::existing(name, stack)?;
             next.removing = true;
@@ -148,6 +154,26 @@ impl Changes {
             Ok(next)
         })
         .await
+    }
+
+    /// Deletes what a stack has left that is gone; false if it is not, or has left nothing.
+    async fn delete_left_volumes(&self, name: &StackName) -> Result<bool, Refusal> {
+        // Nobody shall start it while its volumes go.
+        let _turn = self.turn.lock().await;
+        let world = self.worlds.refresh().await?;
+        if world.stacks.contains_key(name) {
+            return Ok(false);
+        }
+        let left = volumes::made_for(name, &volumes::all(&*self.runtime).await?);
+        if left.is_empty() {
+            return Ok(false);
+        }
+        let stay = volumes::delete(&*self.runtime, &world, name, left).await;
+        if !stay.is_empty() {
+            return Err(Refusal::new("volume_in_use", stay.join("\n"))
+                .hint("stop what uses it, and say `keel down -v` again"));
+        }
+        Ok(true)
     }
 
     /// Returns to an earlier definition, whose images have to be there or to be had again.

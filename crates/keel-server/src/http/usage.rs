@@ -7,12 +7,12 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::routing::{MethodRouter, get};
 use futures_util::{StreamExt as _, stream};
-use keel_model::{InstanceId, MountSource, Phase, ServiceName, Stack};
+use keel_model::{InstanceId, MountSource, Phase, ServiceName, Stack, StackName};
 use keel_runtime::VolumeInfo;
 
 use super::{Answer, Api, Shared, stack_name};
 use crate::api::usage::{UsageView, VolumeView};
-use crate::error::Refusal;
+use crate::volumes;
 
 /// Instances that are measured at the same time.
 const AT_ONCE: usize = 16;
@@ -23,13 +23,16 @@ static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
 pub(super) fn volumes() -> MethodRouter<Arc<Api>> {
     get(async |State(api): Shared, Path(name): Path<String>| -> Answer<Vec<VolumeView>> {
         let name = stack_name(&name)?;
-        // Refuses a stack that does not exist.
-        api.viewer.stack(&name)?;
         let world = api.viewer.worlds.current();
         let record = world.stacks.get(&name).and_then(|stack| stack.record.as_ref());
-        let known = api.runtime.volumes().await;
-        let known = known.map_err(|error| Refusal::new("runtime", error.to_string()))?;
-        Ok(Json(record.map_or_else(Vec::new, |record| of_stack(&record.value.stack, &known))))
+        let known = volumes::all(&*api.runtime).await?;
+        let mut views = record.map_or_else(Vec::new, |it| of_stack(&it.value.stack, &known));
+        views.extend(left(&name, &views, &known));
+        if views.is_empty() {
+            // Refuses a stack that does not exist.
+            api.viewer.stack(&name)?;
+        }
+        Ok(Json(views))
     })
 }
 
@@ -54,6 +57,22 @@ fn of_stack(stack: &Stack, known: &[VolumeInfo]) -> Vec<VolumeView> {
         }
     }
     views
+}
+
+/// Those that were made for a stack and that it does not define any more, or not while it is down.
+fn left(stack: &StackName, defined: &[VolumeView], known: &[VolumeInfo]) -> Vec<VolumeView> {
+    let others = known.iter().filter(|it| {
+        it.stack.as_ref() == Some(stack) && defined.iter().all(|view| view.name != it.name)
+    });
+    let view = |volume: &VolumeInfo| VolumeView {
+        key: volume.name.clone(),
+        name: volume.name.clone(),
+        driver: "local".to_owned(),
+        path: Some(volume.path.clone()),
+        external: false,
+        used_by: Vec::new(),
+    };
+    others.map(view).collect()
 }
 
 fn users(stack: &Stack, volume: &str) -> Vec<ServiceName> {

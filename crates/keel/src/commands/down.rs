@@ -1,6 +1,7 @@
 //! `keel down`: stops everything of a stack, dependents first, and forgets it.
 
-use keel_server::api::client::Error;
+use keel_model::StackName;
+use keel_server::api::client::{Client, Error};
 use keel_server::api::types::DownRequest;
 
 use crate::change::{Change, WaitArgs};
@@ -13,7 +14,7 @@ use crate::wait::Until;
 /// Options of `keel down`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct DownArgs {
-    /// Delete the stack's named volumes, with their data
+    /// Delete the stack's named volumes, with their data; also those that an earlier `down` left
     #[arg(short, long)]
     pub volumes: bool,
     /// Remove services that are no longer in the file; `down` always does
@@ -55,5 +56,21 @@ pub async fn run(ctx: &Context, args: DownArgs) -> Result<(), Failure> {
     if args.wait.detach {
         return change.print_result("removing");
     }
-    change.settle().await.map(|_| ())
+    change.settle().await?;
+    if args.volumes {
+        warn_of_left(ctx, &client, &stack).await;
+    }
+    Ok(())
+}
+
+/// A volume that somebody uses does not keep the stack from going, but its data is still there.
+async fn warn_of_left(ctx: &Context, client: &Client, stack: &StackName) {
+    // There is no such stack, nor a volume of it.
+    let Ok(left) = client.volumes(stack.as_str()).await else { return };
+    for volume in left.iter().filter(|volume| !volume.external) {
+        ctx.warn(&format!(
+            "volume {} is still there: `keel events` says why, `keel down -v` tries again",
+            volume.name
+        ));
+    }
 }

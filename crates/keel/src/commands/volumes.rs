@@ -32,7 +32,11 @@ pub struct VolumesArgs {
 pub async fn run(ctx: &Context, args: VolumesArgs) -> Result<(), Failure> {
     let stack = project::stack_name(ctx)?;
     let client = ctx.client();
-    let (_, services) = names::stack_with(&client, &stack, &args.services).await?;
+    // A stack that is down may have left some.
+    let services = match args.services.as_slice() {
+        [] => Vec::new(),
+        named => names::stack_with(&client, &stack, named).await?.1,
+    };
     let mut volumes = client.volumes(stack.as_str()).await?;
     volumes.retain(|volume| {
         services.is_empty() || volume.used_by.iter().any(|user| services.contains(user))
