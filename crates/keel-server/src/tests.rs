@@ -513,6 +513,29 @@ async fn rollback_does_not_return_to_what_failed_before_the_last_release() {
     assert_eq!(marked(), [false, false, false, true, false, false]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_and_the_steps_before_it_wait_for_an_engine_that_is_away() {
+    let server = Server::new().await;
+    server.runtime.away(true);
+    let mut wanted = stack(&[("db", 1), ("web", 1)], "1");
+    let step =
+        json!({"command": ["migrate"], "environment": {}, "working_dir": null, "user": null});
+    let step: keel_model::Hook = serde_json::from_value(step).unwrap();
+    wanted.services.get_mut("web").unwrap().spec.pre_start.push(step);
+    server.apply(wanted).await;
+    let waits = |view: &StackView, name: &str| {
+        let mut all = view.services.get(name).into_iter().flat_map(|it| &it.instances);
+        all.any(|it| it.status.as_ref().is_some_and(|status| status.message.contains("away")))
+    };
+    server.until("both to wait", |view| waits(view, "db") && waits(view, "web")).await;
+    server.runtime.away(false);
+    let view = server.settled().await;
+    assert!(!view.failed);
+    assert_eq!(server.runtime.commands().len(), 1);
+    let first = server.runtime.starts().into_iter().all(|(_, attempt)| attempt == 1);
+    assert!(first, "nobody has failed: {:?}", server.runtime.starts());
+}
+
 /// A stack whose service has a volume.
 fn with_volume(stack_name: &str, volume: &str) -> Stack {
     let mut wanted = stack(&[("db", 1)], "1");

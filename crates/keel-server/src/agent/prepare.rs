@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use keel_model::{Assignment, RevisionId, Service, ServiceName, StackName};
-use keel_runtime::Launch;
+use keel_runtime::{Error as RuntimeError, Launch};
 use keel_store::Transaction;
 use tokio::sync::OnceCell;
 
@@ -28,7 +28,7 @@ impl Preparations {
 }
 
 impl Context {
-    /// Runs the `pre_start` steps that this start needs.
+    /// Runs the `pre_start` steps that this start needs. While they wait for an engine that is away, `waits` hears why.
     ///
     /// # Errors
     /// The text for people when a step fails.
@@ -37,15 +37,16 @@ impl Context {
         assignment: &Assignment,
         service: &Service,
         launch: &Launch,
+        waits: &(impl Fn(&str) + Sync),
     ) -> Result<(), String> {
         let once = service.spec.pre_start.iter().any(|step| !step.per_replica);
         if once {
             let key =
                 (assignment.stack.clone(), assignment.service.clone(), assignment.revision.clone());
             let cell = self.preparations.cell(key);
-            cell.get_or_try_init(|| self.prepare_once(assignment, service, launch)).await?;
+            cell.get_or_try_init(|| self.prepare_once(assignment, service, launch, waits)).await?;
         }
-        self.steps(service, launch, true).await
+        self.steps(service, launch, true, waits).await
     }
 
     async fn prepare_once(
@@ -53,23 +54,40 @@ impl Context {
         assignment: &Assignment,
         service: &Service,
         launch: &Launch,
+        waits: &(impl Fn(&str) + Sync),
     ) -> Result<(), String> {
         let key = keys::prepared(&assignment.stack, &assignment.service, &assignment.revision);
         if self.store.get(&key).await.map_err(|e| e.to_string())?.is_some() {
             return Ok(());
         }
-        self.steps(service, launch, false).await?;
+        self.steps(service, launch, false, waits).await?;
         let done = Transaction::new().put(key, b"true".to_vec());
         self.store.commit(done).await.map(|_| ()).map_err(|e| e.to_string())
     }
 
-    async fn steps(&self, service: &Service, launch: &Launch, each: bool) -> Result<(), String> {
+    async fn steps(
+        &self,
+        service: &Service,
+        launch: &Launch,
+        each: bool,
+        waits: &(impl Fn(&str) + Sync),
+    ) -> Result<(), String> {
         for step in service.spec.pre_start.iter().filter(|step| step.per_replica == each) {
             let program = step.command.first().map_or("", String::as_str);
-            let output =
-                self.runtime.run_hook(launch, step, STEP_TIMEOUT).await.map_err(|error| {
-                    format!("the pre_start step `{program}` could not run: {error}")
-                })?;
+            let output = loop {
+                match self.runtime.run_hook(launch, step, STEP_TIMEOUT).await {
+                    Ok(output) => break output,
+                    Err(RuntimeError::Away(why)) => {
+                        waits(&why);
+                        tokio::time::sleep(super::worker::AWAY_RETRY).await;
+                    }
+                    Err(error) => {
+                        return Err(format!(
+                            "the pre_start step `{program}` could not run: {error}"
+                        ));
+                    }
+                }
+            };
             if output.code != 0 {
                 return Err(format!(
                     "the pre_start step `{program}` ended with code {}: {}",

@@ -23,7 +23,7 @@ const HOOK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause before wiping an instance's files is tried again.
 const REMOVE_RETRY: Duration = Duration::from_secs(1);
 /// Pause before an engine that was away is asked again.
-const AWAY_RETRY: Duration = Duration::from_millis(200);
+pub(super) const AWAY_RETRY: Duration = Duration::from_millis(200);
 /// Pause before taking over a container is tried again.
 const ADOPT_RETRY: Duration = Duration::from_secs(1);
 /// Longest text kept in a status, in bytes.
@@ -144,8 +144,9 @@ impl Worker {
                 Adopted::Withdrawn => return,
             }
         }
+        let waits = |why: &str| self.update(|status| why.clone_into(&mut status.message));
         let prepared = tokio::select! {
-            prepared = self.context.prepare(assignment, &service, &launch) => prepared,
+            prepared = self.context.prepare(assignment, &service, &launch, &waits) => prepared,
             () = withdrawn(word) => Err("it was withdrawn before it could start".to_owned()),
         };
         if let Err(reason) = prepared {
