@@ -24,6 +24,10 @@ pub const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
 /// How often is looked whether there is something to say while nothing changes.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// How long the others are waited for when a service has failed: what is wrong is often wrong with several, and better told
+/// at once.
+const OTHERS: Duration = Duration::from_secs(2);
+
 /// What is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Until {
@@ -76,16 +80,24 @@ impl Wait {
     ) -> Result<Outcome, Failure> {
         let deadline = self.limit.map(|limit| Instant::now() + limit);
         let mut last: Option<StackView> = None;
+        let mut failed: Option<Instant> = None;
         let mut watch = Watch::new(client.clone(), self.stack.clone());
         loop {
             let mut next = pin!(watch.next());
             let next = loop {
                 let look = Instant::now() + LOOK;
                 let until = deadline.map_or(look, |deadline| deadline.min(look));
+                let until = failed.map_or(until, |since| until.min(since + OTHERS));
                 if let Ok(next) = timeout_at(until, &mut next).await {
                     break next?;
                 }
-                if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+                if failed.is_some_and(|since| late || since.elapsed() >= OTHERS)
+                    && let Some(view) = last.take()
+                {
+                    return Ok(Outcome::Failed(view));
+                }
+                if late {
                     return Ok(Outcome::TimedOut(last));
                 }
                 // What has stayed as it is for a while has a reason.
@@ -97,14 +109,19 @@ impl Wait {
                 continue;
             }
             evidence.gather(client, &view, |name| self.covers(name)).await;
-            if let Some(outcome) = self.judge(view, &mut last) {
+            if let Some(outcome) = self.judge(view, &mut last, &mut failed) {
                 return Ok(outcome);
             }
         }
     }
 
-    fn judge(&self, view: StackView, last: &mut Option<StackView>) -> Option<Outcome> {
-        let failed = self.scope(&view).any(|(_, service)| service.failed && settled(service));
+    fn judge(
+        &self,
+        view: StackView,
+        last: &mut Option<StackView>,
+        failed: &mut Option<Instant>,
+    ) -> Option<Outcome> {
+        let has_failed = self.scope(&view).any(|(_, service)| service.failed && settled(service));
         let reached = match self.until {
             Until::Started => self.scope(&view).all(|(_, service)| started(service)),
             Until::Converged if self.services.is_none() && !view.converged => false,
@@ -113,9 +130,20 @@ impl Wait {
             Until::Gone => false,
         };
         let matters = matches!(self.until, Until::Started | Until::Converged);
-        if matters && failed {
-            return Some(Outcome::Failed(view));
+        if matters && has_failed {
+            let done = |service| match self.until {
+                Until::Started => started(service),
+                _ => settled(service),
+            };
+            let others = self.scope(&view).any(|(_, service)| !done(service));
+            let since = *failed.get_or_insert_with(Instant::now);
+            if !others || since.elapsed() >= OTHERS {
+                return Some(Outcome::Failed(view));
+            }
+            *last = Some(view);
+            return None;
         }
+        *failed = None;
         if reached {
             return Some(Outcome::Reached(Some(view)));
         }

@@ -209,6 +209,26 @@ fn a_failed_service_does_not_end_an_attached_up() {
 }
 
 #[test]
+fn all_that_fail_are_named_at_once() {
+    let failing = |name: &str, after: &str| {
+        format!(
+            "  {name}: {{command: [sh, -c, 'sleep {after}; echo {name} is sad; exit 3'], restart: 'no'}}\n"
+        )
+    };
+    let slow =
+        "  slow: {command: [sleep, '1000'], healthcheck: {test: 'false', interval: 1000s}}\n";
+    let (one, two) = (failing("one", "0"), failing("two", "0.2"));
+    let keel = Running::new(&format!("name: demo\nservices:\n{one}{two}{slow}"));
+    let up = keel.run(&["up", "-d", "--wait"]);
+    assert_eq!(up.code, 1, "{}", up.all());
+    let error = up.stderr.lines().find(|line| line.starts_with("error: ")).unwrap();
+    assert_eq!(error, "error: services one, two of stack demo failed", "{}", up.all());
+    for words in ["one is sad", "two is sad"] {
+        assert!(up.stderr.contains(words), "{}", up.all());
+    }
+}
+
+#[test]
 fn a_revision_that_fails_is_rolled_back_and_explained() {
     let port = free_port();
     let file = |command: &str| {
