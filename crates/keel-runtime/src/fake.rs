@@ -59,6 +59,7 @@ struct Entry {
     exit: Option<Exit>,
     lines: Vec<LogLine>,
     tasks: Vec<JoinHandle<()>>,
+    gone: bool,
 }
 
 #[derive(Default)]
@@ -117,6 +118,14 @@ impl FakeRuntime {
     /// There is a container that something else has started: it runs, or has ended with this code.
     pub fn foreign(&self, container: &str, ended: Option<i32>) {
         self.state().foreign.insert(container.to_owned(), ended);
+    }
+
+    /// The process of an instance is gone, and how it ended is not known; or there is one again.
+    pub fn vanish(&self, id: &InstanceId, gone: bool) {
+        if let Some(entry) = self.state().entries.get_mut(id) {
+            entry.gone = gone;
+        }
+        self.bump();
     }
 
     /// What runs instances is away, or is back.
@@ -348,7 +357,8 @@ impl Runtime for FakeRuntime {
                 }
             }
             let ports = ports.clone();
-            let entry = Entry { launch, pid, ports, started_at, exit: None, lines, tasks };
+            let entry =
+                Entry { launch, pid, ports, started_at, exit: None, lines, tasks, gone: false };
             state.entries.insert(id.clone(), entry);
             pid
         };
@@ -377,7 +387,16 @@ impl Runtime for FakeRuntime {
             let mut state = self.state();
             state.pids += 1;
             let pid = state.pids;
-            let entry = Entry { launch, pid, ports: ports.clone(), started_at, exit, lines, tasks };
+            let entry = Entry {
+                launch,
+                pid,
+                ports: ports.clone(),
+                started_at,
+                exit,
+                lines,
+                tasks,
+                gone: false,
+            };
             state.entries.insert(id, entry);
             pid
         };
@@ -433,7 +452,7 @@ impl Runtime for FakeRuntime {
         self.state().entries.get(id).map(|entry| Seen {
             id: id.clone(),
             attempt: entry.launch.attempt,
-            pid: entry.exit.is_none().then_some(entry.pid),
+            pid: (entry.exit.is_none() && !entry.gone).then_some(entry.pid),
             ports: entry.ports.clone(),
             address: None,
             started_at: entry.started_at,

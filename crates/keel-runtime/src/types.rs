@@ -74,7 +74,7 @@ pub struct Seen {
     pub id: InstanceId,
     /// The attempt that the rest speaks of.
     pub attempt: u32,
-    /// Process id of the workload, while it runs.
+    /// Process id of the workload, while it runs. Without one and without an exit it has ended, and how is not known yet.
     pub pid: Option<u32>,
     /// Where it answers.
     pub ports: Vec<PortBinding>,

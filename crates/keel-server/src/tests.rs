@@ -536,6 +536,25 @@ async fn a_start_and_the_steps_before_it_wait_for_an_engine_that_is_away() {
     assert!(first, "nobody has failed: {:?}", server.runtime.starts());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_gone_gets_no_requests_before_it_is_known_how_that_came() {
+    let server = Server::new().await;
+    server.apply(stack(&[("cart", 1)], "1")).await;
+    server.settled().await;
+    let id = server.runtime.starts()[0].0.clone();
+    server.runtime.vanish(&id, true);
+    server.until("nobody to be ready", |view| ready(view, "cart") == 0).await;
+    // Somebody has started it again, and it is asked anew.
+    server.runtime.vanish(&id, false);
+    server.until("it to be ready", |view| ready(view, "cart") == 1).await;
+    assert_eq!(server.runtime.starts().len(), 1);
+    server.runtime.vanish(&id, true);
+    server.until("nobody to be ready", |view| ready(view, "cart") == 0).await;
+    assert!(server.runtime.end(&id, Some(1), None, false));
+    server.until("the next attempt", |view| ready(view, "cart") == 1).await;
+    assert_eq!(server.runtime.starts().len(), 2);
+}
+
 /// A stack whose service has a volume.
 fn with_volume(stack_name: &str, volume: &str) -> Stack {
     let mut wanted = stack(&[("db", 1)], "1");

@@ -52,7 +52,7 @@ fn time(text: Option<&String>) -> Option<Timestamp> {
 }
 
 /// When it was started last.
-pub(super) fn begun(seen: &ContainerInspectResponse) -> Option<Timestamp> {
+pub(crate) fn begun(seen: &ContainerInspectResponse) -> Option<Timestamp> {
     time(seen.state.as_ref()?.started_at.as_ref())
 }
 
@@ -94,7 +94,7 @@ pub(super) async fn read_records(inner: &Arc<Inner>) {
         let new = {
             let mut entries = inner.entries();
             let new = !entries.contains_key(&id);
-            entries.entry(id.clone()).or_insert(Entry { kept, starting: false, watcher: None });
+            entries.entry(id.clone()).or_insert_with(|| Entry::new(kept, false));
             new
         };
         if new {
@@ -206,8 +206,19 @@ impl Inner {
                 // The engine knows it, and is asked again.
                 tracing::warn!(instance = %id, %error, "another process could not be noted");
             }
+            entry.ended = false;
             entry.watcher.take().iter().for_each(JoinHandle::abort);
         }
+        self.bump();
+    }
+
+    /// Notes that the process is gone: nobody shall wait for the engine's word before he stops sending requests there.
+    fn note_end(&self, id: &InstanceId, looked_at: &Kept) {
+        let mut entries = self.entries();
+        let same = |entry: &&mut Entry| !entry.starting && entry.kept.process == looked_at.process;
+        let Some(entry) = entries.get_mut(id).filter(same) else { return };
+        entry.ended = true;
+        drop(entries);
         self.bump();
     }
 
@@ -256,6 +267,7 @@ pub(super) fn watch(inner: &Arc<Inner>, id: &InstanceId) {
             // The engine will tell.
             return;
         }
+        shared.note_end(&owned, &kept);
         let begun = Instant::now();
         loop {
             let looked = tokio::time::timeout(END_WAIT, shared.look_at(&owned)).await;

@@ -18,6 +18,8 @@ mod start;
 mod surroundings;
 mod unnamed;
 
+pub(crate) use look::begun;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
@@ -65,6 +67,19 @@ struct Entry {
     /// A start is under way: what the engine says is about the attempt before.
     starting: bool,
     watcher: Option<JoinHandle<()>>,
+    /// Its process is known to have ended; how, the engine has not said yet.
+    ended: bool,
+}
+
+impl Entry {
+    fn new(kept: Kept, starting: bool) -> Self {
+        Self { kept, starting, watcher: None, ended: false }
+    }
+
+    fn seen(&self, id: &InstanceId) -> Seen {
+        let seen = self.kept.seen(id);
+        Seen { pid: seen.pid.filter(|_| !self.ended), ..seen }
+    }
 }
 
 struct Inner {
@@ -367,7 +382,7 @@ impl Runtime for ContainerRuntime {
     }
 
     fn seen(&self, id: &InstanceId) -> Option<Seen> {
-        self.inner.entries().get(id).map(|entry| entry.kept.seen(id))
+        self.inner.entries().get(id).map(|entry| entry.seen(id))
     }
 
     fn origin(&self, id: &InstanceId) -> Option<Origin> {

@@ -364,7 +364,7 @@ impl Inner {
         let id = &kept.launch.id;
         let dir = self.dir(id);
         let written = std::fs::create_dir_all(&dir).and_then(|()| record::write(&dir, FILE, kept));
-        let entry = Entry { kept: kept.clone(), starting, watcher: None };
+        let entry = Entry::new(kept.clone(), starting);
         let mut entries = self.entries();
         let old = entries.insert(id.clone(), entry);
         if let Some(watcher) = old.and_then(|old| old.watcher) {

@@ -53,6 +53,15 @@ async fn an_end_is_seen_and_a_stop_works_while_the_engine_hangs() {
     let engine = containers.engine.pid();
     signal(engine, rustix::process::Signal::STOP);
     signal(pid, rustix::process::Signal::KILL);
+    let mut changed = runtime.changed();
+    let gone = loop {
+        let seen = runtime.seen(&launch.id).unwrap();
+        if seen.pid.is_none() {
+            break seen;
+        }
+        changed.changed().await.unwrap();
+    };
+    assert_eq!(gone.exit, None, "that it is gone is known before how it ended");
     let exit = ended(&*runtime, &launch.id).await;
     // A server that begins meanwhile takes nothing for dead that lives.
     containers.reopen();

@@ -11,7 +11,7 @@ use keel_model::{
     Adoption, Assignment, EventKind, Goal, Health, InstanceId, InstanceStatus, Phase, Service,
     StartFailure,
 };
-use keel_runtime::{ExecRequest, Launch, StartError, Started};
+use keel_runtime::{ExecRequest, Launch, Seen, StartError, Started};
 use tokio::sync::watch;
 
 use super::Context;
@@ -310,10 +310,10 @@ impl Worker {
             }
         };
         let mut ended = runtime.changed();
+        let mut gone = false;
         tokio::pin!(readiness, check);
         loop {
-            if let Some(exit) = runtime.seen(&self.id).and_then(|seen| seen.exit) {
-                self.exited(assignment, exit);
+            if self.has_ended(assignment, &mut gone) {
                 return false;
             }
             tokio::select! {
@@ -336,6 +336,31 @@ impl Worker {
         }
     }
 
+    /// Whether the process that was watched is no more, or another runs in its place. One that is gone gets no requests even
+    /// before it is known how it ended.
+    fn has_ended(&self, assignment: &Assignment, gone: &mut bool) -> bool {
+        match self.context.runtime.seen(&self.id) {
+            Some(Seen { exit: Some(exit), .. }) => {
+                self.exited(assignment, exit);
+                true
+            }
+            Some(Seen { pid: None, .. }) if !*gone => {
+                *gone = true;
+                self.update(|status| {
+                    (status.ready, status.pid) = (false, None);
+                    "its process has ended".clone_into(&mut status.message);
+                });
+                false
+            }
+            // Somebody else has started it again: what was known of it is about another process.
+            Some(Seen { pid: Some(pid), .. }) if *gone => {
+                self.update(|status| status.pid = Some(pid));
+                true
+            }
+            _ => false,
+        }
+    }
+
     fn report(&self, assignment: &Assignment, finding: Finding, answering: &AtomicBool) {
         let before = self.status();
         self.update(|status| {
@@ -350,8 +375,10 @@ impl Worker {
                 }
             };
             status.message = message;
-            status.ready =
-                answering.load(Relaxed) && matches!(status.health, Health::None | Health::Healthy);
+            // What was asked before its process ended may be answered after.
+            status.ready = status.pid.is_some()
+                && answering.load(Relaxed)
+                && matches!(status.health, Health::None | Health::Healthy);
         });
         let (Some(before), Some(after)) = (before, self.status()) else { return };
         if after.health == Health::Unhealthy && before.health != Health::Unhealthy {

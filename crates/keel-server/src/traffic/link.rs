@@ -15,7 +15,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use keel_model::{EventKind, Generation, Goal, InstanceId, NodeName, Phase, ZoneName};
+use keel_model::{
+    EventKind, Generation, Goal, InstanceId, InstanceStatus, NodeName, Phase, ZoneName,
+};
 use keel_route::access_log::AccessLog;
 use keel_route::codec::{Decoder, encode};
 use keel_route::part;
@@ -357,7 +359,7 @@ impl Link {
         session.withdrawn.extend(
             before
                 .difference(&after)
-                .filter(|id| view.statuses.get(**id).is_some_and(|s| s.phase == Phase::Exited))
+                .filter(|id| view.statuses.get(**id).is_some_and(|status| has_ended(status)))
                 .map(|id| (InstanceId::clone(id), *generation)),
         );
         session.sent = Arc::new(wanted);
@@ -376,6 +378,11 @@ impl Link {
         session.spare(&draining, *generation);
         frames
     }
+}
+
+/// Whether its process is gone, however that came.
+fn has_ended(status: &InstanceStatus) -> bool {
+    status.pid.is_none() && matches!(status.phase, Phase::Running | Phase::Exited)
 }
 
 fn instances(snapshot: &Snapshot) -> BTreeSet<&InstanceId> {

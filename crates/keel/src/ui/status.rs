@@ -29,8 +29,11 @@ pub enum State {
 impl State {
     /// What `instance` is doing.
     pub fn of(instance: &InstanceView) -> Self {
+        let gone = instance.status.as_ref().is_some_and(|status| status.pid.is_none());
         match (instance.phase, instance.goal) {
             (None, _) => Self::Created,
+            // How it ended is not known yet.
+            (Some(Phase::Running), _) if gone => Self::Exited,
             (Some(Phase::Preparing), _) => Self::Starting,
             (Some(Phase::Running), Goal::Drain) => Self::Draining,
             (Some(Phase::Running), _) => Self::Running,

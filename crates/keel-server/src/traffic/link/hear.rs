@@ -91,7 +91,10 @@ impl Link {
         let world = self.worlds.current();
         for (id, _) in done {
             let exit = self.board.get(&id).and_then(|status| status.exit.clone());
-            let after = exit.map_or(0, |exit| now.since(exit.at).as_millis());
+            let after = match exit {
+                Some(exit) => format!("{} ms after it ended", now.since(exit.at).as_millis()),
+                None => "before it is known how it ended".to_owned(),
+            };
             let assignment = world
                 .stacks
                 .values()
@@ -102,7 +105,7 @@ impl Link {
                 assignment.map(|a| &a.stack),
                 assignment.map(|a| &a.service),
                 Some(&id),
-                format!("out of the load balancer {after} ms after it ended"),
+                format!("out of the load balancer {after}"),
             );
         }
     }
