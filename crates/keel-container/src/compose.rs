@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use bollard::models::{ContainerInspectResponse, PortBinding, PortMap};
 use bollard::query_parameters::ListContainersOptionsBuilder;
-use keel_model::{HeldPort, MountSource, Spec};
+use keel_model::{HeldPort, MountSource, Spec, Timestamp};
 
 use crate::{Engine, Error};
 
@@ -66,6 +66,8 @@ pub struct Found {
     pub image: String,
     /// When it was made, as the engine writes it.
     pub created: String,
+    /// When it was started last.
+    pub started: Option<Timestamp>,
     /// Its environment, with that of its image.
     pub environment: BTreeMap<String, String>,
     /// Its entrypoint.
@@ -123,6 +125,7 @@ fn found(seen: &ContainerInspectResponse) -> Found {
         pid: seen.state.as_ref().and_then(|s| u32::try_from(s.pid?).ok()).filter(|pid| *pid > 0),
         image: crate::images::with_algorithm(&image),
         created: seen.created.as_ref().map(ToString::to_string).unwrap_or_default(),
+        started: crate::runtime::begun(seen),
         environment: variables.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
         entrypoint: config.entrypoint.unwrap_or_default(),
         command: config.cmd.unwrap_or_default(),

@@ -70,6 +70,9 @@ pub struct Assignment {
 pub struct Adoption {
     /// The engine's id of it.
     pub container: String,
+    /// Since when it had been running.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
     /// Ports of the host that the engine holds for it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub holds: Vec<HeldPort>,

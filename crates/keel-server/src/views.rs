@@ -7,7 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use keel_model::{
-    Health, NodeName, Order, Phase, Scale, Service, ServiceName, StackName, StackRecord, Transport,
+    Assignment, Health, InstanceStatus, NodeName, Order, Phase, Scale, Service, ServiceName,
+    StackName, StackRecord, Transport,
 };
 use keel_plan::{ChangeKind, Outcome, ServiceState, ServiceSummary};
 use tokio::sync::watch;
@@ -298,12 +299,21 @@ fn instances(
                 created_at: assignment.created_at,
                 command: command.chars().take(MAX_COMMAND).collect(),
                 image,
-                status: status.map(|status| keel_model::InstanceStatus::clone(status)),
+                status: status.map(|status| with_adoption(assignment, status)),
             }
         })
         .collect();
     views.sort_by_key(|view| (view.created_at, view.id.as_str().len(), view.id.clone()));
     views
+}
+
+/// What is known of a container that was taken over begins with that; people want to know how long it has been running.
+fn with_adoption(assignment: &Assignment, status: &InstanceStatus) -> InstanceStatus {
+    let since = assignment.adoption.as_ref().and_then(|adoption| adoption.since);
+    match since.filter(|_| assignment.attempt == 1) {
+        Some(since) => InstanceStatus { started_at: Some(since), ..status.clone() },
+        None => status.clone(),
+    }
 }
 
 fn status(view: &StackView) -> String {

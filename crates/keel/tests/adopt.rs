@@ -206,6 +206,10 @@ fn a_project_is_taken_over_and_released_without_losing_a_request() {
         assert_eq!(project.runs(), "run\n");
         let states = keel.json(&["ps", "-a"]);
         assert_eq!(states.as_array().unwrap().len(), 5, "{states}");
+        let since = project.docker(&["inspect", "-f", "{{.State.StartedAt}}", "app_db_1"]);
+        let db = states.as_array().unwrap().iter().find(|it| it["name"] == "app-db-1").unwrap();
+        let seconds = "2026-01-01T00:00:00".len();
+        assert_eq!(db["started_at"].as_str().unwrap()[..seconds], since[..seconds], "{db}");
         assert_eq!(keel.pids().len(), 4);
         echo.iter_mut().for_each(Echo::answers);
 

@@ -10,6 +10,7 @@ fn taken(of: &[(&str, u64, &str)]) -> Taken {
     for (name, serial, container) in of {
         let adoption = Adoption {
             container: (*container).to_owned(),
+            since: None,
             holds: Vec::new(),
             undeclared: Vec::new(),
         };

@@ -214,8 +214,12 @@ impl Survey {
             let listening = sight.listening.get(&found.id).into_iter().flatten().copied();
             let undeclared: Vec<u16> = listening.filter(|port| !declared.contains(port)).collect();
             self.notes.extend(hidden(&name, &undeclared));
-            let adoption =
-                Adoption { container: found.id.clone(), holds: found.holds.clone(), undeclared };
+            let adoption = Adoption {
+                container: found.id.clone(),
+                since: found.started,
+                holds: found.holds.clone(),
+                undeclared,
+            };
             adoptions.insert(found.number, adoption);
         }
         self.taken.0.insert(name, adoptions);

@@ -47,6 +47,7 @@ fn found(service: &str, number: u64, state: State) -> Found {
         pid: None,
         image: "sha256:old".to_owned(),
         created: format!("2026-01-0{number}"),
+        started: None,
         environment: BTreeMap::new(),
         entrypoint: Vec::new(),
         command: Vec::new(),
@@ -120,7 +121,12 @@ fn what_keel_runs_is_left_and_a_second_time_there_is_nothing() {
     let (stack, mut known) = (stack(), StackState::default());
     let adoption = |container: &str| {
         let container = container.to_owned();
-        Some(Box::new(Adoption { container, holds: Vec::new(), undeclared: Vec::new() }))
+        Some(Box::new(Adoption {
+            container,
+            since: None,
+            holds: Vec::new(),
+            undeclared: Vec::new(),
+        }))
     };
     for (service, adoption) in [("web", adoption("web1")), ("db", None)] {
         let id = keel_model::InstanceId::numbered(&stack.name, &name(service), 1);
