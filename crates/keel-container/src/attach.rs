@@ -8,6 +8,7 @@ use bollard::query_parameters::{
 use futures_util::StreamExt as _;
 use keel_runtime::ContainerExec;
 
+use crate::answer::understood;
 use crate::terminal::{Ends, Signals, converse};
 use crate::{Engine, Error};
 
@@ -56,7 +57,7 @@ pub async fn attach(container: &ContainerExec, how: &Attach) -> Result<End, Erro
     let leave = keys(how.detach_keys.as_deref().unwrap_or(DETACH_KEYS))?;
     let client = engine.client().await?;
     let failed = |error: ApiError| engine.failed(&error);
-    let seen = client.inspect_container(id, None).await.map_err(failed)?;
+    let seen = understood(client.inspect_container(id, None).await).map_err(failed)?;
     let running = seen.state.and_then(|state| state.running) == Some(true);
     if !running && !how.start {
         let message = format!("instance {} does not run", container.instance);
@@ -99,7 +100,7 @@ pub async fn attach(container: &ContainerExec, how: &Attach) -> Result<End, Erro
         leave,
     };
     if converse(ends, resize, signal).await.map_err(failed)? && terminal {
-        let seen = client.inspect_container(id, None).await.map_err(failed)?;
+        let seen = understood(client.inspect_container(id, None).await).map_err(failed)?;
         if seen.state.and_then(|state| state.running) == Some(true) {
             return Ok(End::Detached);
         }

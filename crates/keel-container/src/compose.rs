@@ -8,6 +8,7 @@ use bollard::models::{ContainerInspectResponse, PortBinding, PortMap};
 use bollard::query_parameters::ListContainersOptionsBuilder;
 use keel_model::{HeldPort, MountSource, Spec, Timestamp};
 
+use crate::answer::understood;
 use crate::{Engine, Error};
 
 /// Which project.
@@ -91,11 +92,12 @@ pub async fn project(engine: &Engine, name: &str) -> Result<Vec<Found>, Error> {
     let label = format!("{PROJECT}={name}");
     let filters = HashMap::from([("label", vec![label.as_str()])]);
     let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
-    let listed = client.list_containers(Some(options)).await;
+    let listed = understood(client.list_containers(Some(options)).await);
     let mut all = Vec::new();
     for container in listed.map_err(|error| engine.failed(&error))? {
         let id = container.id.unwrap_or_default();
-        match client.inspect_container(&id, None).await.map_err(|error| engine.failed(&error)) {
+        let seen = understood(client.inspect_container(&id, None).await);
+        match seen.map_err(|error| engine.failed(&error)) {
             Ok(seen) => all.push(found(&seen)),
             // It has just gone.
             Err(Error::NotFound { .. }) => {}

@@ -15,6 +15,7 @@ use futures_util::{Stream, StreamExt as _};
 use keel_runtime::ContainerExec;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
+use crate::answer::understood;
 use crate::terminal::Command;
 use crate::{Engine, Error, inside};
 
@@ -162,7 +163,7 @@ impl Files {
         }
         let client = self.engine.client().await?;
         let seen = client.inspect_container(&self.of.container, None::<InspectContainerOptions>);
-        let seen = seen.await.map_err(|error| self.engine.failed(&error))?;
+        let seen = understood(seen.await).map_err(|error| self.engine.failed(&error))?;
         let pid = seen.state.and_then(|state| state.pid).filter(|pid| *pid > 0);
         let (Some(pid), Some(id)) = (pid, seen.id) else { return Ok(None) };
         let Ok(root) = File::open(format!("/proc/{pid}/root")) else { return Ok(None) };

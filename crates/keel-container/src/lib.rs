@@ -2,6 +2,7 @@
 //!
 //! The engine is found when it is first needed ([`Engine`]), and may go away and come back at any time.
 
+mod answer;
 pub mod archive;
 pub mod attach;
 pub mod compose;

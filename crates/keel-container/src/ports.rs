@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use bollard::query_parameters::InspectContainerOptions;
 use keel_runtime::ContainerExec;
 
+use crate::answer::understood;
 use crate::{Engine, Error};
 
 /// Where a port of a container is open on the host.
@@ -19,7 +20,7 @@ pub async fn published(
     let engine = Engine::of(of);
     let client = engine.client().await?;
     let seen = client.inspect_container(&of.container, None::<InspectContainerOptions>).await;
-    let seen = seen.map_err(|error| engine.failed(&error))?;
+    let seen = understood(seen).map_err(|error| engine.failed(&error))?;
     let ports = seen.network_settings.and_then(|settings| settings.ports).unwrap_or_default();
     let bindings = ports.get(&format!("{target}/{protocol}")).cloned().flatten();
     let one = |binding: bollard::models::PortBinding| {

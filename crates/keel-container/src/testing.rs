@@ -108,6 +108,7 @@ fn spawn(
     let path = |path: PathBuf| path.display().to_string();
     let (data, state) = (path(dir.join("data")), path(runs.join("state")));
     let url = format!("unix://{}", path(runs.join("engine.sock")));
+    let nets = path(dir.join("networks"));
     let (bridge, pid) = (bridge.map_or("none", Bridge::name), path(runs.join("pid")));
     let mut words: Vec<&str> = match bridge {
         "none" => vec!["unshare", "--net"],
@@ -135,6 +136,9 @@ fn spawn(
             &data,
             "--runroot",
             &state,
+            // The usual one is that of all engines here: one would take away what another has made.
+            "--network-config-dir",
+            &nets,
             "--runtime",
             "runc",
             "--cgroup-manager",

@@ -148,7 +148,8 @@ fn what_a_builder_does_not_know_is_said_before_it_begins() {
     let here = Here { running: Running::new(compose), url: docker.url() };
     here.running.sandbox.write("Dockerfile", "FROM scratch\nRUN <<EOF\nls\nEOF\n");
     let built = here.run(&["build"]);
-    if built.code == 0 {
+    // There is no shell in the image, which only those find out that know what to do with it.
+    if built.stderr.contains("/bin/sh") {
         println!("skipped: this engine knows here-documents");
         return;
     }

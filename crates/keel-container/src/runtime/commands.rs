@@ -18,6 +18,7 @@ use keel_runtime::{
 use super::body::{self, Setting};
 use super::{Inner, OwnVolumes, labels, refused, sent, start};
 use crate::Error;
+use crate::answer::understood;
 
 /// How long a command may take when the request does not say.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -310,7 +311,8 @@ impl Inner {
                 let user = std::collections::HashMap::from([("volume", vec![name])]);
                 let options =
                     ListContainersOptionsBuilder::default().all(true).filters(&user).build();
-                let users = client.list_containers(Some(options)).await.unwrap_or_default();
+                let users =
+                    understood(client.list_containers(Some(options)).await).unwrap_or_default();
                 let names = users.into_iter().filter_map(|user| user.names?.into_iter().next());
                 let names: Vec<_> =
                     names.map(|name| name.trim_start_matches('/').to_owned()).collect();

@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 
 use super::kept::{FILE, Kept};
 use super::{Entry, Inner, blocking, labels};
+use crate::answer::{is_between, understood};
 use crate::{EngineInfo, Error, Kind};
 
 /// Pause before the engine is looked for again; doubles up to [`PAUSE_MAX`].
@@ -160,14 +161,11 @@ impl Inner {
     ) -> Result<ContainerInspectResponse, Error> {
         let until = Instant::now() + SETTLE;
         loop {
-            match client.inspect_container(container, None).await {
-                // Podman has a state between running and exited that no client of Docker knows.
-                Err(bollard::errors::Error::JsonDataError { message, .. })
-                    if message.contains("`stopped`") && Instant::now() < until =>
-                {
-                    tokio::time::sleep(END_PAUSE).await;
-                }
-                seen => return seen.map_err(|error| self.engine.failed(&error)),
+            let seen = client.inspect_container(container, None).await;
+            if is_between(&seen) && Instant::now() < until {
+                tokio::time::sleep(END_PAUSE).await;
+            } else {
+                return understood(seen).map_err(|error| self.engine.failed(&error));
             }
         }
     }

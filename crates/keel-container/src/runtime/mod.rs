@@ -61,6 +61,11 @@ impl OwnVolumes {
     }
 }
 
+/// Tries to take a container away while the engine fails at it.
+const REMOVE_TRIES: u32 = 5;
+/// Pause between two of them.
+const REMOVE_PAUSE: Duration = Duration::from_millis(100);
+
 /// One known instance.
 struct Entry {
     kept: Kept,
@@ -273,14 +278,23 @@ impl Inner {
         let client = self.engine.client().await?;
         let volumes = volumes == OwnVolumes::Too;
         let options = RemoveContainerOptionsBuilder::default().force(true).v(volumes).build();
-        match client.remove_container(container, Some(options)).await {
-            Ok(()) => Ok(()),
-            Err(error) => match self.engine.failed(&error) {
-                Error::NotFound { .. } => Ok(()),
+        let mut tries = 0;
+        loop {
+            let removed = client.remove_container(container, Some(options.clone())).await;
+            let Err(error) = removed else { return Ok(()) };
+            tries += 1;
+            match self.engine.failed(&error) {
+                Error::NotFound { .. } => return Ok(()),
                 // Somebody else is about to.
-                Error::Conflict { message } if message.contains("already in progress") => Ok(()),
-                error => Err(error),
-            },
+                Error::Conflict { message } if message.contains("already in progress") => {
+                    return Ok(());
+                }
+                // Podman takes one apart that has just ended, and fails if it is to do so twice at a time.
+                Error::Refused { status: Some(500..), .. } if tries < REMOVE_TRIES => {
+                    tokio::time::sleep(REMOVE_PAUSE).await;
+                }
+                error => return Err(error),
+            }
         }
     }
 

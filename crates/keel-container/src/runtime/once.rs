@@ -15,6 +15,7 @@ use super::body::{self, Setting};
 use super::start::{reach, shared};
 use super::{Inner, OwnVolumes, labels, sent};
 use crate::Error;
+use crate::answer::understood;
 
 /// Makes one.
 pub(super) async fn make(inner: &Arc<Inner>, once: Once) -> Result<ExecSpec, StartError> {
@@ -121,7 +122,7 @@ pub(super) async fn remove(
     let wanted = id.map_or_else(|| labels::ONCE.to_owned(), |id| format!("{}={id}", labels::ONCE));
     filters.entry("label").or_default().push(wanted);
     let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
-    let listed = client.list_containers(Some(options)).await;
+    let listed = understood(client.list_containers(Some(options)).await);
     let listed = listed.map_err(|error| failed(inner.engine.failed(&error)))?;
     let any = !listed.is_empty();
     for container in listed {

@@ -310,6 +310,11 @@ impl Attempt<'_> {
         if let Some(port) = taken_port(&text) {
             return self.failed(format!("port {port} of the host is in use by somebody else"));
         }
+        if let Some(init) = absent_init(&text) {
+            return self.failed(format!(
+                "the engine has no {init}, which `init: true` asks for; install it, or leave out `init`"
+            ));
+        }
         let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
         let container = self.launch.spec.container.as_deref();
         let program = container.and_then(|container| container.entrypoint.as_ref()?.first());
@@ -346,6 +351,12 @@ fn taken_port(text: &str) -> Option<String> {
         (address && port.parse::<u16>().is_ok()).then(|| word.trim_start_matches(':').to_owned())
     };
     before.split_whitespace().rev().find_map(port)
+}
+
+/// The engine's own first process, if that is what it says it can't find.
+fn absent_init(text: &str) -> Option<&'static str> {
+    let inits = ["catatonit", "docker-init"];
+    inits.into_iter().find(|init| text.contains(&format!("\"{init}\": executable file not found")))
 }
 
 impl Inner {
@@ -529,5 +540,14 @@ mod tests {
         let six = "listen udp6 [::1]:53: bind: address already in use";
         assert_eq!(taken_port(six).as_deref(), Some("[::1]:53"));
         assert_eq!(taken_port("no such image: a:1"), None);
+    }
+
+    #[test]
+    fn an_init_that_is_absent_is_not_taken_for_the_program() {
+        let podman = "container create: lookup init binary: exec: \"catatonit\": executable file not found in $PATH";
+        assert_eq!(absent_init(podman), Some("catatonit"));
+        let docker = "exec: \"docker-init\": executable file not found in $PATH";
+        assert_eq!(absent_init(docker), Some("docker-init"));
+        assert_eq!(absent_init("exec: \"httpd\": executable file not found in $PATH"), None);
     }
 }

@@ -136,7 +136,8 @@ async fn one_that_another_stops_has_not_ended_well(which: Which) {
         looks += 1;
         containers.reopen();
     };
-    stop.await.unwrap().unwrap();
+    // Podman may fail at taking its network apart, which does not keep it from ending.
+    let _ = stop.await.unwrap();
     assert!(looks > 2, "{looks}");
     assert_eq!(end.as_ref().and_then(|exit| exit.signal), Some(9), "{end:?}");
     containers.get().remove(&launch.id).await.unwrap();

@@ -110,8 +110,9 @@ impl Dockerd {
     }
 
     fn run_podman(&mut self, registries: &[u16]) -> Result<(), String> {
-        let [data, state, socket, known] = ["data", "exec", "docker.sock", "registries.conf"]
-            .map(|name| self.path(name).display().to_string());
+        let [data, state, socket, known, nets] =
+            ["data", "exec", "docker.sock", "registries.conf", "networks"]
+                .map(|name| self.path(name).display().to_string());
         // Podman trusts nobody without TLS that it was not told of.
         let trusted = |port: &u16| {
             format!("[[registry]]\nlocation = \"localhost:{port}\"\ninsecure = true\n")
@@ -128,6 +129,8 @@ impl Dockerd {
             &data,
             "--runroot",
             &state,
+            "--network-config-dir",
+            &nets,
             "--runtime",
             "runc",
             "--cgroup-manager",
