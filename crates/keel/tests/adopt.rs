@@ -7,6 +7,7 @@ mod support;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::Command;
+use std::sync::OnceLock;
 
 use keel_container::testing::{self, IMAGE, Networks, Which};
 use rustix::process::{Pid, Signal, kill_process};
@@ -41,6 +42,16 @@ fn compose(word: &str) -> String {
 
 /// The host port of `echo`.
 const ECHO: u16 = 17000;
+
+/// What docker-compose calls the container of a service.
+fn theirs(service: &str) -> String {
+    static BETWEEN: OnceLock<&str> = OnceLock::new();
+    let between = BETWEEN.get_or_init(|| {
+        let said = Command::new("docker-compose").args(["version", "--short"]).output().unwrap();
+        if said.stdout.starts_with(b"1.") { "_" } else { "-" }
+    });
+    format!("app{between}{service}{between}1")
+}
 
 /// A project that runs.
 struct Project {
@@ -93,6 +104,7 @@ impl Project {
             let line = self.docker(&["inspect", "--format", form, id]);
             let words: Vec<&str> = line.split_whitespace().collect();
             let [id, name, start, state] = words[..] else { continue };
+            let name = name.trim_start_matches('/');
             all.push((id.into(), name.into(), start.into(), state.into()));
         }
         all.sort_by(|one, other| one.1.cmp(&other.1));
@@ -100,7 +112,7 @@ impl Project {
     }
 
     fn runs(&self) -> String {
-        self.docker(&["exec", "app_db_1", "cat", "/data/runs"])
+        self.docker(&["exec", &theirs("db"), "cat", "/data/runs"])
     }
 
     /// Ends the server as nothing else could.
@@ -181,13 +193,13 @@ fn a_project_is_taken_over_and_released_without_losing_a_request() {
         assert_eq!(project.runs(), "run\n");
 
         let shown = keel.run(&["adopt", "--dry-run"]).ok();
-        assert!(shown.contains("app_web_1") && shown.contains("app-web-1"), "{shown}");
+        assert!(shown.contains(&theirs("web")) && shown.contains("app-web-1"), "{shown}");
         assert!(shown.contains("adopted, and not run again"), "{shown}");
         assert_eq!((keel.run(&["ls", "-aq"]).ok(), rules()), (String::new(), Vec::new()));
         // A second database on the same volume would be the end of it.
         let beside = keel.run(&["up", "-d", "db"]);
         assert!(beside.code == 1 && beside.stderr.contains("keel adopt"), "{}", beside.all());
-        assert!(beside.stderr.contains("app_db_1"), "{}", beside.all());
+        assert!(beside.stderr.contains(&theirs("db")), "{}", beside.all());
         assert_eq!(
             (project.containers(), keel.run(&["ls", "-aq"]).ok()),
             (before.clone(), String::new())
@@ -195,7 +207,7 @@ fn a_project_is_taken_over_and_released_without_losing_a_request() {
 
         let addresses = ["127.0.0.1".to_owned(), "[::1]".to_owned(), bridge()];
         let traffic = addresses.map(|address| Traffic::to(&format!("{address}:{PORT}")));
-        project.docker(&["exec", "-d", "app_db_1", "sh", "-c", CALLS]);
+        project.docker(&["exec", "-d", &theirs("db"), "sh", "-c", CALLS]);
         let mut echo = [Echo::to("127.0.0.1"), Echo::to(&bridge())];
         let adopted = keel.run(&["adopt"]);
         assert_eq!(adopted.code, 0, "{}", adopted.all());
@@ -206,7 +218,7 @@ fn a_project_is_taken_over_and_released_without_losing_a_request() {
         assert_eq!(project.runs(), "run\n");
         let states = keel.json(&["ps", "-a"]);
         assert_eq!(states.as_array().unwrap().len(), 5, "{states}");
-        let since = project.docker(&["inspect", "-f", "{{.State.StartedAt}}", "app_db_1"]);
+        let since = project.docker(&["inspect", "-f", "{{.State.StartedAt}}", &theirs("db")]);
         let db = states.as_array().unwrap().iter().find(|it| it["name"] == "app-db-1").unwrap();
         let seconds = "2026-01-01T00:00:00".len();
         assert_eq!(db["started_at"].as_str().unwrap()[..seconds], since[..seconds], "{db}");
@@ -216,7 +228,7 @@ fn a_project_is_taken_over_and_released_without_losing_a_request() {
         // From here on requests go through the proxy, and names lead there.
         wait_for("the ports to be led around", || (rules().len() >= 12).then_some(()));
         wait_for("names", || {
-            let hosts = project.docker(&["exec", "app_db_1", "cat", "/etc/hosts"]);
+            let hosts = project.docker(&["exec", &theirs("db"), "cat", "/etc/hosts"]);
             hosts.contains("\tapi").then_some(())
         });
         wait_for("requests through the proxy", || {
@@ -230,7 +242,7 @@ fn a_project_is_taken_over_and_released_without_losing_a_request() {
             assert!(answered > 100, "{answered}");
             assert_eq!(failed, 0, "of {answered}");
         }
-        let noted = |file: &str| project.docker(&["exec", "app_db_1", "cat", file]);
+        let noted = |file: &str| project.docker(&["exec", &theirs("db"), "cat", file]);
         let (good, bad) = (noted("/tmp/good").lines().count(), noted("/tmp/bad"));
         assert!(good > 20 && bad.is_empty(), "{good} calls by name, {bad}");
         assert_eq!(project.runs(), "run\n");
@@ -250,7 +262,7 @@ fn released(project: &Project, before: &[Container], mut echo: [Echo; 2]) {
     wait_for("the new revision", || get(PORT).filter(|body| body == "two end\n"));
     let runs = |name: &str| project.containers().into_iter().find(|it| it.1 == name);
     wait_for("the old ones to go", || {
-        let gone = ["/app_web_1", "/app_api_1"].iter().all(|name| runs(name).is_none());
+        let gone = ["web", "api"].map(theirs).iter().all(|name| runs(name).is_none());
         gone.then_some(())
     });
     // It is connected to past the proxy, and waited for.
@@ -263,9 +275,9 @@ fn released(project: &Project, before: &[Container], mut echo: [Echo; 2]) {
     std::thread::sleep(std::time::Duration::from_secs(3));
     echo.iter_mut().for_each(Echo::answers);
     Echo::to("127.0.0.1").answers();
-    assert!(runs("/app_echo_1").is_some());
+    assert!(runs(&theirs("echo")).is_some());
     drop(echo);
-    wait_for("it to go with its last connection", || runs("/app_echo_1").is_none().then_some(()));
+    wait_for("it to go with its last connection", || runs(&theirs("echo")).is_none().then_some(()));
     let up = up.wait_with_output().unwrap();
     assert!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));
 
@@ -273,8 +285,8 @@ fn released(project: &Project, before: &[Container], mut echo: [Echo; 2]) {
     assert!(listens(project.proxy_pid()));
     let now = project.containers();
     let of = |all: &[Container], name: &str| all.iter().find(|it| it.1 == name).cloned();
-    for name in ["/app_db_1", "/app_job_1"] {
-        assert_eq!(of(&now, name), of(before, name));
+    for name in ["db", "job"].map(theirs) {
+        assert_eq!(of(&now, &name), of(before, &name));
     }
 }
 
@@ -330,15 +342,10 @@ fn whenever_the_server_dies_a_second_try_takes_over_what_is_left() {
         let (answered, failed) = traffic.end();
         assert!(answered > 100, "{answered}");
         assert_eq!(failed, 0, "of {answered}");
-        project.docker(&[
-            "rm",
-            "-f",
-            "app_web_1",
-            "app_api_1",
-            "app_db_1",
-            "app_job_1",
-            "app_echo_1",
-        ]);
+        let all = ["web", "api", "db", "job", "echo"].map(theirs);
+        let all: Vec<&str> =
+            ["rm", "-f"].into_iter().chain(all.iter().map(String::as_str)).collect();
+        project.docker(&all);
     });
 }
 
@@ -351,10 +358,10 @@ fn one_that_ends_is_started_again_as_it_is() {
             let all = project.containers();
             all.into_iter().find(|it| it.1 == name).map(|it| (it.0, it.3))
         };
-        let before = id("/app_web_1").unwrap();
+        let before = id(&theirs("web")).unwrap();
         keel.run(&["adopt"]).ok();
         let names =
-            || project.docker(&["exec", "app_web_1", "cat", "/etc/hosts"]).contains("\tapi");
+            || project.docker(&["exec", &theirs("web"), "cat", "/etc/hosts"]).contains("\tapi");
         wait_for("names", || names().then_some(()));
         let main = u32::try_from(keel.pids()["app-web-1"]).unwrap();
         kill(main);
@@ -363,23 +370,24 @@ fn one_that_ends_is_started_again_as_it_is() {
             pid.filter(|pid| *pid != u64::from(main))
         });
         wait_for("its answer", || get(PORT).filter(|body| body == "one end\n"));
-        assert_eq!(id("/app_web_1"), Some(before), "the engine has the port for it again");
+        assert_eq!(id(&theirs("web")), Some(before), "the engine has the port for it again");
         wait_for("names again", || names().then_some(()));
         // Stopped and started by hand too.
         keel.run(&["stop", "web"]).ok();
-        assert_eq!(id("/app_web_1").unwrap().1, "exited");
+        assert_eq!(id(&theirs("web")).unwrap().1, "exited");
         keel.run(&["start", "web"]).ok();
         wait_for("its answer", || get(PORT).filter(|body| body == "one end\n"));
         // What is in a volume without a name is found by the next revision.
-        project.docker(&["exec", "app_db_1", "sh", "-c", "echo kept > /own/file"]);
+        project.docker(&["exec", &theirs("db"), "sh", "-c", "echo kept > /own/file"]);
         let next = compose("one").replace("'100000'", "'100001'");
         keel.sandbox.write("compose.yaml", &next);
         keel.run(&["up", "-d", "--wait"]).ok();
-        assert_eq!(id("/app_db_1"), None);
+        assert_eq!(id(&theirs("db")), None);
         assert_eq!(project.docker(&["exec", "app-db-2", "cat", "/own/file"]), "kept\n");
         // One that somebody takes away is made anew, by keel's name.
-        project.docker(&["rm", "-f", "app_web_1"]);
-        wait_for("another", || id("/app-web-1"));
+        let web = id(&theirs("web")).unwrap();
+        project.docker(&["rm", "-f", &theirs("web")]);
+        wait_for("another", || id("app-web-1").filter(|it| it.0 != web.0));
         wait_for("its answer", || get(PORT).filter(|body| body == "one end\n"));
         wait_for("the proxy to have the port", || listens(project.proxy_pid()).then_some(()));
         keel.run(&["down"]).ok();
@@ -413,7 +421,7 @@ fn behind_a_firewall_what_is_led_around_is_let_in() {
         let edges = keel.run(&["edges"]).ok();
         assert!(edges.contains("app/web:8000"), "{edges}");
         // What it may not reach it is not told.
-        let hosts = project.docker(&["exec", "app_web_1", "cat", "/etc/hosts"]);
+        let hosts = project.docker(&["exec", &theirs("web"), "cat", "/etc/hosts"]);
         assert!(!hosts.contains("keel"), "{hosts}");
         filter(&format!("-w -A INPUT -p tcp --dport {PORT} -j ACCEPT"));
         keel.sandbox.write("compose.yaml", &compose("two"));
