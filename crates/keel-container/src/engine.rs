@@ -36,6 +36,8 @@ pub struct EngineInfo {
     pub rootless: bool,
     /// It runs on this machine: it sees the same files, and its processes are ours to watch.
     pub local: bool,
+    /// It keeps images as registries do (containerd's image store): one may be there for several platforms.
+    pub image_store: bool,
     /// The version of its API that is spoken.
     pub api: (usize, usize),
     /// The address of the machine that it runs on, where that is another.
@@ -43,6 +45,9 @@ pub struct EngineInfo {
     /// What it is called by people: `Docker 28.1 at unix:///…`.
     pub text: String,
 }
+
+/// What Docker calls its driver where containerd keeps its images.
+const IMAGE_STORE: &str = "io.containerd.snapshotter";
 
 /// An engine that answered once.
 #[derive(Clone)]
@@ -172,11 +177,14 @@ async fn greet(place: &Place) -> Result<Known, Error> {
     let named = options.iter().any(|option| option.contains("rootless"));
     let rootless = named || (kind == Kind::Podman && podman_is_rootless(place).await?);
     let local = place.url.starts_with("unix://");
+    let store = info.driver_status.unwrap_or_default();
+    let image_store = store.iter().flatten().any(|it| it.starts_with(IMAGE_STORE));
     let api = client.client_version();
     let api = (api.major_version, api.minor_version);
     let host = if local { None } else { address(&place.url).await };
     let text = format!("{kind:?} {version} at {}", place.url);
-    let info = Arc::new(EngineInfo { kind, version, rootless, local, api, host, text });
+    let info =
+        Arc::new(EngineInfo { kind, version, rootless, local, image_store, api, host, text });
     Ok(Known { client, url: place.url.clone(), info })
 }
 

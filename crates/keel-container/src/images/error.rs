@@ -165,8 +165,9 @@ const DENIED: &[&str] = &[
     "invalid username/password",
     "incorrect username or password",
     "denied:",
-    "401",
+    "status code 401",
     "403 forbidden",
+    "403 (forbidden)",
 ];
 const NOT_FOUND: &[&str] = &["manifest unknown", "name unknown", "not found", "no such image"];
 const FULL: &[&str] = &["no space left on device", "disk quota exceeded"];
@@ -333,6 +334,16 @@ mod tests {
                 "Get \"https://r/v2/\": x509: certificate signed by unknown authority",
                 "registry_untrusted",
             ),
+            // A port or a digest may look like a status.
+            (
+                "failed to resolve reference \"localhost:40199/x:1\": localhost:40199/x:1: not found",
+                "image_not_found",
+            ),
+            (
+                "unexpected status from HEAD request to http://r/v2/x: 401 Unauthorized",
+                "image_denied",
+            ),
+            ("invalid status code from registry 403 (Forbidden)", "image_denied"),
             ("something else", "image_failed"),
         ] {
             assert_eq!(about.explain_text(message).code(), code, "{message}");

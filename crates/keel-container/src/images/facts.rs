@@ -18,6 +18,9 @@ pub struct ImageFacts {
     pub digests: Vec<String>,
     /// What it is built for: `os/arch[/variant]`.
     pub platform: String,
+    /// It may be there for other platforms too: what keeps images as registries do says that of this machine's only.
+    #[serde(default)]
+    pub of_several: bool,
     /// When it was built, as RFC 3339.
     pub created: Option<String>,
     /// Its size in bytes, layers included.
@@ -51,6 +54,7 @@ impl ImageFacts {
             tags: image.repo_tags.unwrap_or_default(),
             digests: image.repo_digests.unwrap_or_default(),
             platform: parts.join("/"),
+            of_several: false,
             created: image.created,
             size: image.size.and_then(|size| u64::try_from(size).ok()).unwrap_or(0),
             health: config.healthcheck.as_ref().and_then(health),
@@ -64,6 +68,12 @@ impl ImageFacts {
             volumes: config.volumes.into_iter().flatten().collect(),
             user: config.user.unwrap_or_default(),
         }
+    }
+
+    /// Whether it is known not to be there for `platform`.
+    #[must_use]
+    pub fn is_not_for(&self, platform: &str) -> bool {
+        !self.of_several && !self.is_for(platform)
     }
 
     /// Whether it is built for `platform` (`os[/arch[/variant]]`), as far as both say.

@@ -107,9 +107,11 @@ impl Images {
         }
     }
 
-    /// With what Podman leaves out where it speaks as Docker does: the health check.
+    /// With what Podman leaves out where it speaks as Docker does (the health check), and what is known of the engine.
     async fn complete(&self, mut facts: ImageFacts) -> Result<ImageFacts, Error> {
-        if facts.health.is_none() && self.engine.info().await?.kind == Kind::Podman {
+        let info = self.engine.info().await?;
+        facts.of_several = info.image_store;
+        if facts.health.is_none() && info.kind == Kind::Podman {
             let id = facts.id.strip_prefix("sha256:").unwrap_or(&facts.id);
             let said = self.engine.ask(&format!("/v4.0.0/libpod/images/{id}/json")).await?;
             facts.health = said.as_ref().and_then(facts::health_of_podman);

@@ -93,40 +93,49 @@ impl Images {
         }
         let found = self.inspect(&about.image).await?;
         let facts = found.ok_or_else(|| about.explain_text("not found after it was pulled"))?;
-        match &wanted.platform {
-            Some(platform) if !facts.is_for(platform) => Err(Error::WrongPlatform {
-                image: about.image.clone(),
-                platform: platform.clone(),
-                message: format!("the registry has it for {}", facts.platform),
-            }),
-            _ => Ok(facts),
+        let Some(platform) = wanted.platform.as_deref().filter(|it| !facts.is_for(it)) else {
+            return Ok(facts);
+        };
+        let known = |it: &String| {
+            let one = ImageFacts { platform: it.clone(), ..ImageFacts::default() };
+            one.is_for(platform)
+        };
+        // What is kept for several platforms is described as it is for this machine's.
+        if facts.of_several && self.platforms(wanted).await.iter().any(known) {
+            return Ok(facts);
         }
+        Err(Error::WrongPlatform {
+            image: about.image.clone(),
+            platform: platform.to_owned(),
+            message: format!("the registry has it for {}", facts.platform),
+        })
     }
 
     /// Says which platforms there are, where the one that is wanted is not among them: the engine does not.
     async fn with_platforms(&self, error: Error, wanted: &Wanted) -> Error {
         let Error::WrongPlatform { image, platform, message } = error else { return error };
-        let asked = async {
-            let client = prepared(self.engine.client().await.ok()?, String::new());
-            let credentials = wanted.credentials.as_ref().map(Credentials::for_engine);
-            client.inspect_registry_image(&image, credentials).await.ok()
-        };
-        // Podman does not know the question.
-        let there = tokio::time::timeout(PLATFORMS, asked).await.ok().flatten();
-        let there = there.map(|it| it.platforms).unwrap_or_default();
-        let names: Vec<String> = there
-            .into_iter()
-            .map(|it| {
-                let parts = [it.os, it.architecture, it.variant];
-                let parts = parts.into_iter().flatten().filter(|part| !part.is_empty());
-                parts.collect::<Vec<_>>().join("/")
-            })
-            .filter(|name| !name.is_empty() && !name.starts_with("unknown"))
-            .collect();
+        let names = self.platforms(wanted).await;
         let message = match names.is_empty() {
             true => message,
             false => format!("the registry has it for {}", names.join(", ")),
         };
         Error::WrongPlatform { image, platform, message }
+    }
+
+    /// For which platforms a registry has an image, as far as it says.
+    async fn platforms(&self, wanted: &Wanted) -> Vec<String> {
+        let asked = async {
+            let client = prepared(self.engine.client().await.ok()?, String::new());
+            let credentials = wanted.credentials.as_ref().map(Credentials::for_engine);
+            client.inspect_registry_image(&wanted.reference.to_string(), credentials).await.ok()
+        };
+        // Podman does not know the question.
+        let there = tokio::time::timeout(PLATFORMS, asked).await.ok().flatten();
+        let names = there.map(|it| it.platforms).unwrap_or_default().into_iter().map(|it| {
+            let parts = [it.os, it.architecture, it.variant];
+            let parts = parts.into_iter().flatten().filter(|part| !part.is_empty());
+            parts.collect::<Vec<_>>().join("/")
+        });
+        names.filter(|name| !name.is_empty() && !name.starts_with("unknown")).collect()
     }
 }

@@ -147,6 +147,7 @@ mod tests {
             version: String::new(),
             rootless: false,
             local: true,
+            image_store: false,
             api,
             host: None,
             text: "it".into(),

@@ -105,7 +105,7 @@ fn missing(
     for image in needed(service) {
         let (code, text, hint) = match found.get(image) {
             Some(Ok(Some(facts))) => {
-                let wrong = platform.filter(|it| own == Some(image) && !facts.is_for(it));
+                let wrong = platform.filter(|it| own == Some(image) && facts.is_not_for(it));
                 let Some(platform) = wrong else { continue };
                 let text = format!(
                     "image {image} on this machine is for {}, not {platform}",

@@ -164,6 +164,12 @@ impl Dockerd {
         self.docker_fed(arguments, b"")
     }
 
+    /// Whether Docker keeps images with containerd, where an image is known by its manifest or the index of it.
+    pub fn has_image_store(&self) -> bool {
+        let status = self.docker(&["info", "--format", "{{.DriverStatus}}"]);
+        status.contains("io.containerd.snapshotter")
+    }
+
     /// The same with something to read.
     pub fn docker_fed(&self, arguments: &[&str], input: &[u8]) -> String {
         let mut child = Command::new("docker")
