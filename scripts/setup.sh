@@ -34,6 +34,7 @@ needs=(
     podman:podman
     newuidmap:uidmap
     slirp4netns:slirp4netns
+    rootlesskit:rootlesskit
     ssh-agent:openssh-client
     busybox:busybox-static
 )

@@ -324,8 +324,8 @@ struct User {
 }
 
 impl User {
-    fn make() -> Result<Self, String> {
-        for program in ["podman", "newuidmap", "slirp4netns", "useradd"] {
+    fn make(engine: Rootless) -> Result<Self, String> {
+        for program in [engine.program(), "newuidmap", "slirp4netns", "useradd"] {
             run("sh", &["-c", &format!("command -v {program}")])?;
         }
         let name = format!("keelt{}", std::process::id());
@@ -362,29 +362,58 @@ impl Drop for User {
     }
 }
 
-#[test]
-fn an_engine_without_root_is_used_through_its_ports() {
+/// An engine that needs no root.
+#[derive(Clone, Copy)]
+enum Rootless {
+    Docker,
+    Podman,
+}
+
+impl Rootless {
+    const fn program(self) -> &'static str {
+        match self {
+            // What Debian does not have on the path begins with it.
+            Self::Docker => "rootlesskit",
+            Self::Podman => "podman",
+        }
+    }
+
+    /// How it is started by its user.
+    fn command(self, home: &Path, runs: &Path, socket: &Path) -> String {
+        let (home, runs, socket) = (home.display(), runs.display(), socket.display());
+        match self {
+            Self::Docker => format!(
+                "/usr/share/docker.io/contrib/dockerd-rootless.sh --host unix://{socket} --data-root {home}/docker \
+                 --exec-root {runs}/docker --pidfile {runs}/docker.pid --storage-driver vfs"
+            ),
+            Self::Podman => format!(
+                "podman --runtime runc --cgroup-manager cgroupfs system service --time=0 unix://{socket}"
+            ),
+        }
+    }
+}
+
+fn an_engine_without_root_is_used_through_its_ports(engine: Rootless) {
     or_skip!(can_be_tried());
     or_skip!(Path::new("/dev/net/tun").exists().then_some(()).ok_or("no /dev/net/tun"));
     let namespace = or_skip!(Namespace::make("d"));
-    let user = or_skip!(User::make());
+    let user = or_skip!(User::make(engine));
     let home = PathBuf::from(format!("/home/{}", user.name));
     let runs = PathBuf::from(format!("/run/{}", user.name));
     fs::create_dir(&runs).unwrap();
     fs::set_permissions(&runs, fs::Permissions::from_mode(0o700)).unwrap();
     chown(&runs, Some(user.id), Some(user.id)).unwrap();
-    let socket = runs.join("podman.sock");
+    let socket = runs.join("engine.sock");
     // The device for networks of users belongs to root here; elsewhere it is everybody's.
     let tun = home.join("tun");
     let id = user.id;
     let script = format!(
         "mknod {0} c 10 200 && chmod 666 {0} && mount --bind {0} /dev/net/tun && exec setpriv --reuid {id} --regid {id} \
-         --clear-groups --pdeathsig TERM env -i HOME={1} XDG_RUNTIME_DIR={2} PATH=/usr/sbin:/usr/bin:/sbin:/bin \
-         podman --runtime runc --cgroup-manager cgroupfs system service --time=0 unix://{3}",
+         --clear-groups --pdeathsig TERM env -i HOME={1} XDG_RUNTIME_DIR={2} PATH=/usr/sbin:/usr/bin:/sbin:/bin {3}",
         tun.display(),
         home.display(),
         runs.display(),
-        socket.display(),
+        engine.command(&home, &runs, &socket),
     );
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", &script]).current_dir("/");
@@ -405,4 +434,14 @@ fn an_engine_without_root_is_used_through_its_ports() {
     drop(engine);
     drop(user);
     let _ = fs::remove_dir_all(&runs);
+}
+
+#[test]
+fn docker_without_root_is_used_through_its_ports() {
+    an_engine_without_root_is_used_through_its_ports(Rootless::Docker);
+}
+
+#[test]
+fn podman_without_root_is_used_through_its_ports() {
+    an_engine_without_root_is_used_through_its_ports(Rootless::Podman);
 }
