@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use keel_model::{
-    Goal, Health, InstanceStatus, NodeName, Phase, RestartCondition, Scale, Service, StartFailure,
-    Timestamp,
+    Goal, Health, InstanceStatus, NodeName, Phase, Probe, RestartCondition, Scale, Service,
+    StartFailure, Timestamp,
 };
 
 use crate::Instance;
@@ -75,7 +75,8 @@ impl Instance {
         let Some(status) = self.fresh() else { return false };
         let success = status.exit.as_ref().is_some_and(keel_model::Exit::success);
         let again = service.restart.condition == RestartCondition::Always && !is_job(service);
-        status.phase == Phase::Exited && success && !again
+        let served = status.ready_since.is_some() || is_job(service) || !is_to_serve(service);
+        status.phase == Phase::Exited && success && !again && served
     }
 
     /// When it last became ready, for one that is.
@@ -167,6 +168,12 @@ impl Instance {
 /// Whether a service runs to completion by definition.
 pub(crate) fn is_job(service: &Service) -> bool {
     matches!(service.scale, Scale::Job(_) | Scale::GlobalJob)
+}
+
+/// Whether a service says that it takes requests: if it ends before it ever has, it has not done what it was for.
+fn is_to_serve(service: &Service) -> bool {
+    let asked = !matches!(service.readiness.probe, None | Some(Probe::None));
+    asked || !service.publish.is_empty()
 }
 
 /// The first line of a message, cut to a length that fits an event.

@@ -91,6 +91,37 @@ fn a_first_deployment_that_fails_says_so_and_goes_on_trying() {
 }
 
 #[test]
+fn what_failed_before_it_was_corrected_does_not_count() {
+    let mut world = World::new(record([("web", service(2, "crash"))]));
+    world.run(secs(60));
+    assert_eq!(world.state("web"), RolloutState::Failed, "{}", world.story());
+    let before = world.events.len();
+    world.deploy("web", "good", 2);
+    world.run(secs(10));
+    assert_eq!(world.state("web"), RolloutState::Complete, "{}", world.story());
+    let failed = world.events[before..].iter().any(|event| event.2.contains(" failed: "));
+    assert!(!failed, "{}", world.story());
+}
+
+#[test]
+fn what_publishes_a_port_and_ends_before_it_served_has_not_completed() {
+    let mut ends = service(1, "done");
+    let mut world = World::new(record([("web", ends.clone())]));
+    world.run(secs(3));
+    assert_eq!(world.state("web"), RolloutState::Complete, "{}", world.story());
+    ends.publish.push(keel_model::PublishedPort {
+        ip: None,
+        published: Some(8080),
+        target: 80,
+        transport: keel_model::Transport::Tcp,
+        protocol: keel_model::Protocol::default(),
+    });
+    let mut world = World::new(record([("web", ends)]));
+    world.run(secs(10));
+    assert_eq!(world.state("web"), RolloutState::Failed, "{}", world.story());
+}
+
+#[test]
 fn services_start_after_what_they_depend_on_and_stop_before() {
     let web = after(service(1, "good"), "db", Condition::Healthy);
     let mut world = World::new(record([("db", service(1, "slow")), ("web", web)]));

@@ -75,7 +75,9 @@ fn first(draft: &mut Draft<'_>, name: &ServiceName, service: &Service, course: &
     if rollout.state == RolloutState::Failed {
         return;
     }
-    let failing = draft.slots(name).find_map(|instance| {
+    // Those of a revision that the user has corrected say nothing about the new one.
+    let newest = draft.slots(name).filter(|instance| course.fits(&instance.assignment));
+    let failing = newest.into_iter().find_map(|instance| {
         let trouble = restart::keeps_failing(instance, service, &draft.clock)?;
         Some((instance.assignment.id.clone(), instance.explain(trouble, service)))
     });
