@@ -118,6 +118,11 @@ impl Failure {
         }
     }
 
+    /// Whether a service failed, so that what was asked for has been done and did not come out well.
+    pub fn is_of_a_service(&self) -> bool {
+        matches!(self, Self::Told(report) if ["service_failed", "rolled_back"].contains(&report.code.as_str()))
+    }
+
     /// Tells the user on standard error and gives the exit code.
     pub fn report(&self, paint: Paint, json: bool) -> ExitCode {
         match self {

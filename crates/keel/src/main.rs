@@ -12,6 +12,7 @@ mod copy;
 mod evidence;
 mod failure;
 mod follow;
+mod host;
 mod images;
 mod instances;
 mod interrupt;

@@ -372,6 +372,16 @@ fn a_port_that_is_taken_is_named_with_who_has_it() {
     keel.sandbox.write("compose.yaml", &service(&format!("127.0.0.1:{udp_port}:8000/udp")));
     refused(&keel, &["web", &udp_port.to_string()]);
     drop((taken, udp));
+    // The server has the engine that it was started with.
+    let mut other = keel.command(&["up", "-d", "--wait"]);
+    other.env("DOCKER_HOST", "unix:///run/none.sock");
+    let up = keel.sandbox.done(other.output().unwrap());
+    let warned = up
+        .stderr
+        .contains("DOCKER_HOST is unix:///run/none.sock, but the server was started with another");
+    assert!(up.code == 0 && warned, "{}", up.all());
+    let same = keel.run(&["up", "-d", "--wait"]);
+    assert!(same.code == 0 && !same.stderr.contains("DOCKER_HOST"), "{}", same.all());
 }
 
 #[test]

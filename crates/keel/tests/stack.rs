@@ -209,6 +209,24 @@ fn a_failed_service_does_not_end_an_attached_up() {
 }
 
 #[test]
+fn a_volume_that_another_stack_uses_stays_and_that_is_said() {
+    let keel = Running::new(
+        "services:\n  web: {command: [sleep, '1000'], volumes: ['data:/keel-test-shared']}\nvolumes: {data: {name: shared}}\n",
+    );
+    for name in ["one", "two"] {
+        keel.run(&["-p", name, "up", "-d", "--wait"]).ok();
+    }
+    let down = keel.run(&["-p", "one", "down", "-v"]);
+    let says = "warning: volume shared can't be deleted: stack two uses it too";
+    assert!(down.code == 0 && down.stderr.contains(says), "{}", down.all());
+    assert_eq!(keel.run(&["-p", "one", "volumes", "-q"]).ok(), "shared\n");
+    let down = keel.run(&["-p", "two", "down", "-v"]);
+    assert!(down.code == 0 && !down.stderr.contains("warning"), "{}", down.all());
+    assert_eq!(keel.run(&["-p", "one", "volumes"]).code, 1);
+    let _ = std::fs::remove_dir("/keel-test-shared");
+}
+
+#[test]
 fn all_that_fail_are_named_at_once() {
     let failing = |name: &str, after: &str| {
         format!(

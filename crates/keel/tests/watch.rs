@@ -325,6 +325,26 @@ fn a_process_is_restarted_and_nothing_is_copied_to_it() {
 }
 
 #[test]
+fn what_fails_at_the_start_is_mended_while_it_is_watched() {
+    let keel = Running::new("");
+    let app = keel.sandbox.app();
+    let compose = format!(
+        "services:\n  web:\n    command: [sleep, '1000']\n    restart: 'no'\n    pre_start: [{{command: [test, -e, '{}/src/fine']}}]\n    \
+         develop: {{watch: [{{path: ./src, action: restart}}]}}\n",
+        app.display()
+    );
+    keel.sandbox.write("compose.yaml", &compose);
+    keel.sandbox.write("src/a", "1");
+    let mut watch = Beside::start(keel.command(&["watch"]));
+    let said = watch.says("; Ctrl-C ends the watch");
+    assert!(said.contains("error: ") && said.contains("pre_start step failed"), "{said}");
+    keel.sandbox.write("src/fine", "2");
+    watch.says("restarted");
+    wait_for("it to run", || (keel.pids().len() == 1).then_some(()));
+    assert_eq!(watch.interrupt().0, Some(0));
+}
+
+#[test]
 fn what_is_wrong_is_said_with_its_place() {
     let sandbox = Sandbox::new();
     let write = |rules: &str| {

@@ -1,14 +1,15 @@
 //! `keel down`: stops everything of a stack, dependents first, and forgets it.
 
-use keel_model::StackName;
+use keel_model::{EventKind, StackName, Timestamp};
 use keel_server::api::client::{Client, Error};
-use keel_server::api::types::DownRequest;
+use keel_server::api::types::{DownRequest, EventsQuery};
 
 use crate::change::{Change, WaitArgs};
 use crate::cli::FileArgs;
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::project;
+use crate::ui::time;
 use crate::wait::Until;
 
 /// Options of `keel down`.
@@ -35,6 +36,7 @@ pub struct DownArgs {
 pub async fn run(ctx: &Context, args: DownArgs) -> Result<(), Failure> {
     let stack = project::stack_name(ctx)?;
     let client = ctx.client();
+    let since = time::now();
     let applied = match client.down(stack.as_str(), &DownRequest { volumes: args.volumes }).await {
         // As `docker compose down`: what is wanted is so already.
         Err(Error::Refused(body)) if body.code == "no_such_stack" => {
@@ -58,19 +60,19 @@ pub async fn run(ctx: &Context, args: DownArgs) -> Result<(), Failure> {
     }
     change.settle().await?;
     if args.volumes {
-        warn_of_left(ctx, &client, &stack).await;
+        warn_of_left(ctx, &client, &stack, since).await;
     }
     Ok(())
 }
 
 /// A volume that somebody uses does not keep the stack from going, but its data is still there.
-async fn warn_of_left(ctx: &Context, client: &Client, stack: &StackName) {
-    // There is no such stack, nor a volume of it.
-    let Ok(left) = client.volumes(stack.as_str()).await else { return };
-    for volume in left.iter().filter(|volume| !volume.external) {
-        ctx.warn(&format!(
-            "volume {} is still there: `keel events` says why, `keel down -v` tries again",
-            volume.name
-        ));
+async fn warn_of_left(ctx: &Context, client: &Client, stack: &StackName, since: Timestamp) {
+    let stack = Some(stack.to_string());
+    let query = EventsQuery { stack, since: Some(since.0), ..EventsQuery::default() };
+    let Ok(mut events) = client.events(&query).await else { return };
+    while let Some(Ok(event)) = events.next().await {
+        if event.kind == EventKind::Platform && event.message.starts_with("volume ") {
+            ctx.warn(&event.message);
+        }
     }
 }

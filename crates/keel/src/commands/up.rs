@@ -24,7 +24,7 @@ use crate::ui::progress::Progress;
 use crate::ui::time;
 use crate::wait::{Outcome, Until};
 use crate::watch::{self, Say, Setting, Stream};
-use crate::{lacks, names, project, spawn};
+use crate::{host, lacks, names, project, spawn};
 
 /// How long `up --detach` waits for the first instances of services, which may wait for others.
 const START_LIMIT: Duration = Duration::from_secs(300);
@@ -131,6 +131,7 @@ pub async fn run_with(ctx: &Context, args: UpArgs, lowered: Lowered) -> Result<(
     scale(&mut stack, &args.scale)?;
     let client = spawn::ensure_server(ctx).await?;
     warn_without_zone(ctx, &client, &stack).await?;
+    host::warn_of_another(ctx, &client, &stack).await?;
     let interrupts = attached(&args).then(Interrupts::listen).transpose()?;
     images::ensure(ctx, &client, sources.clone(), &args.images.wishes()).await?;
     let since = time::now();

@@ -58,7 +58,13 @@ pub async fn run(ctx: &Context, args: WatchArgs) -> Result<(), Failure> {
                 files: args.files.clone(),
                 ..UpArgs::default()
             };
-            up::run_with(ctx, up, lowered).await?;
+            match up::run_with(ctx, up, lowered).await {
+                // It is mended while it is watched.
+                Err(failure) if failure.is_of_a_service() => {
+                    failure.report(ctx.talk, ctx.json());
+                }
+                done => done?,
+            }
             spawn::ensure_server(ctx).await?
         };
         let say = Say { ctx, stream: Stream::Output };
