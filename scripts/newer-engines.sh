@@ -2,7 +2,7 @@
 # Runs the tests of containers with the engines of Debian 13: Docker 26, Compose 2, BuildKit's plugin, Podman 5.
 #
 #   sudo scripts/newer-engines.sh                  all of them
-#   sudo scripts/newer-engines.sh --image-store    with Docker's images kept by containerd, as Docker 29 does by default
+#   sudo scripts/newer-engines.sh --image-store    with Docker's images kept by containerd, as new installations of Docker 29 do
 #   sudo scripts/newer-engines.sh -- ARGUMENTS     what `cargo nextest run` is to run
 #
 # The programs are in a root of their own below target/, made once (about 700 MB); nothing is installed here. Each runs

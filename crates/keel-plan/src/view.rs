@@ -75,7 +75,10 @@ impl Instance {
         let Some(status) = self.fresh() else { return false };
         let success = status.exit.as_ref().is_some_and(keel_model::Exit::success);
         let again = service.restart.condition == RestartCondition::Always && !is_job(service);
-        let served = status.ready_since.is_some() || is_job(service) || !is_to_serve(service);
+        // What had ended before it was taken over may have served; nobody here has seen it.
+        let unseen = self.assignment.adoption.is_some() && self.assignment.attempt == 1;
+        let to_serve = is_to_serve(service) && !is_job(service) && !unseen;
+        let served = status.ready_since.is_some() || !to_serve;
         status.phase == Phase::Exited && success && !again && served
     }
 

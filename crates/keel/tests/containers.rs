@@ -201,7 +201,6 @@ fn an_engine_that_is_away_makes_nobody_unhealthy() {
         assert!(get(port).is_some_and(|body| body.starts_with("hello")));
         let instances = keel.json(&["ps"]);
         assert_eq!(instances[0]["health"], "healthy", "{instances}");
-        std::thread::sleep(std::time::Duration::from_millis(100));
     }
     assert_eq!(keel.pids(), before);
     // The next engine ends what the one before left, and it is started again at once.

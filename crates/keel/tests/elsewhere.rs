@@ -325,7 +325,8 @@ struct User {
 
 impl User {
     fn make(engine: Rootless) -> Result<Self, String> {
-        for program in [engine.program(), "newuidmap", "slirp4netns", "useradd"] {
+        let programs = engine.programs().iter().chain(&["newuidmap", "slirp4netns", "useradd"]);
+        for program in programs {
             run("sh", &["-c", &format!("command -v {program}")])?;
         }
         let name = format!("keelt{}", std::process::id());
@@ -362,6 +363,9 @@ impl Drop for User {
     }
 }
 
+/// Where Debian has it.
+const DOCKERD_ROOTLESS: &str = "/usr/share/docker.io/contrib/dockerd-rootless.sh";
+
 /// An engine that needs no root.
 #[derive(Clone, Copy)]
 enum Rootless {
@@ -370,11 +374,10 @@ enum Rootless {
 }
 
 impl Rootless {
-    const fn program(self) -> &'static str {
+    const fn programs(self) -> &'static [&'static str] {
         match self {
-            // What Debian does not have on the path begins with it.
-            Self::Docker => "rootlesskit",
-            Self::Podman => "podman",
+            Self::Docker => &["rootlesskit", DOCKERD_ROOTLESS],
+            Self::Podman => &["podman"],
         }
     }
 
@@ -383,7 +386,7 @@ impl Rootless {
         let (home, runs, socket) = (home.display(), runs.display(), socket.display());
         match self {
             Self::Docker => format!(
-                "/usr/share/docker.io/contrib/dockerd-rootless.sh --host unix://{socket} --data-root {home}/docker \
+                "{DOCKERD_ROOTLESS} --host unix://{socket} --data-root {home}/docker \
                  --exec-root {runs}/docker --pidfile {runs}/docker.pid --storage-driver vfs"
             ),
             Self::Podman => format!(

@@ -76,8 +76,8 @@ fn first(draft: &mut Draft<'_>, name: &ServiceName, service: &Service, course: &
         return;
     }
     // Those of a revision that the user has corrected say nothing about the new one.
-    let newest = draft.slots(name).filter(|instance| course.fits(&instance.assignment));
-    let failing = newest.into_iter().find_map(|instance| {
+    let is_newest = |instance: &&Instance| course.fits(&instance.assignment);
+    let failing = draft.slots(name).filter(is_newest).find_map(|instance| {
         let trouble = restart::keeps_failing(instance, service, &draft.clock)?;
         Some((instance.assignment.id.clone(), instance.explain(trouble, service)))
     });

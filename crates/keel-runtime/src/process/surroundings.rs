@@ -102,9 +102,11 @@ impl Plan {
             }
             MountSource::Volume { name, subpath } => {
                 let volume = volumes::dir_of(places.volumes, name)?;
-                volumes::note_stack(places.volumes, name, &launch.stack)
-                    .and_then(|()| make_owned(&volume, user))
-                    .map_err(|e| format!("volume {name}: {e}"))?;
+                make_owned(&volume, user).map_err(|e| format!("volume {name}: {e}"))?;
+                // On a full disk what has its volume runs all the same; the next start notes it.
+                if let Err(error) = volumes::note_stack(places.volumes, name, &launch.stack) {
+                    tracing::warn!(volume = name, %error, "whose it is could not be noted");
+                }
                 match subpath {
                     Some(sub) => {
                         let inner = volume.join(relative(sub)?);

@@ -158,14 +158,15 @@ impl Changes {
 
     /// Deletes what a stack has left that is gone; false if it is not, or has left nothing.
     async fn delete_left_volumes(&self, name: &StackName) -> Result<bool, Refusal> {
+        if self.worlds.current().stacks.contains_key(name) {
+            return Ok(false);
+        }
+        // Before others have to wait: an engine may take its time to say.
+        let left = volumes::made_for(name, &volumes::all(&*self.runtime).await?);
         // Nobody shall start it while its volumes go.
         let _turn = self.turn.lock().await;
         let world = self.worlds.refresh().await?;
-        if world.stacks.contains_key(name) {
-            return Ok(false);
-        }
-        let left = volumes::made_for(name, &volumes::all(&*self.runtime).await?);
-        if left.is_empty() {
+        if left.is_empty() || world.stacks.contains_key(name) {
             return Ok(false);
         }
         let stay = volumes::delete(&*self.runtime, &world, name, left).await;

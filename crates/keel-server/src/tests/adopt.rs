@@ -30,7 +30,15 @@ async fn what_runs_and_what_has_ended_is_left_as_it_is() {
     server.runtime.foreign("c1", None);
     server.runtime.foreign("c3", None);
     server.runtime.foreign("j1", Some(0));
-    let stack = stack(&[("cart", 2), ("job", 1), ("other", 1)], "1");
+    let mut stack = stack(&[("cart", 2), ("job", 1), ("other", 1)], "1");
+    // Nobody knows whether it has served.
+    stack.services.get_mut("job").unwrap().publish.push(keel_model::PublishedPort {
+        ip: None,
+        published: None,
+        target: 80,
+        transport: Transport::Tcp,
+        protocol: Protocol::Auto,
+    });
     let all = taken(&[("cart", 1, "c1"), ("cart", 3, "c3"), ("job", 1, "j1")]);
     server.changes.take(stack.clone(), &all, "adopt".to_owned()).await.unwrap();
     let view = server.settled().await;
